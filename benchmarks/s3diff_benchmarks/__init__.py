@@ -1,0 +1,1 @@
+"""Measures latency, throughput, memory and image quality, beside the figures of the paper."""

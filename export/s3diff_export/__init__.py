@@ -1,0 +1,1 @@
+"""Turns a checkpoint into graphs, engines and a bundle; holds the root of the command line."""

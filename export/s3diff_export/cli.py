@@ -1,0 +1,174 @@
+"""The root of the command line: names every room's subcommands and imports a room only when its command runs.
+
+So `s3diff-export --help` is instant, and a command works wherever what it needs itself is installed. All
+errors leave through here, as one line: exit code 2 for a wrong request, 1 for a failed job, 130 when
+interrupted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import click
+
+# The top-level modules that only extras bring; any other missing module is a bug, not an incomplete install.
+OPTIONAL_MODULES = frozenset(
+    {
+        "accelerate",
+        "diffusers",
+        "kornia",
+        "onnx",
+        "onnxscript",
+        "peft",
+        "polygraphy",
+        "safetensors",
+        "torch",
+        "transformers",
+    }
+)
+_EXIT_REQUEST = 2
+_EXIT_JOB = 1
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """Where a subcommand lives, without importing it.
+
+    `target` is `module:attribute` of a click command, `summary` its line in `--help`, and `extra` the extra
+    of the distribution that installs what the command needs.
+    """
+
+    target: str
+    summary: str
+    extra: str
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
+    {
+        "train": Subcommand(
+            "s3diff_training.commands:train", "Train LoRA weights, the estimator or a base model.", "train"
+        ),
+        "convert-checkpoint": Subcommand(
+            "s3diff_training.commands:convert_checkpoint",
+            "Turn the released S3Diff files into one .safetensors checkpoint.",
+            "train",
+        ),
+        "restore": Subcommand(
+            "s3diff_training.commands:restore", "Upscale photographs ×4 with the PyTorch network.", "train"
+        ),
+        "evaluate": Subcommand(
+            "s3diff_training.commands:evaluate", "Score a checkpoint against photographs with truth.", "train"
+        ),
+    }
+)
+
+
+class Failure(Exception):
+    """An error whose one-line message and exit code are settled."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def describe(error: Exception, extra: str) -> Failure:
+    """Return what the user is told about an exception that left a command.
+
+    Args:
+        error: any exception. An integer attribute `exit_code` marks one that a room raised on purpose.
+        extra: the extra that installs what the command needs.
+    """
+    if isinstance(error, ModuleNotFoundError):
+        missing = (error.name or "").partition(".")[0]
+        if missing in OPTIONAL_MODULES:
+            return Failure(
+                f"{missing} is not installed: pip install 's3diff-export[{extra}]'", exit_code=_EXIT_REQUEST
+            )
+    exit_code = getattr(error, "exit_code", None)
+    if isinstance(exit_code, int):
+        return Failure(str(error), exit_code)
+    return Failure(
+        f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)", exit_code=_EXIT_JOB
+    )
+
+
+class RootGroup(click.Group):
+    """The root command, which imports a subcommand only to run it; help needs its summary alone."""
+
+    def __init__(self, subcommands: Mapping[str, Subcommand]) -> None:
+        super().__init__(
+            name="s3diff-export",
+            help="Train S3Diff, and turn its weights into engines that upscale photographs ×4.",
+            commands=[click.Command(name, short_help=member.summary) for name, member in subcommands.items()],
+            params=[click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")],
+            callback=lambda debug: None,  # `invoke` reads the option
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+        self.subcommands = subcommands
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the real command behind the name in `args`; raises `click.UsageError` for an unknown one."""
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None or placeholder is None:
+            return name, placeholder, rest
+        ctx.invoked_subcommand = name  # known to `invoke` even when the import below fails
+        module, _, attribute = self.subcommands[name].target.partition(":")
+        return name, getattr(importlib.import_module(module), attribute), rest
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the subcommand; every exception that is not click's own becomes a `Failure`."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            member = self.subcommands[ctx.invoked_subcommand or ""]
+            raise describe(error, member.extra) from error
+
+
+cli = RootGroup(SUBCOMMANDS)
+click.version_option(package_name="s3diff-export", message="%(prog)s %(version)s")(cli)
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
+    """Run the command line on `arguments` (default: those of the process) and return the exit code.
+
+    Errors are printed on standard error, one line each.
+    """
+    try:
+        code = command.main(
+            None if arguments is None else list(arguments), prog_name="s3diff-export", standalone_mode=False
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        return _report(error.format_message() + hint, error.exit_code)
+    except click.ClickException as error:
+        return _report(error.format_message(), error.exit_code)
+    except Failure as error:
+        return _report(str(error), error.exit_code)
+    except click.Abort:
+        return _report("interrupted", _EXIT_INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _report(message: str, exit_code: int) -> int:
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return exit_code
+
+
+def main() -> None:
+    """Entry point of the console script `s3diff-export`."""
+    sys.exit(run(cli))

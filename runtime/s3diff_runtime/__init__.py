@@ -1,0 +1,1 @@
+"""Opens an exported bundle and upscales images with it, without torch."""

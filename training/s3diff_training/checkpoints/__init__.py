@@ -1,0 +1,14 @@
+"""Checkpoints: our one-file format, the released formats, and fitting either to a base model."""
+
+from s3diff_training.checkpoints.native import Checkpoint, build_network, capture, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints.released import read_released, write_released
+
+__all__ = [
+    "Checkpoint",
+    "build_network",
+    "capture",
+    "read_checkpoint",
+    "read_released",
+    "write_checkpoint",
+    "write_released",
+]

@@ -1,0 +1,164 @@
+"""One `.safetensors` file with everything that training made, and its configuration in the metadata."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from s3diff_training.checkpoints.released import read_estimator, read_released
+from s3diff_training.errors import CheckpointError
+from s3diff_training.network import NetworkConfig, S3Diff
+from s3diff_training.network.base import BaseModel
+
+FORMAT = "s3diff-checkpoint"
+REVISION = 1
+_NAMED = 3
+"""How many tensors of a kind an error names."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """LoRA, modulation, trained `conv_in`, estimator and configuration, free of any base model."""
+
+    config: NetworkConfig
+    tensors: Mapping[str, Tensor]
+    """By name in `S3Diff.state_dict()`: `unet.<layer>.lora_A.weight`, `modulation.…`, `estimator.…`."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Free text on where it comes from: command, data, base model, steps."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained values (the paper's "trainable parameters", plus the estimator's)."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+
+def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
+    """Read our format or the released one, told apart by content.
+
+    Args:
+        path: a `.safetensors` checkpoint, or the released `s3diff.pkl`.
+        estimator: the released `de_net.pth`; replaces the checkpoint's own estimator, if it has one.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, of a newer revision or of neither format.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist; expected a .safetensors or s3diff.pkl file")
+    if path.suffix != ".safetensors":
+        config, tensors = read_released(path, estimator)
+        return Checkpoint(config, tensors, {"source": f"{path.name} (released format)"})
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
+    if int(metadata.get("revision", "0")) > REVISION:
+        raise CheckpointError(
+            f"{path} has format revision {metadata['revision']}, this version reads up to {REVISION}; update s3diff-export"
+        )
+    try:
+        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
+        provenance = json.loads(metadata.get("provenance", "{}"))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"the metadata of {path} is damaged ({error}); expected a JSON configuration") from error
+    if estimator is not None:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith("estimator.")}
+        tensors |= read_estimator(estimator)
+    return Checkpoint(config, tensors, provenance)
+
+
+def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write one `.safetensors` file, whole or not at all.
+
+    Args:
+        checkpoint: what to write.
+        path: the file; an existing one is replaced.
+        dtype: type on disk; float16 halves the file and is read back as float32. The Fourier frequencies
+            stay in float32: rounding them would move every phase.
+
+    Raises:
+        CheckpointError: when a value is not finite, or does not fit `dtype`.
+    """
+    tensors = {
+        name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
+        for name, tensor in checkpoint.tensors.items()
+    }
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"{len(broken)} tensors are not finite as {dtype} ({_first(broken)}); nothing was written")
+    metadata = {
+        "format": FORMAT,
+        "revision": str(REVISION),
+        "config": json.dumps(checkpoint.config.to_dict()),
+        "provenance": json.dumps(dict(checkpoint.provenance)),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def capture(network: S3Diff, provenance: Mapping[str, str] | None = None) -> Checkpoint:
+    """The checkpoint of a network: what training changes, and its estimator."""
+    own = network.trainable_names()
+    tensors = {
+        name: tensor.detach().clone()
+        for name, tensor in network.state_dict().items()
+        if name in own or name.startswith("estimator.")
+    }
+    return Checkpoint(network.config, tensors, dict(provenance or {}))
+
+
+def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
+    """The network of a base model and a checkpoint, in evaluation mode on the CPU, float32.
+
+    Raises:
+        CheckpointError: when they do not fit; counts every missing, unexpected and mis-shaped tensor and
+            names the first few.
+    """
+    network = S3Diff(base, checkpoint.config)
+    state = network.state_dict()
+    wanted = {
+        name: tensor.shape
+        for name, tensor in state.items()
+        if name in network.trainable_names() or name.startswith("estimator.")
+    }
+    given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
+    misshaped = [
+        f"{name} {list(given[name])} for {list(shape)}"
+        for name, shape in wanted.items()
+        if name in given and given[name] != shape
+    ]
+    faults = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "mis-shaped": misshaped,
+    }
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in faults.items() if names)
+        hint = (
+            "; the released estimator is a file of its own: pass de_net.pth"
+            if faults["missing"] and all(name.startswith("estimator.") for name in faults["missing"])
+            else "; expected a checkpoint trained on this base model"
+        )
+        raise CheckpointError(f"the checkpoint does not fit the base model: {listed}{hint}")
+    network.load_state_dict(dict(checkpoint.tensors), strict=False)
+    return network.eval().requires_grad_(False)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

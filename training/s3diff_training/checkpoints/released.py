@@ -1,0 +1,135 @@
+"""The formats of the released S3Diff weights: `s3diff.pkl` and `de_net.pth`, read and written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from s3diff_training.errors import CheckpointError
+from s3diff_training.network import NetworkConfig
+
+if TYPE_CHECKING:
+    from s3diff_training.checkpoints.native import Checkpoint
+
+_ADAPTERS = {"unet": "default", "vae": "vae_skip"}
+_MLPS = {"de_mlp": "degradation_mlp", "block_mlp": "block_mlp", "fuse_mlp": "fuse"}
+_HEADER = ("unet_lora_target_modules", "vae_lora_target_modules", "rank_unet", "rank_vae", "w", "state_embeddings")
+
+
+def read_released(path: Path, estimator: Path | None = None) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Read `s3diff.pkl`, and `de_net.pth` where given, without running what a pickle may carry.
+
+    The released file does not state alpha, prompts, guidance or the axis order: they are the released
+    code's (`NetworkConfig`'s defaults).
+
+    Returns:
+        The configuration, and the tensors by their names in `S3Diff.state_dict()`, float32.
+
+    Raises:
+        CheckpointError: when a file is missing, unsafe, damaged or lacks a part.
+    """
+    content = _load(path)
+    parts = [f"state_dict_{part}{kind}" for part in _ADAPTERS for kind in ("", *(f"_{mlp}" for mlp in _MLPS))]
+    missing = [key for key in (*_HEADER, *parts) if key not in content]
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}; expected the released s3diff.pkl")
+    config = NetworkConfig(
+        rank_unet=int(content["rank_unet"]),
+        rank_vae=int(content["rank_vae"]),
+        unet_targets=tuple(content["unet_lora_target_modules"]),
+        vae_targets=str(content["vae_lora_target_modules"]),
+        fourier_features=len(content["w"]),
+    )
+    tensors: dict[str, Tensor] = {"modulation.embedding.frequencies": content["w"]}
+    for part, adapter in _ADAPTERS.items():
+        for name, tensor in content[f"state_dict_{part}"].items():
+            tensors[f"{part}.{name.replace(f'.{adapter}.', '.')}"] = tensor
+        for mlp, ours in _MLPS.items():
+            for name, tensor in content[f"state_dict_{part}_{mlp}"].items():
+                tensors[f"modulation.{part}.{ours}.{name}"] = tensor
+        embeddings = content["state_embeddings"][f"state_dict_{part}_block"]
+        tensors[f"modulation.{part}.block_embeddings.weight"] = embeddings["weight"]
+    tensors = {name: tensor.detach().float() for name, tensor in tensors.items()}
+    return config, tensors | (read_estimator(estimator) if estimator else {})
+
+
+def read_estimator(path: Path) -> dict[str, Tensor]:
+    """The tensors of `de_net.pth`, by their names in `S3Diff.state_dict()`.
+
+    Raises:
+        CheckpointError: when the file is missing, unsafe or damaged.
+    """
+    return {f"estimator.{name}": tensor.detach().float() for name, tensor in _load(path).items()}
+
+
+def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
+    """Write `s3diff.pkl` and `de_net.pth` that the released code reads.
+
+    Raises:
+        CheckpointError: when the released format cannot hold the configuration (variants of the paper's
+            ablations, another alpha).
+    """
+    config = checkpoint.config
+    lost = {
+        "modulation": config.modulation != "per-block",
+        "skip_connections": config.skip_connections,
+        "lora_alpha": config.lora_alpha != NetworkConfig.lora_alpha,
+        "start_step": config.start_step is not None,
+        "rank_unet or rank_vae": not (config.rank_unet and config.rank_vae),
+        "degradation_axes": config.degradation_axes != NetworkConfig.degradation_axes,
+    }
+    if any(lost.values()):
+        fields = ", ".join(name for name, is_lost in lost.items() if is_lost)
+        raise CheckpointError(f"the released format cannot hold this checkpoint's {fields}; keep it as .safetensors")
+
+    def below(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+
+    content: dict[str, Any] = {
+        "unet_lora_target_modules": list(config.unet_targets),
+        "vae_lora_target_modules": config.vae_targets,
+        "rank_unet": config.rank_unet,
+        "rank_vae": config.rank_vae,
+        "w": checkpoint.tensors["modulation.embedding.frequencies"],
+        "state_embeddings": {},
+    }
+    for part, adapter in _ADAPTERS.items():
+        content[f"state_dict_{part}"] = {
+            re.sub(r"(lora_[AB])\.", rf"\1.{adapter}.", name): tensor for name, tensor in below(f"{part}.").items()
+        }
+        for mlp, ours in _MLPS.items():
+            content[f"state_dict_{part}_{mlp}"] = below(f"modulation.{part}.{ours}.")
+        content["state_embeddings"][f"state_dict_{part}_block"] = below(f"modulation.{part}.block_embeddings.")
+    _save(content, path)
+    _save(below("estimator."), estimator)
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; expected a file of the released weights")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as plain tensors ({str(error).splitlines()[0]}); "
+            "expected the released file, and none that runs code"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
+    return content
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

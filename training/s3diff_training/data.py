@@ -1,0 +1,292 @@
+"""Photographs: a folder of them as a source of random crops, single images, and contact sheets.
+
+Images are uint8 RGB in memory and on disk, float32 `[3, H, W]` in [0, 1] everywhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from s3diff_training.errors import RequestError
+from s3diff_training.files import replacing
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+MAX_PIXELS = 200_000_000
+"""Images above this are refused before they are decoded (a small file can unpack to gigabytes)."""
+
+_EIGHT_BIT_MODES = frozenset(
+    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"]
+)
+_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+_MARGIN, _CAPTION = 8, 22
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Photograph:
+    path: Path
+    height: int
+    width: int
+
+
+class PhotographFolder:
+    """The photographs of a folder, and random crops of them.
+
+    Opening reads only the headers. Decoded photographs are kept up to a budget of memory, the least recently
+    used leaving first, so a set that fits is decoded once.
+
+    Attributes:
+        paths: the usable photographs, sorted.
+        skipped: `(path, reason)` of the images that cannot serve: unreadable, too large, or smaller than the
+            crop. Files whose damage shows only when they are decoded join it then.
+
+    Raises:
+        RequestError: when the folder does not exist or holds no usable photograph.
+    """
+
+    def __init__(
+        self, folder: Path, min_side: int = 1, memory_mib: int = 2048, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        """Scan `folder` recursively.
+
+        Args:
+            folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
+            min_side: photographs with a shorter side are skipped; the crop size.
+            memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
+            max_pixels: photographs with more pixels are skipped.
+        """
+        if not folder.is_dir():
+            raise RequestError(f"{folder} is not a folder; expected a folder of photographs")
+        self.folder, self.min_side, self.max_pixels = folder, min_side, max_pixels
+        self.skipped: list[tuple[Path, str]] = []
+        self._photographs = list(self._scan())
+        self.paths = [photograph.path for photograph in self._photographs]
+        if self.skipped:
+            path, reason = self.skipped[0]
+            count = len(self.skipped)
+            _LOG.warning("%s: skipped %d images, the first is %s: %s", folder, count, path, reason)
+        if not self._photographs:
+            raise RequestError(
+                f"{folder} holds no usable photograph ({len(self.skipped)} skipped); expected "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))} files with sides of {min_side} pixels or more"
+            )
+        self._areas = np.cumsum([photograph.height * photograph.width for photograph in self._photographs])
+        self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._budget, self._held = memory_mib * 2**20, 0
+        self._broken: set[int] = set()
+
+    def __len__(self) -> int:
+        """Number of usable photographs."""
+        return len(self._photographs)
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of all usable photographs together."""
+        return int(self._areas[-1])
+
+    def pixels_of(self, index: int) -> NDArray[np.uint8]:
+        """Photograph number `index`, uint8 `[H, W, 3]`, decoded or from memory. Do not write to it.
+
+        Raises:
+            RequestError: when the file turns out to be damaged.
+        """
+        if index in self._decoded:
+            self._decoded.move_to_end(index)
+            return self._decoded[index]
+        pixels = _decode(self.paths[index], self.max_pixels)
+        self._decoded[index] = pixels
+        self._held += pixels.nbytes
+        while self._held > self._budget:
+            self._held -= self._decoded.popitem(last=False)[1].nbytes
+        return pixels
+
+    def crops(self, n: int, size: int, generator: torch.Generator) -> Tensor:
+        """`n` random crops, uint8 `[n, 3, size, size]`.
+
+        Photographs are drawn in proportion to their area and positions uniformly, so every pixel of the
+        folder is about equally likely; each crop takes one of the eight flips and transposes. All draws come
+        from `generator` (on the CPU) and depend on nothing else: its state alone resumes the sequence.
+
+        Raises:
+            RequestError: when `size` exceeds `min_side`, or every photograph is damaged.
+        """
+        if size > self.min_side:
+            raise RequestError(f"crops of {size} from a folder opened with min_side={self.min_side}")
+        return torch.stack([self._crop(size, generator) for _ in range(n)])
+
+    def _crop(self, size: int, generator: torch.Generator) -> Tensor:
+        while True:
+            which, down, right, turn = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+            pixels = self._undamaged(int(np.searchsorted(self._areas, which * self.pixels, side="right")))
+            if pixels is not None:
+                break
+        top, left = int(down * (pixels.shape[0] - size + 1)), int(right * (pixels.shape[1] - size + 1))
+        crop = torch.from_numpy(pixels[top : top + size, left : left + size]).permute(2, 0, 1)
+        flips = int(turn * 8)
+        if flips & 1:
+            crop = crop.flip(2)
+        if flips & 2:
+            crop = crop.flip(1)
+        return (crop.transpose(1, 2) if flips & 4 else crop).contiguous()
+
+    def _undamaged(self, index: int) -> NDArray[np.uint8] | None:
+        """The pixels, or None for a damaged file: the caller draws anew, in a resumed run as in this one."""
+        if index in self._broken:
+            return None
+        try:
+            return self.pixels_of(index)
+        except RequestError as error:
+            _LOG.warning("skipped: %s", error)
+            self.skipped.append((self.paths[index], str(error)))
+            self._broken.add(index)
+            if len(self._broken) == len(self):
+                raise RequestError(f"every photograph in {self.folder} is damaged") from error
+            return None
+
+    def _scan(self) -> Iterator[_Photograph]:
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+                continue
+            try:
+                with _opened(path, self.max_pixels) as image:
+                    width, height = image.size
+                    if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
+                        width, height = height, width
+            except RequestError as error:
+                self.skipped.append((path, str(error)))
+                continue
+            if min(width, height) < self.min_side:
+                self.skipped.append((path, f"{width}x{height} is smaller than the crop of {self.min_side}"))
+            else:
+                yield _Photograph(path, height, width)
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """An image file as float32 `[3, H, W]` in [0, 1], turned upright by its EXIF orientation.
+
+    Raises:
+        RequestError: when the file is missing, unreadable, not 8 bits per channel, or too large.
+    """
+    return from_uint8(_decode(path, max_pixels))
+
+
+def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """`(height, width)` as stored, read from the header alone.
+
+    Raises:
+        RequestError: as `read_image`.
+    """
+    with _opened(path, max_pixels) as image:
+        return image.height, image.width
+
+
+def save_image(image: Tensor, path: Path) -> None:
+    """Write `[3, H, W]` (or `[1, 3, H, W]`) in [0, 1] as an 8-bit PNG, atomically.
+
+    Raises:
+        JobError: when the disk refuses.
+    """
+    with replacing(path) as temporary:
+        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
+
+
+def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
+    """Uint8 `[H, W, 3]` as float32 `[3, H, W]` in [0, 1]."""
+    return torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
+
+
+def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+    """`[3, H, W]` (or `[1, 3, H, W]`) in [0, 1], clamped and rounded to uint8 `[H, W, 3]`."""
+    image = image.squeeze(0) if image.ndim == 4 else image
+    levels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels: NDArray[np.uint8] = levels.permute(1, 2, 0).cpu().numpy()
+    return pixels
+
+
+def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path: Path) -> None:
+    """Draw images side by side for the eye to compare, and write them as one PNG.
+
+    Args:
+        rows: of images `[3, H, W]` in [0, 1], one image per label in every row. The images of a row are
+            enlarged to the tallest by repeating pixels, so a low-resolution input is shown as it is.
+        labels: the columns' captions.
+        path: of the PNG, written atomically.
+
+    Raises:
+        RequestError: for no rows, or rows that do not match the labels.
+    """
+    if not rows or any(len(row) != len(labels) for row in rows):
+        raise RequestError(
+            f"a contact sheet needs rows of {len(labels)} images; got {[len(row) for row in rows]}"
+        )
+    cells = [_same_height(row) for row in rows]
+    widths = [max(row[column].shape[1] for row in cells) for column in range(len(labels))]
+    heights = [row[0].shape[0] for row in cells]
+    lefts = np.cumsum([_MARGIN] + [width + _MARGIN for width in widths]).tolist()
+    tops = np.cumsum([_MARGIN + _CAPTION] + [height + _MARGIN for height in heights]).tolist()
+    sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for left, label in zip(lefts, labels, strict=False):
+        draw.text((left, _MARGIN), label, fill="black", font=ImageFont.load_default(size=14))
+    for top, row in zip(tops, cells, strict=False):
+        for left, cell in zip(lefts, row, strict=False):
+            sheet.paste(Image.fromarray(cell), (left, top))
+    with replacing(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _same_height(row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
+    height = max(image.shape[-2] for image in row)
+    sizes = [(height, round(image.shape[-1] * height / image.shape[-2])) for image in row]
+    return [
+        to_uint8(F.interpolate(image.detach().float()[None], size, mode="nearest"))
+        for image, size in zip(row, sizes, strict=True)
+    ]
+
+
+def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
+    with _opened(path, max_pixels) as image:
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextmanager
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+    """An opened image; every way in which Pillow can fail, there or in the block, becomes a RequestError."""
+    try:
+        with _pillow_limit(max_pixels), Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height}"
+                raise RequestError(f"{path} has {size} pixels; the limit is {max_pixels}")
+            if image.mode not in _EIGHT_BIT_MODES:
+                raise RequestError(f"{path} has pixels of type {image.mode}; expected 8 bits per channel")
+            yield image
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
+        raise RequestError(f"{path} cannot be read as an image: {error}") from error
+
+
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Set Pillow's own limit, which is global, for one image; it warns above it and raises at twice."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

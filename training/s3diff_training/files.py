@@ -1,0 +1,45 @@
+"""Files and folders that exist whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from s3diff_training.errors import JobError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, it takes the place of `path`.
+
+    The block writes either a file or a folder there. When it fails, whatever it wrote is removed and `path`
+    stays as it was. A folder that exists at `path` is replaced too.
+
+    Raises:
+        JobError: when the disk refuses (full, read-only, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    outdated = path.with_name(f".{path.name}.{os.getpid()}.outdated")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        if path.is_dir():  # a rename cannot put one folder in the place of another that holds files
+            path.replace(outdated)
+        temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise JobError(f"could not write {path}: {reason}; check the disk and its permissions") from error
+    finally:
+        for leftover in (temporary, outdated):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

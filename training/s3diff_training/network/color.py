@@ -1,0 +1,79 @@
+"""Image preparation and colour correction around the network: pure functions on `[N, 3, H, W]` float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3diff_training.errors import RequestError
+
+ColorFix = Literal["wavelet", "adain", "none"]
+_WAVELET_LEVELS = 5
+
+
+def bicubic_upscale(image: Tensor, scale: int = 4) -> Tensor:
+    """Bicubic with `align_corners=False` and no antialiasing, as the released code's; values may overshoot."""
+    return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+
+
+def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Reflect-pad right and bottom to a multiple; images smaller than the padding reflect repeatedly."""
+    rows, columns = (_reflected(size, -size % multiple, image.device) for size in image.shape[-2:])
+    return image[..., rows, :][..., columns]
+
+
+def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
+    period = max(2 * (size - 1), 1)
+    index = torch.arange(size + padding, device=device) % period
+    return torch.minimum(index, period - index)
+
+
+def wavelet_low(image: Tensor) -> Tensor:
+    """The low frequencies of the a-trous wavelet: five binomial 3x3 blurs with dilation 1, 2, 4, 8, 16."""
+    taps = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
+    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 3, 3)
+    for level in range(_WAVELET_LEVELS):
+        radius = 2**level
+        padded = F.pad(image, (radius,) * 4, mode="replicate")
+        image = F.conv2d(padded, kernel, dilation=radius, groups=image.shape[1])
+    return image
+
+
+def wavelet_fix(image: Tensor, reference: Tensor) -> Tensor:
+    """Details of `image` over the colours of `reference` (StableSR's wavelet reconstruction)."""
+    return image - wavelet_low(image) + wavelet_low(reference)
+
+
+def adain_fix(image: Tensor, reference: Tensor) -> Tensor:
+    """`image` with the mean and standard deviation of each of `reference`'s channels (AdaIN)."""
+
+    def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+        flat = x.flatten(2)
+        return flat.mean(2)[..., None, None], (flat.var(2) + 1e-5).sqrt()[..., None, None]
+
+    (mean, std), (target_mean, target_std) = statistics(image), statistics(reference)
+    return (image - mean) / std * target_std + target_mean
+
+
+_FIXES: dict[ColorFix, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": wavelet_fix, "adain": adain_fix}
+
+
+def correct_color(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
+    """Apply a colour correction and clamp to [0, 1].
+
+    Args:
+        image: super-resolved image in [0, 1].
+        reference: the bicubic low-resolution image of the same size.
+        fix: `wavelet`, `adain` or `none`.
+
+    Raises:
+        RequestError: for another name.
+    """
+    if fix not in get_args(ColorFix):
+        raise RequestError(f"unknown colour correction {fix!r}; expected one of {', '.join(get_args(ColorFix))}")
+    corrected = _FIXES[fix](image, reference) if fix in _FIXES else image
+    return corrected.clamp(0, 1)

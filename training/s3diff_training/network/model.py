@@ -1,0 +1,275 @@
+"""The S3Diff network: degradation, modulation, encoder, one UNet step, decoder (paper section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor, nn
+
+from s3diff_training.errors import RequestError
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.color import ColorFix, bicubic_upscale, correct_color, reflect_to_multiple
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
+from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.network.lora import ModulationSlot, add_lora, lora_layers, unet_blocks, vae_blocks
+from s3diff_training.network.modulation import Modulation, ModulationNetwork
+from s3diff_training.network.skips import SkipConnections
+
+SCALE = 4
+"""Upscaling factor of the paper."""
+
+
+class Encoded(NamedTuple):
+    """What the encoder hands to the rest of the network."""
+
+    latent: Tensor
+    """`[N, c, h, w]` in the UNet's latent space (after the scaling factor)."""
+    skips: list[Tensor]
+    """What entered each encoder level; empty without skip connections."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A batch of super-resolved images and the degradation that was applied."""
+
+    image: Tensor
+    """`[N, 3, 4H, 4W]` in [0, 1]."""
+    degradation: Tensor
+    """`[N, 2]` in [0, 1], in the order of `NetworkConfig.degradation_axes`."""
+
+    x0: Tensor
+    """`[N, c, h, w]`: the denoised latent, in the UNet's latent space."""
+
+
+class S3Diff(nn.Module):
+    """A base model adapted by degradation-guided LoRA. Computes what the released code computes.
+
+    Where the released code samples the posterior and runs the prompts one after the other, this takes the
+    posterior's mode (or a seeded sample) and runs both prompts in one batch.
+
+    Args:
+        base: the text-to-image model; its UNet and VAE are modified in place.
+        config: what is added to it.
+    """
+
+    def __init__(self, base: BaseModel, config: NetworkConfig | None = None) -> None:
+        """See the class."""
+        super().__init__()
+        self.config = config = config or NetworkConfig()
+        self.tokenizer = base.tokenizer
+        self.text_encoder = base.text_encoder.requires_grad_(False).eval()
+        self.vae = base.vae
+        self.unet = base.unet
+        self.estimator = DegradationEstimator()
+        self.skips = SkipConnections(base.vae) if config.skip_connections else None
+
+        vae_levels = len(base.vae.config.block_out_channels)
+        unet_levels = len(base.unet.config.block_out_channels)
+        self.vae_factor = 2 ** (vae_levels - 1)
+        self.multiple = self.vae_factor * 2 ** (unet_levels - 1)
+        """Sides that the network accepts, in high-resolution pixels, are multiples of this: 64 for SD."""
+        timestep = FIRST_TIMESTEP if config.start_step is None else config.start_step
+        self.one_step = OneStep(
+            timestep, float(base.alphas_cumprod[timestep]), adds_noise=config.start_step is not None
+        )
+        self._unet_slot, unet_size = ModulationSlot(), None
+        if config.rank_unet:
+            blocks, block_of = unet_blocks(unet_levels)
+            unet_size = (blocks, config.rank_unet)
+            self._unet_slot = add_lora(
+                self.unet, config.unet_targets, config.rank_unet, config.scaling(config.rank_unet), block_of
+            )
+        self._vae_slot, vae_size = ModulationSlot(), None
+        if config.rank_vae:
+            in_decoder = config.vae_targets.startswith(("^(encoder|decoder)", "^decoder"))
+            blocks, block_of = vae_blocks(vae_levels, in_decoder)
+            vae_size = (blocks, config.rank_vae)
+            self._vae_slot = add_lora(
+                self.vae, config.vae_targets, config.rank_vae, config.scaling(config.rank_vae), block_of
+            )
+        self.modulation = ModulationNetwork(vae_size, unet_size, config.fourier_features, config.modulation)
+
+    def trainable_names(self) -> set[str]:
+        """Names, in this module's state, of what a checkpoint holds besides the estimator.
+
+        LoRA, modulation, skip connections and, where the UNet has LoRA, its whole `conv_in`.
+        """
+        own = ["modulation.", "skips."] + (["unet.conv_in."] if self.config.rank_unet else [])
+        own += [
+            f"{part}.{layer}.lora_"
+            for part, model in (("unet", self.unet), ("vae", self.vae))
+            for layer in lora_layers(model)
+        ]
+        return {name for name in self.state_dict() if name.startswith(tuple(own))}
+
+    def prepare(self, image: Tensor) -> Tensor:
+        """Low-resolution `[N, 3, H, W]` in [0, 1] to the encoder's input.
+
+        Bicubic x4, to [-1, 1], clamped, reflect-padded right and bottom to `multiple`.
+        """
+        return reflect_to_multiple((bicubic_upscale(image, SCALE) * 2 - 1).clamp(-1, 1), self.multiple)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings `[len(prompts), 77, width]` float32 of the text encoder's last layer."""
+        tokens = self.tokenizer(
+            list(prompts),
+            max_length=self.tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        embeddings: Tensor = self.text_encoder(tokens.to(self.text_encoder.device))[0]
+        return embeddings
+
+    def encode(
+        self, image: Tensor, modulation: Modulation, generator: torch.Generator | None = None
+    ) -> Encoded:
+        """Encode `[N, 3, H, W]` in [-1, 1].
+
+        Args:
+            image: sides multiples of `multiple`.
+            modulation: matrices of the batch.
+            generator: None takes the posterior's mode (deterministic, for deployment); a CPU generator
+                samples it, as the released code does.
+        """
+        with self._vae_slot.holding(modulation.vae):
+            if self.skips is None:
+                posterior, skips = self.vae.encode(image).latent_dist, []
+            else:
+                moments, skips = self.skips.encode(self.vae, image)
+                posterior = DiagonalGaussianDistribution(moments)
+        latent = posterior.mode() if generator is None else posterior.sample(generator)
+        return Encoded(latent * self.vae.config.scaling_factor, skips)
+
+    def predict_noise(self, latent: Tensor, prompts: Tensor, modulation: Modulation) -> Tensor:
+        """Epsilon `[N, c, h, w]` for a latent, prompt embeddings `[N or 1, 77, width]` and matrices."""
+        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
+        with self._unet_slot.holding(modulation.unet):
+            prompts = prompts.to(latent.dtype).expand(len(latent), -1, -1)
+            noise: Tensor = self.unet(latent, timestep, encoder_hidden_states=prompts).sample
+        return noise
+
+    def predict_noise_pair(
+        self, latent: Tensor, positive: Tensor, negative: Tensor, modulation: Modulation
+    ) -> tuple[Tensor, Tensor]:
+        """Epsilon of the positive and of the negative prompt, in one batch of 2 N (eq. 5)."""
+        prompts = torch.cat([p.expand(len(latent), -1, -1) for p in (positive, negative)])
+        both = self.predict_noise(latent.repeat(2, 1, 1, 1), prompts, modulation.repeat(2))
+        first, second = both.chunk(2)
+        return first, second
+
+    def decode(self, x0: Tensor, modulation: Modulation, skips: Sequence[Tensor] = ()) -> Tensor:
+        """x0 `[N, c, h, w]` in the UNet's latent space to an image `[N, 3, H, W]`, clamped to [-1, 1]."""
+        latent = x0 / self.vae.config.scaling_factor
+        with self._vae_slot.holding(modulation.vae):
+            if self.skips is None:
+                image: Tensor = self.vae.decode(latent).sample
+            else:
+                image = self.skips.decode(self.vae, latent, list(skips))
+        return image.clamp(-1, 1)
+
+    def forward(
+        self,
+        image: Tensor,
+        degradation: Tensor,
+        positive: Tensor,
+        negative: Tensor | None = None,
+        guidance: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The network from prepared image to restored image, differentiable.
+
+        Args:
+            image: `[N, 3, H, W]` in [-1, 1], from `prepare`.
+            degradation: `[N, 2]` in [0, 1].
+            positive: prompt embeddings `[N or 1, 77, width]`.
+            negative: likewise; None (or guidance 1) evaluates the positive prompt alone.
+            guidance: scale of eq. 5.
+            generator: samples the posterior and the starting noise; None is deterministic, which a network
+                that starts from noise (`start_step`) refuses.
+
+        Returns:
+            The image `[N, 3, H, W]` in [-1, 1], and x0.
+
+        Raises:
+            RequestError: when starting noise is needed and there is no generator.
+        """
+        if self.one_step.adds_noise and generator is None:
+            raise RequestError("this network starts from noise (start_step); pass a generator or a seed")
+        modulation = self.modulation(degradation)
+        latent, skips = self.encode(image, modulation, generator)
+        start = self.one_step.start(latent, generator)
+        if negative is None or guidance == 1.0:
+            noise = self.predict_noise(start, positive, modulation)
+        else:
+            noise = guide(*self.predict_noise_pair(start, positive, negative, modulation), guidance)
+        x0 = self.one_step.denoise(start, noise)
+        return self.decode(x0.to(image.dtype), modulation, skips), x0
+
+    @torch.no_grad()
+    def restore(
+        self,
+        image: Tensor,
+        *,
+        noise: float | None = None,
+        blur: float | None = None,
+        guidance: float | None = None,
+        color_fix: ColorFix = "wavelet",
+        positive_prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        seed: int | None = None,
+    ) -> Restored:
+        """Upscale low-resolution images x4.
+
+        Args:
+            image: `[N, 3, H, W]` float32 in [0, 1].
+            noise: replaces the estimated noise score, in [0, 1] (section 4.4).
+            blur: replaces the estimated blur score, in [0, 1].
+            guidance: scale of eq. 5; None takes the checkpoint's.
+            color_fix: colour correction against the bicubic image.
+            positive_prompt: one prompt, or one per image (Table 9); None takes the checkpoint's.
+            negative_prompt: likewise.
+            seed: samples the posterior and the starting noise; None is deterministic.
+
+        Raises:
+            RequestError: for scores outside [0, 1] or a wrong number of prompts.
+        """
+        degradation = self.degradation(image, noise=noise, blur=blur)
+        positive = self._prompts(positive_prompt, self.config.positive_prompt, len(image))
+        negative = self._prompts(negative_prompt, self.config.negative_prompt, len(image))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        scale = self.config.guidance if guidance is None else guidance
+        output, x0 = self(self.prepare(image), degradation, positive, negative, scale, generator)
+        height, width = (SCALE * side for side in image.shape[-2:])
+        upscaled = (output[..., :height, :width] + 1) / 2
+        return Restored(correct_color(upscaled, bicubic_upscale(image, SCALE), color_fix), degradation, x0)
+
+    @torch.no_grad()
+    def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:
+        """`[N, 2]`: the estimate for `[N, 3, H, W]` in [0, 1], with scores set by hand in their place.
+
+        Raises:
+            RequestError: for scores outside [0, 1].
+        """
+        scores = {"noise": noise, "blur": blur}
+        wrong = [f"{name}={value}" for name, value in scores.items() if value is not None and not 0 <= value <= 1]
+        if wrong:
+            raise RequestError(f"degradation scores must lie in [0, 1]; got {', '.join(wrong)}")
+        degradation: Tensor = self.estimator(image)
+        for column, axis in enumerate(self.config.degradation_axes):
+            value = scores[axis]
+            if value is not None:
+                degradation[:, column] = value
+        return degradation
+
+    def _prompts(self, prompt: str | Sequence[str] | None, default: str, images: int) -> Tensor:
+        prompts = [prompt or default] if prompt is None or isinstance(prompt, str) else list(prompt)
+        if len(prompts) not in (1, images):
+            raise RequestError(f"{len(prompts)} prompts for {images} images; expected one, or one per image")
+        return self.encode_prompts(prompts)

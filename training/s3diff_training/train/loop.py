@@ -1,0 +1,372 @@
+"""The training loop that all three trainers share: steps, schedule, averages, logs, checkpoints, resuming.
+
+Several GPUs, mixed precision and gradient accumulation go through `accelerate`: `accelerate launch` starts a
+run on several GPUs. Every process draws its own crops; gradients are averaged before each update.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from s3diff_training.data import contact_sheet
+from s3diff_training.errors import CheckpointError, JobError, RequestError
+from s3diff_training.train.optimisers import OptimisedModule, Trained
+from s3diff_training.train.progress import TrainingProgress
+from s3diff_training.train.run import OnExisting, RunFolder
+
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["no", "bf16"]
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How long, how fast and how often. The defaults are the released training's (FACTS).
+
+    Raises:
+        RequestError: naming every option that is out of range, at once.
+    """
+
+    steps: int = 30_000
+    batch: int = 4
+    """Images of one micro-batch, on each process."""
+    accumulate: int = 4
+    """Micro-batches of one update."""
+    lr: float = 2e-5
+    schedule: Schedule = "constant"
+    lr_final: float = 0.0
+    """Where the cosine schedule ends."""
+    warmup_fraction: float = 0.0
+    """Fraction of the steps over which the learning rate rises linearly from 0."""
+    grad_clip: float = 1.0
+    """Largest norm of a module's gradient; 0 does not clip."""
+    ema_decay: float = 0.0
+    """Decay of the weights' moving average; 0 keeps none."""
+    log_every: int = 10
+    save_every: int = 500
+    """Likewise `sample_every` and `validate_every`: 0 never does, else the last step does too."""
+    sample_every: int = 500
+    validate_every: int = 500
+    keep: int = 3
+    """Checkpoints that stay."""
+    seed: int = 0
+    mixed_precision: Precision = "no"
+    """No fp16: the step to x0 multiplies errors by 14.6, and without its loss scaling runs resume exactly."""
+    threads: int | None = None
+    """CPU threads of torch; None leaves its choice."""
+
+    def __post_init__(self) -> None:
+        """Check every option and report all that is wrong in one error."""
+        problems = []
+        for name in ("steps", "batch", "accumulate", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, expected 1 or more")
+        for name in ("lr_final", "grad_clip", "save_every", "sample_every", "validate_every", "seed"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("warmup_fraction", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} is {getattr(self, name)}, expected 0 or more and less than 1")
+        for name, kind in (("schedule", Schedule), ("mixed_precision", Precision)):
+            choices = get_args(kind)
+            if getattr(self, name) not in choices:
+                problems.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
+        if not 0 < self.lr < math.inf:
+            problems.append(f"lr is {self.lr}, expected more than 0")
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads is {self.threads}, expected 1 or more")
+        if problems:
+            raise RequestError("wrong training options: " + "; ".join(problems))
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step `step`, counted from 0."""
+        warmup = self.warmup_fraction * self.steps
+        if step < warmup:
+            return self.lr * (step + 1) / math.ceil(warmup)
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - warmup) / (self.steps - warmup)
+        return self.lr_final + (self.lr - self.lr_final) * (1 + math.cos(math.pi * progress)) / 2
+
+    @property
+    def free(self) -> frozenset[str]:
+        """Names of the options that a resumed run may change, because the weights do not depend on them."""
+        names = {"log_every", "save_every", "sample_every", "validate_every", "keep", "threads"}
+        if self.schedule == "constant" and self.warmup_fraction == 0:
+            names.add("steps")
+        return frozenset(names)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
+
+    rows: Sequence[Sequence[Tensor]]
+    labels: Sequence[str]
+
+
+class Trainer(Protocol):
+    """What is trained. The loop calls `trained` once, then `step` for every step.
+
+    `sample`, `validate` and `export` run on the main process alone, inside `loop.averaged()`.
+    """
+
+    product: str
+    """Name of what `export` writes into the run folder: a checkpoint file or a base folder."""
+
+    def trained(self) -> Mapping[str, Trained]:
+        """The modules to train, each with its own optimiser, by name. The loop moves them to its device."""
+
+    def step(self, loop: TrainLoop) -> Mapping[str, float]:
+        """One step: draw with `loop.generator`, call `loop.optimize` once or more, return named losses."""
+
+    def sample(self, loop: TrainLoop) -> Samples:
+        """Images for the contact sheet."""
+
+    def validate(self, loop: TrainLoop) -> Mapping[str, float]:
+        """Named scores on held-out images."""
+
+    def export(self, path: Path) -> None:
+        """Write the product to `path`, atomically, replacing an earlier one."""
+
+
+class TrainLoop:
+    """Runs a `Trainer` from its first step, or from the newest checkpoint, to its last.
+
+    Resuming continues as if the run had never stopped: on the CPU to the same bits, provided that the trainer
+    keeps no state outside its trained modules.
+
+    Attributes:
+        options: of the loop.
+        device: where the trained modules live and where trainers put their frozen ones and their batches.
+        generator: on the CPU, this process's own; for drawing crops.
+        device_generator: the same on `device` (the same object on the CPU); for drawing there.
+        step: steps done.
+    """
+
+    def __init__(self, options: LoopOptions) -> None:
+        """Set threads and seeds; create the trainer afterwards, so that its weights follow the seed."""
+        if options.threads:
+            torch.set_num_threads(options.threads)
+        self.options = options
+        self.accelerator = Accelerator(
+            gradient_accumulation_steps=options.accumulate, mixed_precision=options.mixed_precision
+        )
+        self.device: torch.device = self.accelerator.device
+        entropy = np.random.SeedSequence([options.seed, self.accelerator.process_index])
+        seeds = entropy.generate_state(3).tolist()
+        self._own_seed = seeds[0]
+        torch.manual_seed(options.seed)
+        self.generator = self.device_generator = torch.Generator().manual_seed(seeds[1])
+        if self.device.type != "cpu":
+            self.device_generator = torch.Generator(self.device).manual_seed(seeds[2])
+        self.step = 0
+        self._seconds = 0.0
+        self._unlogged: list[dict[str, float]] = []
+        self._modules: dict[str, OptimisedModule] = {}
+
+    def run(
+        self,
+        trainer: Trainer,
+        path: Path,
+        config: Mapping[str, Any] | None = None,
+        on_existing: OnExisting = "refuse",
+        free: Collection[str] = (),
+    ) -> RunFolder:
+        """Train to the last step, writing the run folder `path`, and the product into it at every save.
+
+        Args:
+            trainer: what is trained.
+            path: of the run folder.
+            config: the trainer's options (JSON types), recorded and, on resuming, compared with the earlier.
+            on_existing: see `RunFolder.open`.
+            free: names of options in `config` that may differ on resuming.
+
+        Raises:
+            RequestError: for a run folder that is in the way or was started with other options.
+            JobError: when a loss is not finite, naming step and term, or the disk refuses.
+        """
+        folder = self._open(path, config or {}, on_existing, free)
+        decay = self.options.ema_decay
+        self._modules = {
+            name: OptimisedModule(name, trained, self.accelerator, decay)
+            for name, trained in trainer.trained().items()
+        }
+        torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
+        if on_existing == "resume":
+            self._resume(folder)
+        with TrainingProgress(self.step, self.options.steps, self.accelerator.is_main_process) as progress:
+            while self.step < self.options.steps:
+                began = time.monotonic()
+                losses = dict(trainer.step(self))
+                self.step += 1
+                for module in self._modules.values():
+                    module.update_average(self.step)
+                self._seconds += time.monotonic() - began
+                self._unlogged.append(losses)
+                progress.update(self.step, _means(self._unlogged))
+                self._after_step(trainer, folder)
+        return folder
+
+    def optimize(
+        self, name: str, batches: Sequence[Batch], losses: Callable[[Batch], Mapping[str, Tensor]]
+    ) -> dict[str, float]:
+        """One update of the trained module `name`: accumulate over the micro-batches, average, clip, step.
+
+        The other trained modules get no gradients meanwhile, so a generator's loss may run through the
+        discriminator and the reverse. Gradients are means over the micro-batches, as for one large batch.
+
+        Args:
+            name: of the module in `Trainer.trained`.
+            batches: `options.accumulate` micro-batches, of any kind.
+            losses: named loss terms (scalars, weights already applied) of a micro-batch; their sum is
+                minimised. Runs under mixed precision where that is on.
+
+        Returns:
+            The mean of every term over the micro-batches.
+
+        Raises:
+            JobError: when a term is not finite, naming it and the step; the weights are left as they were.
+        """
+        expected = self.options.accumulate
+        if len(batches) != expected:
+            raise RequestError(f"optimize got {len(batches)} micro-batches; accumulate is {expected}")
+        module = self._modules[name]
+        values = []
+        with module.only_trained(list(self._modules.values())):
+            for batch in batches:
+                with self.accelerator.autocast():
+                    terms = losses(batch)
+                values.append(self._finite(name, terms))
+                self.accelerator.backward(torch.stack([term.float() for term in terms.values()]).sum())
+        module.step(self.options.learning_rate(self.step), self.options.grad_clip)
+        return _means(values)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """To look at the work: averaged weights, evaluation mode, no gradients, random states kept."""
+        with ExitStack() as stack:
+            for module in self._modules.values():
+                stack.enter_context(module.in_use())
+            states = self._random_states()
+            stack.enter_context(torch.no_grad())
+            try:
+                yield
+            finally:
+                self._set_random_states(states)
+
+    def _finite(self, name: str, terms: Mapping[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack([term.detach().float() for term in terms.values()])
+        values: dict[str, float] = dict(zip(terms, stacked.tolist(), strict=True))
+        for term, value in values.items():
+            if not math.isfinite(value):
+                raise JobError(
+                    f"step {self.step + 1}: the loss term {term!r} of {name} is {value}, expected a finite "
+                    "number; lower the learning rate or look at the data, then resume"
+                )
+        return values
+
+    def _open(
+        self, path: Path, config: Mapping[str, Any], on_existing: OnExisting, free: Collection[str]
+    ) -> RunFolder:
+        if self.accelerator.is_main_process:
+            options = {**config, "loop": asdict(self.options), "processes": self.accelerator.num_processes}
+            loop_free = {f"loop.{name}" for name in self.options.free}
+            RunFolder.open(path, options, on_existing, loop_free.union(free))
+        self.accelerator.wait_for_everyone()
+        return RunFolder(path)
+
+    def _after_step(self, trainer: Trainer, folder: RunFolder) -> None:
+        options = self.options
+        if self._due(options.log_every):
+            self._log_losses(folder)
+        if self.accelerator.is_main_process and self._due(options.sample_every):
+            with self.averaged():
+                samples = trainer.sample(self)
+            contact_sheet(samples.rows, samples.labels, folder.sample_path(self.step))
+        if self.accelerator.is_main_process and self._due(options.validate_every):
+            with self.averaged():
+                scores = trainer.validate(self)
+            finite = {name: value if math.isfinite(value) else None for name, value in scores.items()}
+            folder.log("validation", {"step": self.step, "scores": finite})
+        if self._due(options.save_every):
+            self._save(folder)
+            if self.accelerator.is_main_process:
+                with self.averaged():
+                    trainer.export(folder.path / trainer.product)
+        self.accelerator.wait_for_everyone()
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.step % every == 0 or self.step == self.options.steps)
+
+    def _log_losses(self, folder: RunFolder) -> None:
+        """One line: means over the steps since the last line and over the processes."""
+        means = _means(gather_object([_means(self._unlogged)]))
+        self._unlogged = []
+        if self.accelerator.is_main_process:
+            record = {
+                "step": self.step,
+                "seconds": round(self._seconds, 3),
+                "learning_rate": self.options.learning_rate(self.step - 1),
+                "losses": means,
+            }
+            folder.log("losses", record)
+
+    def _save(self, folder: RunFolder) -> None:
+        own = {"random": self._random_states(), "unlogged": self._unlogged}
+        processes = gather_object([own])
+        if self.accelerator.is_main_process:
+            state = {
+                "seconds": self._seconds,
+                "processes": processes,
+                "modules": {name: module.state() for name, module in self._modules.items()},
+            }
+            folder.save_checkpoint(self.step, state, self.options.keep)
+
+    def _resume(self, folder: RunFolder) -> None:
+        checkpoint = folder.load_checkpoint()
+        if checkpoint is not None:
+            self.step, state = checkpoint
+            found, expected = sorted(state["modules"]), sorted(self._modules)
+            if found != expected:
+                raise CheckpointError(
+                    f"the checkpoint trains {', '.join(found)}; expected {', '.join(expected)}"
+                )
+            for name, module in self._modules.items():
+                module.load_state(state["modules"][name])
+            own = state["processes"][self.accelerator.process_index]
+            self._unlogged, self._seconds = own["unlogged"], state["seconds"]
+            self._set_random_states(own["random"])
+        if self.accelerator.is_main_process:
+            folder.rewind(self.step)
+        self.accelerator.wait_for_everyone()
+
+    def _random_states(self) -> list[Tensor]:
+        """Both generators, and torch's default ones, which dropout uses."""
+        states = [self.generator.get_state(), self.device_generator.get_state(), torch.get_rng_state()]
+        return states if self.device.type == "cpu" else [*states, torch.cuda.get_rng_state(self.device)]
+
+    def _set_random_states(self, states: Sequence[Tensor]) -> None:
+        self.generator.set_state(states[0])
+        self.device_generator.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if self.device.type != "cpu":
+            torch.cuda.set_rng_state(states[3], self.device)
+
+
+def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of every name over the records that have it, in order of first appearance."""
+    names = dict.fromkeys(name for record in records for name in record)
+    return {name: float(np.mean([record[name] for record in records if name in record])) for name in names}

@@ -1,0 +1,208 @@
+"""One training run on disk: its configuration, losses, checkpoints and samples."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from s3diff_training.errors import CheckpointError, JobError, RequestError
+from s3diff_training.files import replacing
+
+OnExisting = Literal["refuse", "resume", "replace"]
+_PACKAGES = ("torch", "accelerate", "diffusers", "peft", "transformers", "numpy", "pillow", "kornia")
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_LOGS = ("losses.jsonl", "validation.jsonl")
+_LOG = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A folder `runs/<name>` with everything that one training run writes.
+
+    ```
+    config.json                          the options, and the versions of the libraries
+    losses.jsonl, validation.jsonl       one JSON object per line
+    checkpoints/step-000123/state.pt     the full training state; only the last few are kept
+    samples/step-000123.png              contact sheets
+    ```
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Name the folder's parts; touches nothing on disk. `open` does."""
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.samples = path / "samples"
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        config: Mapping[str, Any],
+        on_existing: OnExisting = "refuse",
+        free: Collection[str] = (),
+    ) -> RunFolder:
+        """Start a new run, or open one to resume it.
+
+        Args:
+            path: of the run folder.
+            config: all options, of JSON types (tuples and paths are converted); nested mappings are allowed.
+            on_existing: what a folder that already holds something means: `refuse` it, `resume` the run in it
+                (there must be one), or `replace` the run in it, deleting its files.
+            free: dotted names of options that may differ on resuming, because they leave the result alone.
+
+        Raises:
+            RequestError: for a folder in the way, no run to resume, or a resumed configuration that differs.
+        """
+        run = cls(path)
+        options = json.loads(json.dumps(config, default=str))
+        if on_existing == "resume":
+            run._check_same(options, free)
+        elif on_existing == "replace":
+            run._clear()
+        if path.is_dir() and any(path.iterdir()) and on_existing == "refuse":
+            raise RequestError(
+                f"{path} is not empty; resume the run in it, replace it, or give the new run another folder"
+            )
+        run._write_config(options)
+        return run
+
+    def read_config(self) -> dict[str, Any]:
+        """What `config.json` holds: `options` and `versions`.
+
+        Raises:
+            RequestError: when there is no readable one.
+        """
+        path = self.path / "config.json"
+        try:
+            config: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{self.path} holds no run to resume ({path.name}: {error})") from error
+        return config
+
+    def log(self, name: Literal["losses", "validation"], record: Mapping[str, Any]) -> None:
+        """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`.
+
+        Raises:
+            JobError: when the disk refuses.
+        """
+        path = self.path / f"{name}.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+        except OSError as error:
+            raise JobError(f"could not write {path}: {error.strerror}; check the disk") from error
+
+    def read_log(self, name: Literal["losses", "validation"]) -> list[dict[str, Any]]:
+        """The records of `<name>.jsonl`, oldest first; a last line that a crash cut short is left out."""
+        path = self.path / f"{name}.jsonl"
+        return list(_records(path)) if path.exists() else []
+
+    def rewind(self, step: int) -> None:
+        """Drop the log records after `step`, so that a resumed run writes each record once."""
+        for name in _LOGS:
+            path = self.path / name
+            if path.exists():
+                kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
+                with replacing(path) as temporary:
+                    temporary.write_text("".join(kept))
+
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+        """Write `state` (tensors and plain Python values) as the checkpoint of `step`, atomically.
+
+        Afterwards only the last `keep` checkpoints remain.
+
+        Raises:
+            JobError: when the disk refuses; the checkpoints that were there stay.
+        """
+        path = self.checkpoints / f"step-{step:06d}"
+        with replacing(path) as temporary:
+            temporary.mkdir()
+            torch.save(dict(state), temporary / "state.pt")
+        for outdated in self._steps()[:-keep]:
+            shutil.rmtree(self.checkpoints / f"step-{outdated:06d}")
+        return path
+
+    def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and state (on the CPU) of the newest checkpoint; None when the run has not written one yet.
+
+        Raises:
+            CheckpointError: when it cannot be read.
+        """
+        steps = self._steps()
+        if not steps:
+            return None
+        path = self.checkpoints / f"step-{steps[-1]:06d}" / "state.pt"
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises many kinds for damaged files
+            raise CheckpointError(
+                f"{path} cannot be read: {error}; remove {path.parent.name} to resume from the one before"
+            ) from error
+        return steps[-1], state
+
+    def sample_path(self, step: int) -> Path:
+        """Where the contact sheet of `step` belongs."""
+        return self.samples / f"step-{step:06d}.png"
+
+    def _steps(self) -> list[int]:
+        names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+
+    def _check_same(self, options: dict[str, Any], free: Collection[str]) -> None:
+        before = self.read_config()
+        old, new = _flat(before["options"]), _flat(options)
+        missing = object()
+        differing = [
+            f"{key} was {old.get(key, 'absent')!r} and is {new.get(key, 'absent')!r}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in free and old.get(key, missing) != new.get(key, missing)
+        ]
+        if differing:
+            raise RequestError(
+                f"{self.path} was started with other options: {'; '.join(differing)}; resume it with its own"
+            )
+        earlier, now = before["versions"], _versions()
+        if earlier != now:
+            _LOG.warning("%s was started with other library versions: %s, now %s", self.path, earlier, now)
+
+    def _clear(self) -> None:
+        for folder in (self.checkpoints, self.samples):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("config.json", *_LOGS):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _write_config(self, options: dict[str, Any]) -> None:
+        with replacing(self.path / "config.json") as temporary:
+            temporary.write_text(json.dumps({"options": options, "versions": _versions()}, indent=2) + "\n")
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in options.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
