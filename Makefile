@@ -2,10 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
-DEMO := demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format demo demo-model
+.PHONY: help setup test test-slow lint format
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,10 +32,3 @@ lint: $(STAMP) ## check style, formatting and types
 format: $(STAMP) ## put imports and layout in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-demo: $(STAMP) ## degrade a photograph and restore it with the shipped small model
-	$(BIN)/python tools/demo_photo.py $(DEMO)/input.png
-	$(BIN)/s3diff-export restore $(DEMO)/input.png -o $(DEMO)/restored.png --demo
-
-demo-model: $(STAMP) ## train the shipped small model again
-	tools/make_demo_model.sh

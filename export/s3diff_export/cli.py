@@ -51,9 +51,6 @@ class Subcommand:
 
 SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
     {
-        "train": Subcommand(
-            "s3diff_training.commands:train", "Train LoRA weights, the estimator or a base model.", "train"
-        ),
         "convert-checkpoint": Subcommand(
             "s3diff_training.commands:convert_checkpoint",
             "Turn the released S3Diff files into one .safetensors checkpoint.",
@@ -61,9 +58,6 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
         ),
         "restore": Subcommand(
             "s3diff_training.commands:restore", "Upscale photographs ×4 with the PyTorch network.", "train"
-        ),
-        "evaluate": Subcommand(
-            "s3diff_training.commands:evaluate", "Score a checkpoint against photographs with truth.", "train"
         ),
     }
 )

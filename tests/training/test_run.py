@@ -51,7 +51,7 @@ class ToyTrainer:
     def __init__(self, stop_at: int | None = None, poison_at: int | None = None) -> None:
         self.first = nn.Linear(4, 8)
         self.generator = nn.Sequential(self.first, nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 4))
-        self.discriminator = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 1))
+        self.discriminator = nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3))
         self.first.bias.requires_grad_(False)
         self.stop_at, self.poison_at = stop_at, poison_at
         self.rates: list[float] = []

@@ -1,6 +1,12 @@
 """Checkpoints: our one-file format, the released formats, and fitting either to a base model."""
 
-from s3diff_training.checkpoints.native import Checkpoint, build_network, capture, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints.native import (
+    Checkpoint,
+    build_network,
+    capture,
+    read_checkpoint,
+    write_checkpoint,
+)
 from s3diff_training.checkpoints.released import read_released, write_released
 
 __all__ = [

@@ -71,7 +71,9 @@ def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
         config = NetworkConfig.from_dict(json.loads(metadata["config"]))
         provenance = json.loads(metadata.get("provenance", "{}"))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"the metadata of {path} is damaged ({error}); expected a JSON configuration") from error
+        raise CheckpointError(
+            f"the metadata of {path} is damaged ({error}); expected a JSON configuration"
+        ) from error
     if estimator is not None:
         tensors = {name: t for name, t in tensors.items() if not name.startswith("estimator.")}
         tensors |= read_estimator(estimator)
@@ -96,7 +98,9 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
     }
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
-        raise CheckpointError(f"{len(broken)} tensors are not finite as {dtype} ({_first(broken)}); nothing was written")
+        raise CheckpointError(
+            f"{len(broken)} tensors are not finite as {dtype} ({_first(broken)}); nothing was written"
+        )
     metadata = {
         "format": FORMAT,
         "revision": str(REVISION),
@@ -149,7 +153,9 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         "mis-shaped": misshaped,
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {kind} ({_first(names)})" for kind, names in faults.items() if names)
+        listed = "; ".join(
+            f"{len(names)} {kind} ({_first(names)})" for kind, names in faults.items() if names
+        )
         hint = (
             "; the released estimator is a file of its own: pass de_net.pth"
             if faults["missing"] and all(name.startswith("estimator.") for name in faults["missing"])

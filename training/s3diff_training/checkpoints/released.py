@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 _ADAPTERS = {"unet": "default", "vae": "vae_skip"}
 _MLPS = {"de_mlp": "degradation_mlp", "block_mlp": "block_mlp", "fuse_mlp": "fuse"}
-_HEADER = ("unet_lora_target_modules", "vae_lora_target_modules", "rank_unet", "rank_vae", "w", "state_embeddings")
+_HEADER = (
+    "unet_lora_target_modules",
+    "vae_lora_target_modules",
+    "rank_unet",
+    "rank_vae",
+    "w",
+    "state_embeddings",
+)
 
 
 def read_released(path: Path, estimator: Path | None = None) -> tuple[NetworkConfig, dict[str, Tensor]]:
@@ -87,7 +94,9 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
     }
     if any(lost.values()):
         fields = ", ".join(name for name, is_lost in lost.items() if is_lost)
-        raise CheckpointError(f"the released format cannot hold this checkpoint's {fields}; keep it as .safetensors")
+        raise CheckpointError(
+            f"the released format cannot hold this checkpoint's {fields}; keep it as .safetensors"
+        )
 
     def below(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
@@ -102,11 +111,14 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
     }
     for part, adapter in _ADAPTERS.items():
         content[f"state_dict_{part}"] = {
-            re.sub(r"(lora_[AB])\.", rf"\1.{adapter}.", name): tensor for name, tensor in below(f"{part}.").items()
+            re.sub(r"(lora_[AB])\.", rf"\1.{adapter}.", name): tensor
+            for name, tensor in below(f"{part}.").items()
         }
         for mlp, ours in _MLPS.items():
             content[f"state_dict_{part}_{mlp}"] = below(f"modulation.{part}.{ours}.")
-        content["state_embeddings"][f"state_dict_{part}_block"] = below(f"modulation.{part}.block_embeddings.")
+        content["state_embeddings"][f"state_dict_{part}_block"] = below(
+            f"modulation.{part}.block_embeddings."
+        )
     _save(content, path)
     _save(below("estimator."), estimator)
 

@@ -52,7 +52,7 @@ def load_base(source: str | Path, *, revision: str | None = None, local_only: bo
         ]
         if missing:
             raise CheckpointError(
-                f"{folder} has no {', '.join(missing)}; expected a diffusers pipeline folder such as SD-Turbo's"
+                f"{folder} has no {', '.join(missing)}; expected a diffusers folder like SD-Turbo's"
             )
     elif len(str(source).split("/")) != 2 or str(source).startswith((".", "/", "~")):
         raise CheckpointError(
@@ -68,7 +68,9 @@ def load_base(source: str | Path, *, revision: str | None = None, local_only: bo
             ),
             vae=AutoencoderKL.from_pretrained(source, subfolder="vae", **weights),
             unet=UNet2DConditionModel.from_pretrained(source, subfolder="unet", **weights),
-            alphas_cumprod=one_step_alphas(DDPMScheduler.load_config(source, subfolder="scheduler", **options)),
+            alphas_cumprod=one_step_alphas(
+                DDPMScheduler.load_config(source, subfolder="scheduler", **options)
+            ),
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -107,6 +109,8 @@ def one_step_alphas(config: dict[str, Any]) -> Tensor:
     if wrong:
         log.warning(
             "scheduler configuration corrected: %s",
-            ", ".join(f"{key} {json.dumps(value)} -> {json.dumps(wanted[key])}" for key, value in wrong.items()),
+            ", ".join(
+                f"{key} {json.dumps(value)} -> {json.dumps(wanted[key])}" for key, value in wrong.items()
+            ),
         )
     return DDPMScheduler.from_config({**config, **wanted}).alphas_cumprod.float()

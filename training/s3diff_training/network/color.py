@@ -16,7 +16,7 @@ _WAVELET_LEVELS = 5
 
 
 def bicubic_upscale(image: Tensor, scale: int = 4) -> Tensor:
-    """Bicubic with `align_corners=False` and no antialiasing, as the released code's; values may overshoot."""
+    """Bicubic with `align_corners=False` and no antialiasing; values may overshoot."""
     return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
@@ -74,6 +74,8 @@ def correct_color(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
         RequestError: for another name.
     """
     if fix not in get_args(ColorFix):
-        raise RequestError(f"unknown colour correction {fix!r}; expected one of {', '.join(get_args(ColorFix))}")
+        raise RequestError(
+            f"unknown colour correction {fix!r}; expected one of {', '.join(get_args(ColorFix))}"
+        )
     corrected = _FIXES[fix](image, reference) if fix in _FIXES else image
     return corrected.clamp(0, 1)

@@ -77,7 +77,9 @@ class NetworkConfig:
         if self.start_step is not None and not 0 <= self.start_step <= 999:
             problems.append(f"start_step is {self.start_step}, expected None or 0 to 999")
         if sorted(self.degradation_axes) != ["blur", "noise"]:
-            problems.append(f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order")
+            problems.append(
+                f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order"
+            )
         if self.fourier_features < 1:
             problems.append(f"fourier_features is {self.fourier_features}, expected 1 or more")
         if not self.guidance >= 0:
@@ -99,9 +101,12 @@ class NetworkConfig:
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise RequestError(f"unknown network option {', '.join(unknown)}; update s3diff-export to read this file")
+            raise RequestError(
+                f"unknown network option {', '.join(unknown)}; update s3diff-export to read this file"
+            )
         tuples = {"unet_targets", "degradation_axes"}
-        return cls(**{name: tuple(value) if name in tuples else value for name, value in values.items()})
+        converted: dict[str, Any] = {n: tuple(v) if n in tuples else v for n, v in values.items()}
+        return cls(**converted)
 
     def scaling(self, rank: int) -> float:
         """The factor s of a LoRA update of that rank."""

@@ -140,7 +140,8 @@ class S3Diff(nn.Module):
         """
         with self._vae_slot.holding(modulation.vae):
             if self.skips is None:
-                posterior, skips = self.vae.encode(image).latent_dist, []
+                skips: list[Tensor] = []
+                posterior = self.vae.encode(image).latent_dist
             else:
                 moments, skips = self.skips.encode(self.vae, image)
                 posterior = DiagonalGaussianDistribution(moments)
@@ -248,7 +249,8 @@ class S3Diff(nn.Module):
         output, x0 = self(self.prepare(image), degradation, positive, negative, scale, generator)
         height, width = (SCALE * side for side in image.shape[-2:])
         upscaled = (output[..., :height, :width] + 1) / 2
-        return Restored(correct_color(upscaled, bicubic_upscale(image, SCALE), color_fix), degradation, x0)
+        reference = bicubic_upscale(image, SCALE).clamp(0, 1)
+        return Restored(correct_color(upscaled, reference, color_fix), degradation, x0)
 
     @torch.no_grad()
     def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:
@@ -258,7 +260,9 @@ class S3Diff(nn.Module):
             RequestError: for scores outside [0, 1].
         """
         scores = {"noise": noise, "blur": blur}
-        wrong = [f"{name}={value}" for name, value in scores.items() if value is not None and not 0 <= value <= 1]
+        wrong = [
+            f"{name}={value}" for name, value in scores.items() if value is not None and not 0 <= value <= 1
+        ]
         if wrong:
             raise RequestError(f"degradation scores must lie in [0, 1]; got {', '.join(wrong)}")
         degradation: Tensor = self.estimator(image)

@@ -65,7 +65,9 @@ class ModulationHead(nn.Module):
         self.rank = rank
         self.degradation_mlp = nn.Sequential(nn.Linear(4 * features, _DEGRADATION_WIDTH), nn.ReLU())
         self.block_embeddings = nn.Embedding(blocks, _BLOCK_WIDTH) if per_block else None
-        self.block_mlp = nn.Sequential(nn.Linear(_BLOCK_WIDTH, _BLOCK_WIDTH), nn.ReLU()) if per_block else None
+        self.block_mlp = (
+            nn.Sequential(nn.Linear(_BLOCK_WIDTH, _BLOCK_WIDTH), nn.ReLU()) if per_block else None
+        )
         width = _DEGRADATION_WIDTH + (_BLOCK_WIDTH if per_block else 0)
         self.fuse = nn.Linear(width, rank * rank)
         nn.init.normal_(self.fuse.weight, std=0.1 / math.sqrt(width * rank))

@@ -29,7 +29,7 @@ class SkipConnections(nn.Module):
             nn.init.constant_(conv.weight, _INITIAL_SCALE)  # type: ignore[arg-type]
 
     def encode(self, vae: AutoencoderKL, image: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Moments `[N, 2 c, h, w]` of the posterior, and what entered each encoder level, first level first."""
+        """Moments `[N, 2 c, h, w]` of the posterior, and what entered each encoder level."""
         encoder = vae.encoder
         sample = encoder.conv_in(image)
         entered = []

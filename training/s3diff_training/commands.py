@@ -1,0 +1,57 @@
+"""Subcommands of the training room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+
+from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
+from s3diff_training.data import read_image, save_image
+from s3diff_training.errors import RequestError
+from s3diff_training.network import load_base
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("source", type=_FILE)
+@click.option("--estimator", type=_FILE, help="The released de_net.pth, where SOURCE has no estimator.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The .safetensors file to write.")
+@click.option("--force", is_flag=True, help="Replace an existing OUTPUT.")
+def convert_checkpoint(source: Path, estimator: Path | None, output: Path, force: bool) -> None:
+    """Turn SOURCE (the released s3diff.pkl) into one .safetensors checkpoint."""
+    if output.exists() and not force:
+        raise RequestError(f"{output} exists; pass --force to replace it")
+    write_checkpoint(read_checkpoint(source, estimator), output)
+    click.echo(output)
+
+
+@click.command()
+@click.argument("image", type=_FILE)
+@click.option("--base", required=True, help="SD-Turbo: a diffusers folder or a hub id.")
+@click.option("--checkpoint", type=_FILE, required=True, help="A .safetensors checkpoint or s3diff.pkl.")
+@click.option("--estimator", type=_FILE, help="The released de_net.pth.")
+@click.option("--noise", type=float, help="Noise score in [0, 1]; estimated if not given.")
+@click.option("--blur", type=float, help="Blur score in [0, 1]; estimated if not given.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The PNG to write.")
+@click.option("--force", is_flag=True, help="Replace an existing OUTPUT.")
+def restore(
+    image: Path,
+    base: str,
+    checkpoint: Path,
+    estimator: Path | None,
+    noise: float | None,
+    blur: float | None,
+    output: Path,
+    force: bool,
+) -> None:
+    """Upscale IMAGE x4 with the PyTorch network."""
+    if output.exists() and not force:
+        raise RequestError(f"{output} exists; pass --force to replace it")
+    network = build_network(load_base(base), read_checkpoint(checkpoint, estimator))
+    with torch.inference_mode():
+        restored = network.restore(read_image(image)[None], noise=noise, blur=blur)
+    save_image(restored.image[0], output)
+    click.echo(output)
