@@ -74,7 +74,7 @@ def test_shapes_follow_their_formulas() -> None:
         ("generalized", math.exp(-(q**0.7) / 2)),
         ("plateau", 1 / (1 + q**0.7)),
     ):
-        kernel = gaussian_kernel(21, 1.6, 1.6, 0.0, shape=shape, beta=0.7)[0]
+        kernel = gaussian_kernel(21, 1.6, 1.6, 0.0, shape=shape, beta=0.7)[0]  # type: ignore[arg-type]
         assert (kernel[10, 12] / kernel[10, 10]).item() == pytest.approx(expected, rel=1e-4)
     assert torch.equal(
         gaussian_kernel(21, 1.6, 0.9, 0.4), gaussian_kernel(21, 1.6, 0.9, 0.4, shape="generalized", beta=1.0)

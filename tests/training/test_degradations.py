@@ -126,7 +126,7 @@ def test_more_noise_is_a_higher_noise_level(
             noise_sigma_range=(12 * strength, 12 * strength),
             poisson_scale_range=(strength, strength),
         )
-        settings = replace(ALL_OFF, **{stage: noisy})
+        settings = replace(ALL_OFF, **{stage: noisy})  # type: ignore[arg-type]
         batch = DegradationPipeline(settings)(photographs, seeded(0))
         assert batch.blur.max() == 0
         colourful = (batch.lr - F.avg_pool2d(photographs, 4)).std(dim=1).mean()
@@ -163,7 +163,8 @@ def test_stronger_jpeg_is_a_higher_noise_level(photographs: Tensor) -> None:
 def test_blur_level_is_the_gaussians_deviation_in_lr_pixels(photographs: Tensor) -> None:
     def level(sigma: float, stage: str) -> Tensor:
         settings = replace(
-            ALL_OFF, **{stage: replace(OFF, blur_probability=1.0, kernels=gaussian_blur(sigma))}
+            ALL_OFF,
+            **{stage: replace(OFF, blur_probability=1.0, kernels=gaussian_blur(sigma))},  # type: ignore[arg-type]
         )
         batch = DegradationPipeline(settings)(photographs, seeded(0))
         assert batch.noise.max() == 0

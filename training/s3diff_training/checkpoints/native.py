@@ -65,7 +65,8 @@ def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
     if int(metadata.get("revision", "0")) > REVISION:
         raise CheckpointError(
-            f"{path} has format revision {metadata['revision']}, this version reads up to {REVISION}; update s3diff-export"
+            f"{path} has format revision {metadata['revision']}, this version reads up to {REVISION}; "
+            "update s3diff-export"
         )
     try:
         config = NetworkConfig.from_dict(json.loads(metadata["config"]))
