@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 
 from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.data import read_image, save_image
@@ -22,8 +21,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--force", is_flag=True, help="Replace an existing OUTPUT.")
 def convert_checkpoint(source: Path, estimator: Path | None, output: Path, force: bool) -> None:
     """Turn SOURCE (the released s3diff.pkl) into one .safetensors checkpoint."""
-    if output.exists() and not force:
-        raise RequestError(f"{output} exists; pass --force to replace it")
+    _refuse_existing(output, force)
     write_checkpoint(read_checkpoint(source, estimator), output)
     click.echo(output)
 
@@ -48,10 +46,13 @@ def restore(
     force: bool,
 ) -> None:
     """Upscale IMAGE x4 with the PyTorch network."""
-    if output.exists() and not force:
-        raise RequestError(f"{output} exists; pass --force to replace it")
+    _refuse_existing(output, force)
     network = build_network(load_base(base), read_checkpoint(checkpoint, estimator))
-    with torch.inference_mode():
-        restored = network.restore(read_image(image)[None], noise=noise, blur=blur)
+    restored = network.restore(read_image(image)[None], noise=noise, blur=blur)
     save_image(restored.image[0], output)
     click.echo(output)
+
+
+def _refuse_existing(output: Path, force: bool) -> None:
+    if output.exists() and not force:
+        raise RequestError(f"{output} exists; pass --force to replace it")

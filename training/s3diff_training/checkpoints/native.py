@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from s3diff_training.checkpoints.released import read_estimator, read_released
 from s3diff_training.errors import CheckpointError
+from s3diff_training.files import replacing
 from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 
@@ -92,6 +92,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
     Raises:
         CheckpointError: when a value is not finite, or does not fit `dtype`.
+        JobError: when the disk refuses.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
@@ -108,13 +109,8 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
         "config": json.dumps(checkpoint.config.to_dict()),
         "provenance": json.dumps(dict(checkpoint.provenance)),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         save_file(tensors, partial, metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def capture(network: S3Diff, provenance: Mapping[str, str] | None = None) -> Checkpoint:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from s3diff_training.errors import CheckpointError
+from s3diff_training.files import replacing
 from s3diff_training.network import NetworkConfig
 
 if TYPE_CHECKING:
@@ -139,9 +139,5 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         torch.save(content, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
