@@ -1,0 +1,117 @@
+"""`train base`: a small VAE and UNet from scratch, as a one-step restorer, before any LoRA.
+
+For people without SD-Turbo, and for the model that ships. The whole network learns to restore, without
+modulation, with the positive prompt; `train lora` then adapts it to each image's degradation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3diff_training.degradations.pipeline import DegradedBatch
+from s3diff_training.errors import RequestError
+from s3diff_training.losses.lpips import LPIPS
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.color import bicubic_upscale, wavelet_fix, wavelet_low
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
+from s3diff_training.train.loop import Samples, TrainLoop
+from s3diff_training.train.new_base import save_base
+from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.pairs import HeldOut, TrainingPairs
+
+
+@dataclass(frozen=True)
+class BaseLosses:
+    """Weights of the loss terms, all on images in [-1, 1] after the wavelet colour correction.
+
+    Raises:
+        RequestError: naming every weight below 0, at once.
+    """
+
+    lambda_l1: float = 1.0
+    lambda_low: float = 0.1
+    """L1 on low frequencies before the correction, which hides them: the decoder must still paint them."""
+    lambda_lpips: float = 0.15
+
+    def __post_init__(self) -> None:
+        """Check every weight."""
+        wrong = [f"{name} is {value}" for name, value in vars(self).items() if not value >= 0]
+        if wrong:
+            raise RequestError(f"loss weights must be 0 or more: {', '.join(wrong)}")
+
+
+class BaseTrainer:
+    """Trains VAE and UNet together; a `Trainer` for `TrainLoop`."""
+
+    product = "base"
+
+    def __init__(
+        self, base: BaseModel, losses: BaseLosses, pairs: TrainingPairs, held_out: HeldOut, lpips: LPIPS | None
+    ) -> None:
+        """Put the parts together; `base` is trained in place.
+
+        Args:
+            base: new (`new_base`) or loaded.
+            losses: weights of the terms.
+            pairs: to learn from.
+            held_out: to validate and to show.
+            lpips: on the loop's device; needed unless its weight is 0.
+        """
+        self._base, self._losses, self._pairs, self._held_out = base, losses, pairs, held_out
+        self._lpips = lpips
+        self._network = S3Diff(base, NetworkConfig(rank_unet=0, rank_vae=0, guidance=1.0))
+        self._network.requires_grad_(False)
+        base.vae.requires_grad_(True)
+        base.unet.requires_grad_(True)
+        self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
+
+    def trained(self) -> Mapping[str, Trained]:
+        """The whole network; text encoder and estimator have no gradients."""
+        return {"network": Trained(self._network)}
+
+    def step(self, loop: TrainLoop) -> Mapping[str, float]:
+        """One update on fresh pairs."""
+        self._network.train()
+        return loop.optimize("network", self._pairs.draw(loop), lambda batch: self._terms(batch, loop))
+
+    def sample(self, loop: TrainLoop) -> Samples:
+        """LR, bicubic, restored, truth."""
+        return self._held_out.samples(self._restore)
+
+    def validate(self, loop: TrainLoop) -> Mapping[str, float]:
+        """Scores on the held-out photographs, beside bicubic's."""
+        return self._held_out.scores(self._restore)
+
+    def export(self, path: Path) -> None:
+        """Write the base model as a diffusers folder."""
+        save_base(self._base, path)
+
+    def _terms(self, batch: DegradedBatch, loop: TrainLoop) -> dict[str, Tensor]:
+        output, truth = self._forward(batch.lr), batch.hr * 2 - 1
+        reference = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1
+        restored = wavelet_fix(output, reference)
+        low_frequencies = F.l1_loss(wavelet_low(output), wavelet_low(truth))
+        terms = {
+            "l1": self._losses.lambda_l1 * F.l1_loss(restored, truth),
+            "low": self._losses.lambda_low * low_frequencies,
+        }
+        if self._lpips is not None:
+            distance = self._lpips.shifted(restored, truth, loop.generator).mean()
+            terms["lpips"] = self._losses.lambda_lpips * distance
+        return terms
+
+    def _forward(self, lr: Tensor) -> Tensor:
+        image = self._network.prepare(lr)
+        unknown = torch.zeros(len(lr), 2, device=lr.device)  # nothing is modulated here
+        output, _ = self._network(image, unknown, self._prompt.to(lr.device))
+        return output[..., : 4 * lr.shape[-2], : 4 * lr.shape[-1]]
+
+    def _restore(self, lr: Tensor) -> Tensor:
+        return self._network.restore(lr.to(self._prompt.device)).image

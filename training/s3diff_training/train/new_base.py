@@ -1,0 +1,250 @@
+"""A new base model in small: an SD-like pipeline that can be trained from scratch, without SD-Turbo.
+
+Untrained, it upscales already: the VAE averages and interpolates, the UNet predicts no noise. Training then
+starts from a blurred picture instead of from noise, which on a CPU decides whether it gets anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from s3diff_training.errors import RequestError
+from s3diff_training.files import replacing
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from s3diff_training.network.diffusion import FIRST_TIMESTEP
+
+_IMAGE_CHANNELS = 3
+_PAIRED = 2 * _IMAGE_CHANNELS  # SiLU passes x unchanged as SiLU(x) - SiLU(-x), so every colour goes twice
+_LEVEL = 8.0  # of two constant channels, +level and -level: they dominate the norms, which become linear
+_TOKENS = 77
+_SD_TURBO_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+@dataclass(frozen=True)
+class BaseArchitecture:
+    """Widths of a new base model. The defaults make the model that ships: 3 VAE levels, 4 UNet levels.
+
+    Raises:
+        RequestError: naming everything that does not fit, at once.
+    """
+
+    latent_channels: int = 16
+    vae_widths: tuple[int, ...] = (16, 32, 64)
+    """One level each; every level but the last halves the image."""
+    unet_widths: tuple[int, ...] = (32, 64, 96, 96)
+    """One level each. The first and the last have no attention: the one is large, the other coarse."""
+    unet_groups: int = 4
+    head_width: int = 32
+    """Channels of one attention head."""
+    text_width: int = 64
+
+    def __post_init__(self) -> None:
+        """Check every field and report all that is wrong in one error."""
+        problems = []
+        smallest = _PAIRED + 2
+        if len(self.vae_widths) < 2 or min(self.vae_widths) < smallest:
+            problems.append(f"vae_widths {self.vae_widths}: expected two or more, each at least {smallest}")
+        if len(self.unet_widths) < 3 or any(width % self.unet_groups for width in self.unet_widths):
+            problems.append(
+                f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups} groups"
+            )
+        if any(width % self.head_width for width in self.unet_widths):
+            problems.append(f"unet_widths {self.unet_widths}: expected multiples of head_width {self.head_width}")
+        if self.latent_channels < _IMAGE_CHANNELS:
+            problems.append(f"latent_channels is {self.latent_channels}, expected {_IMAGE_CHANNELS} or more")
+        if problems:
+            raise RequestError("wrong base architecture: " + "; ".join(problems))
+
+
+def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
+    """An untrained base model, drawn from torch's default generator, that passes images through.
+
+    The decoder's first convolution carries sqrt(alpha) of timestep 999, so the division by it in the step
+    to x0 does not blow up the start of training; the formula itself stays SD-Turbo's.
+    """
+    sizes = architecture or BaseArchitecture()
+    tokenizer = _tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
+    scheduler = DDPMScheduler.from_config(_SD_TURBO_SCHEDULER)
+    vae = _vae(sizes)
+    _pass_images_through(vae, math.sqrt(float(scheduler.alphas_cumprod[FIRST_TIMESTEP])))
+    unet = _unet(sizes)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return BaseModel(tokenizer, _text_encoder(sizes, tokenizer), vae, unet, scheduler.alphas_cumprod.float())
+
+
+def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a base model as a diffusers folder that `load_base` reads, atomically, replacing an earlier one.
+
+    Args:
+        base: its modules keep their dtype.
+        path: of the folder.
+        dtype: of the weights on disk; `torch.float16` halves them.
+
+    Raises:
+        JobError: when the disk refuses.
+    """
+    with replacing(path) as folder:
+        base.tokenizer.save_pretrained(folder / "tokenizer")
+        DDPMScheduler.from_config(_SD_TURBO_SCHEDULER).save_pretrained(folder / "scheduler")
+        for name in ("text_encoder", "vae", "unet"):
+            module = getattr(base, name)
+            kept = {key: value.clone() for key, value in module.state_dict().items()}
+            module.to(dtype).save_pretrained(folder / name, safe_serialization=True)
+            module.to(torch.float32).load_state_dict(kept)
+
+
+def _vae(sizes: BaseArchitecture) -> AutoencoderKL:
+    levels = len(sizes.vae_widths)
+    return AutoencoderKL(
+        block_out_channels=sizes.vae_widths,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=sizes.latent_channels,
+        norm_num_groups=1,  # the constant channels must share a group with the image
+        scaling_factor=1.0,
+        mid_block_add_attention=False,  # quadratic in the image's area, at this VAE's fine latent
+        sample_size=128,
+    )
+
+
+def _unet(sizes: BaseArchitecture) -> UNet2DConditionModel:
+    middle = len(sizes.unet_widths) - 2
+    return UNet2DConditionModel(
+        in_channels=sizes.latent_channels,
+        out_channels=sizes.latent_channels,
+        block_out_channels=sizes.unet_widths,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * middle, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * middle, "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=sizes.unet_groups,
+        # In diffusers this argument is the number of heads (its name is a known mistake that files rely on).
+        attention_head_dim=tuple(width // sizes.head_width for width in sizes.unet_widths),
+        cross_attention_dim=sizes.text_width,
+        use_linear_projection=True,
+        sample_size=32,
+    )
+
+
+def _text_encoder(sizes: BaseArchitecture, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Never trained: random features tell the prompts apart, and the UNet learns what they stand for."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=sizes.text_width,
+        intermediate_size=2 * sizes.text_width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config).eval()
+
+
+def _tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
+    """CLIP's byte-level BPE with the merges that these texts need; other words fall into smaller pieces."""
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        min_frequency=1,
+        show_progress=False,
+        end_of_word_suffix="</w>",
+        special_tokens=[*letters, *(letter + "</w>" for letter in letters)],
+    )
+    words = [word for text in texts for word in text.lower().replace(",", " ,").replace(".", " .").split()]
+    learner.train_from_iterator(words, trainer)
+    vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
+    merges = _merges(learner)
+    for token in (start, end):
+        vocabulary[token] = len(vocabulary)
+    return CLIPTokenizer(
+        vocab=vocabulary, merges=merges, bos_token=start, eos_token=end, model_max_length=_TOKENS
+    )
+
+
+def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+
+
+@torch.no_grad()
+def _pass_images_through(vae: AutoencoderKL, signal: float) -> None:
+    """Set an untrained VAE to average pooling and, in the decoder, bilinear upsampling times `signal`.
+
+    Channels 0 to 2 of every layer carry the image, 3 to 5 its negative, 6 and 7 the constants. What the
+    other channels hold is random and reaches the result through layers that start at zero.
+    """
+    for module in vae.modules():
+        if type(module).__name__ == "ResnetBlock2D":
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)
+            if module.conv_shortcut is not None:
+                _carry(module.conv_shortcut, torch.ones(1, 1))
+        elif type(module).__name__ == "Downsample2D":
+            box = torch.zeros(3, 3)
+            box[:2, :2] = 0.25  # diffusers pads right and below
+            _carry(module.conv, box)
+        elif type(module).__name__ == "Upsample2D":
+            tent = torch.tensor([0.25, 0.5, 0.25])
+            _carry(module.conv, torch.outer(tent, tent))  # after doubled pixels: bilinear
+    _enter(vae.encoder.conv_in, 1.0)
+    _leave(vae.encoder.conv_norm_out, vae.encoder.conv_out)
+    for quantisation in (vae.quant_conv, vae.post_quant_conv):
+        nn.init.dirac_(quantisation.weight)
+        nn.init.zeros_(quantisation.bias)
+    vae.decoder.conv_in.weight.mul_(signal)
+    _enter(vae.decoder.conv_in, signal)
+    _leave(vae.decoder.conv_norm_out, vae.decoder.conv_out)
+
+
+def _carry(conv: nn.Conv2d, kernel: Tensor) -> None:
+    """The channels that both sides have go through `kernel` alone; new ones are random, of image channels."""
+    nn.init.zeros_(conv.bias)
+    conv.weight[:, _PAIRED : _PAIRED + 2] = 0
+    for channel in range(min(conv.in_channels, conv.out_channels)):
+        conv.weight[channel] = 0
+        conv.weight[channel, channel] = kernel
+
+
+def _enter(conv: nn.Conv2d, gain: float) -> None:
+    """Write the image, its negative and the constants into the first channels."""
+    conv.weight[: _PAIRED + 2] = 0
+    conv.bias.zero_()
+    for channel in range(_IMAGE_CHANNELS):
+        conv.weight[channel, channel, 1, 1] = gain
+        conv.weight[channel + _IMAGE_CHANNELS, channel, 1, 1] = -gain
+    conv.bias[_PAIRED], conv.bias[_PAIRED + 1] = _LEVEL, -_LEVEL
+
+
+def _leave(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+    """Read the image off the first channels; undo the norm, whose deviation the constants fix."""
+    deviation = _LEVEL * math.sqrt(2 / norm.num_channels)
+    conv.weight[:_IMAGE_CHANNELS] = 0
+    conv.bias.zero_()
+    for channel in range(_IMAGE_CHANNELS):
+        conv.weight[channel, channel, 1, 1] = deviation
+        conv.weight[channel, channel + _IMAGE_CHANNELS, 1, 1] = -deviation
