@@ -7,7 +7,7 @@ from s3diff_training.checkpoints.native import (
     read_checkpoint,
     write_checkpoint,
 )
-from s3diff_training.checkpoints.released import read_released, write_released
+from s3diff_training.checkpoints.released import read_released, write_estimator, write_released
 
 __all__ = [
     "Checkpoint",
@@ -16,5 +16,6 @@ __all__ = [
     "read_checkpoint",
     "read_released",
     "write_checkpoint",
+    "write_estimator",
     "write_released",
 ]

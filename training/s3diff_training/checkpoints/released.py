@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s3diff_training.errors import CheckpointError
 from s3diff_training.files import replacing
-from s3diff_training.network import NetworkConfig
+from s3diff_training.network import DegradationEstimator, NetworkConfig
 
 if TYPE_CHECKING:
     from s3diff_training.checkpoints.native import Checkpoint
@@ -74,6 +74,11 @@ def read_estimator(path: Path) -> dict[str, Tensor]:
         CheckpointError: when the file is missing, unsafe or damaged.
     """
     return {f"estimator.{name}": tensor.detach().float() for name, tensor in _load(path).items()}
+
+
+def write_estimator(estimator: DegradationEstimator, path: Path) -> None:
+    """Write an estimator as `de_net.pth`, atomically."""
+    _save({name: tensor.detach().cpu() for name, tensor in estimator.state_dict().items()}, path)
 
 
 def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:

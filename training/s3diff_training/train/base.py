@@ -53,7 +53,12 @@ class BaseTrainer:
     product = "base"
 
     def __init__(
-        self, base: BaseModel, losses: BaseLosses, pairs: TrainingPairs, held_out: HeldOut, lpips: LPIPS | None
+        self,
+        base: BaseModel,
+        losses: BaseLosses,
+        pairs: TrainingPairs,
+        held_out: HeldOut,
+        lpips: LPIPS | None,
     ) -> None:
         """Put the parts together; `base` is trained in place.
 

@@ -6,6 +6,7 @@ starts from a blurred picture instead of from noise, which on a CPU decides whet
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Sequence
@@ -69,7 +70,9 @@ class BaseArchitecture:
                 f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups} groups"
             )
         if any(width % self.head_width for width in self.unet_widths):
-            problems.append(f"unet_widths {self.unet_widths}: expected multiples of head_width {self.head_width}")
+            problems.append(
+                f"unet_widths {self.unet_widths}: expected multiples of head_width {self.head_width}"
+            )
         if self.latent_channels < _IMAGE_CHANNELS:
             problems.append(f"latent_channels is {self.latent_channels}, expected {_IMAGE_CHANNELS} or more")
         if problems:
@@ -97,7 +100,7 @@ def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -
     """Write a base model as a diffusers folder that `load_base` reads, atomically, replacing an earlier one.
 
     Args:
-        base: its modules keep their dtype.
+        base: stays as it is.
         path: of the folder.
         dtype: of the weights on disk; `torch.float16` halves them.
 
@@ -108,10 +111,7 @@ def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -
         base.tokenizer.save_pretrained(folder / "tokenizer")
         DDPMScheduler.from_config(_SD_TURBO_SCHEDULER).save_pretrained(folder / "scheduler")
         for name in ("text_encoder", "vae", "unet"):
-            module = getattr(base, name)
-            kept = {key: value.clone() for key, value in module.state_dict().items()}
-            module.to(dtype).save_pretrained(folder / name, safe_serialization=True)
-            module.to(torch.float32).load_state_dict(kept)
+            copy.deepcopy(getattr(base, name)).to(dtype).save_pretrained(folder / name)
 
 
 def _vae(sizes: BaseArchitecture) -> AutoencoderKL:

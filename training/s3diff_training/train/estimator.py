@@ -1,0 +1,116 @@
+"""`train estimator`: the degradation estimator, on the true levels of synthetic pairs.
+
+The source work (MM-RealSR) learns its scores by ranking, for want of true levels. The pipeline here measures
+them (`DegradationPipeline`), so the estimator regresses them, and a score set by hand has a meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from s3diff_training.checkpoints import write_estimator
+from s3diff_training.data import PhotographFolder
+from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
+from s3diff_training.metrics import spearman
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.network.model import SCALE
+from s3diff_training.train.loop import Samples, TrainLoop
+from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.pairs import PairOptions, TrainingPairs
+
+AXES = NetworkConfig().degradation_axes
+_HELD_OUT_CROPS = 96
+_SHOWN = 8
+
+
+def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[DegradedBatch]:
+    """Random crops, each degraded on its own, the same for the same seed: to score an estimator.
+
+    Args:
+        folder: of photographs.
+        count: number of crops.
+        size: their side in HR pixels.
+        seed: of crops and degradations.
+
+    Raises:
+        RequestError: when the folder holds no photograph that large.
+    """
+    photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline(scale=SCALE)
+    generator = torch.Generator().manual_seed(seed)
+    return [pipeline(photographs.crops(1, size, generator).float() / 255, generator) for _ in range(count)]
+
+
+def levels(batch: DegradedBatch) -> Tensor:
+    """The true levels `[N, 2]` in [0, 1], in the order of `AXES`."""
+    return torch.stack([getattr(batch, axis) for axis in AXES], dim=1)
+
+
+@torch.no_grad()
+def rank_correlation(estimator: DegradationEstimator, crops: list[DegradedBatch]) -> dict[str, float]:
+    """Spearman's correlation of estimated and true levels, by axis; needs two crops or more."""
+    device = next(estimator.parameters()).device
+    estimated = torch.cat([estimator(crop.lr.to(device)).cpu() for crop in crops]).numpy()
+    true = torch.cat([levels(crop) for crop in crops]).numpy()
+    return {axis: spearman(estimated[:, i], true[:, i]) for i, axis in enumerate(AXES)}
+
+
+class EstimatorTrainer:
+    """Trains a degradation estimator; a `Trainer` for `TrainLoop`."""
+
+    product = "de_net.pth"
+
+    def __init__(self, estimator: DegradationEstimator, options: PairOptions) -> None:
+        """Open the photographs.
+
+        Args:
+            estimator: trained in place.
+            options: the folders and the size of the crops.
+
+        Raises:
+            RequestError: for a folder without usable photographs.
+        """
+        self._estimator, self._pairs = estimator.requires_grad_(True), TrainingPairs(options)
+        self._validated = options.validation is not None
+        folder = options.validation or options.data
+        count = _HELD_OUT_CROPS if self._validated else _SHOWN
+        self._crops = degraded_crops(folder, count, options.crop)
+
+    def trained(self) -> Mapping[str, Trained]:
+        """The estimator."""
+        return {"estimator": Trained(self._estimator)}
+
+    def step(self, loop: TrainLoop) -> Mapping[str, float]:
+        """One update: smooth L1 between estimated and true levels."""
+        return loop.optimize("estimator", self._pairs.draw(loop), self._terms)
+
+    def sample(self, loop: TrainLoop) -> Samples:
+        """LR images beside two patches: their true and their estimated levels (red: blur, green: noise)."""
+        rows = []
+        for crop in self._crops[:_SHOWN]:
+            estimated = self._estimator(crop.lr.to(loop.device)).cpu()
+            patches = [
+                F.pad(d, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for d in (levels(crop), estimated)
+            ]
+            rows.append([crop.lr[0], *patches])
+        return Samples(rows, ("low resolution", "true", "estimated"))
+
+    def validate(self, loop: TrainLoop) -> Mapping[str, float]:
+        """Spearman's correlation on held-out crops, by axis."""
+        if not self._validated:
+            return {}
+        scores = rank_correlation(self._estimator, self._crops)
+        return {f"spearman_{axis}": value for axis, value in scores.items()}
+
+    def export(self, path: Path) -> None:
+        """Write `de_net.pth`, which `train lora`, `restore` and `convert-checkpoint` take."""
+        write_estimator(self._estimator, path)
+
+    def _terms(self, batch: DegradedBatch) -> dict[str, Tensor]:
+        difference = F.smooth_l1_loss(self._estimator(batch.lr), levels(batch), reduction="none", beta=0.1)
+        return dict(zip(AXES, difference.mean(0), strict=True))
