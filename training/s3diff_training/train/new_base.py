@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -67,7 +68,7 @@ class BaseArchitecture:
             problems.append(f"vae_widths {self.vae_widths}: expected two or more, each at least {smallest}")
         if len(self.unet_widths) < 3 or any(width % self.unet_groups for width in self.unet_widths):
             problems.append(
-                f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups} groups"
+                f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups}"
             )
         if any(width % self.head_width for width in self.unet_widths):
             problems.append(
@@ -223,7 +224,7 @@ def _pass_images_through(vae: AutoencoderKL, signal: float) -> None:
 
 def _carry(conv: nn.Conv2d, kernel: Tensor) -> None:
     """The channels that both sides have go through `kernel` alone; new ones are random, of image channels."""
-    nn.init.zeros_(conv.bias)
+    cast(Tensor, conv.bias).zero_()
     conv.weight[:, _PAIRED : _PAIRED + 2] = 0
     for channel in range(min(conv.in_channels, conv.out_channels)):
         conv.weight[channel] = 0
@@ -233,18 +234,18 @@ def _carry(conv: nn.Conv2d, kernel: Tensor) -> None:
 def _enter(conv: nn.Conv2d, gain: float) -> None:
     """Write the image, its negative and the constants into the first channels."""
     conv.weight[: _PAIRED + 2] = 0
-    conv.bias.zero_()
+    bias = cast(Tensor, conv.bias).zero_()
     for channel in range(_IMAGE_CHANNELS):
         conv.weight[channel, channel, 1, 1] = gain
         conv.weight[channel + _IMAGE_CHANNELS, channel, 1, 1] = -gain
-    conv.bias[_PAIRED], conv.bias[_PAIRED + 1] = _LEVEL, -_LEVEL
+    bias[_PAIRED], bias[_PAIRED + 1] = _LEVEL, -_LEVEL
 
 
 def _leave(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
     """Read the image off the first channels; undo the norm, whose deviation the constants fix."""
     deviation = _LEVEL * math.sqrt(2 / norm.num_channels)
     conv.weight[:_IMAGE_CHANNELS] = 0
-    conv.bias.zero_()
+    cast(Tensor, conv.bias).zero_()
     for channel in range(_IMAGE_CHANNELS):
         conv.weight[channel, channel, 1, 1] = deviation
         conv.weight[channel, channel + _IMAGE_CHANNELS, 1, 1] = -deviation
