@@ -30,7 +30,7 @@ _IMAGE_CHANNELS = 3
 _PAIRED = 2 * _IMAGE_CHANNELS  # SiLU passes x unchanged as SiLU(x) - SiLU(-x), so every colour goes twice
 _LEVEL = 8.0  # of two constant channels, +level and -level: they dominate the norms, which become linear
 _TOKENS = 77
-_SD_TURBO_SCHEDULER = {
+SD_TURBO_SCHEDULER: dict[str, object] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -87,8 +87,8 @@ def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
     to x0 does not blow up the start of training; the formula itself stays SD-Turbo's.
     """
     sizes = architecture or BaseArchitecture()
-    tokenizer = _tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
-    scheduler = DDPMScheduler.from_config(_SD_TURBO_SCHEDULER)
+    tokenizer = prompt_tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
+    scheduler = DDPMScheduler.from_config(SD_TURBO_SCHEDULER)
     vae = _vae(sizes)
     _pass_images_through(vae, math.sqrt(float(scheduler.alphas_cumprod[FIRST_TIMESTEP])))
     unet = _unet(sizes)
@@ -110,7 +110,7 @@ def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -
     """
     with replacing(path) as folder:
         base.tokenizer.save_pretrained(folder / "tokenizer")
-        DDPMScheduler.from_config(_SD_TURBO_SCHEDULER).save_pretrained(folder / "scheduler")
+        DDPMScheduler.from_config(SD_TURBO_SCHEDULER).save_pretrained(folder / "scheduler")
         for name in ("text_encoder", "vae", "unet"):
             copy.deepcopy(getattr(base, name)).to(dtype).save_pretrained(folder / name)
 
@@ -164,7 +164,7 @@ def _text_encoder(sizes: BaseArchitecture, tokenizer: CLIPTokenizer) -> CLIPText
     return CLIPTextModel(config).eval()
 
 
-def _tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
+def prompt_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     """CLIP's byte-level BPE with the merges that these texts need; other words fall into smaller pieces."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
