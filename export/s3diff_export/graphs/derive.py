@@ -1,0 +1,52 @@
+"""A module's twin with other layers and another dtype, that shares every tensor it can with the original.
+
+The original is never changed, so stages of a full-size network are derived one after the other without a second
+copy of the weights, and the network itself still serves as the truth to verify against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from s3diff_training.network import ModulatedLoRA
+
+LayerMaker = Callable[[ModulatedLoRA], nn.Module]
+"""Makes the layer that takes the place of a degradation-guided one; called with the original."""
+
+
+def derive(module: nn.Module, dtype: torch.dtype, make_layer: LayerMaker) -> nn.Module:
+    """The twin of `module`.
+
+    Args:
+        module: left as it is.
+        dtype: of the twin's floating-point parameters and buffers; the same dtype shares them.
+        make_layer: replaces every `ModulatedLoRA`.
+    """
+    if isinstance(module, ModulatedLoRA):
+        return make_layer(module)
+    twin = shallow(module)
+    for name, parameter in module._parameters.items():
+        twin._parameters[name] = None if parameter is None else frozen(parameter, dtype)
+    for name, buffer in module._buffers.items():
+        floating = buffer is not None and buffer.is_floating_point()
+        twin._buffers[name] = buffer.to(dtype) if buffer is not None and floating else buffer
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else derive(child, dtype, make_layer)
+    return twin
+
+
+def shallow(module: nn.Module) -> nn.Module:
+    """The same module with dictionaries of its own, so that its parts can be exchanged."""
+    twin: nn.Module = object.__new__(type(module))
+    twin.__dict__ = dict(module.__dict__)
+    for part in ("_parameters", "_buffers", "_modules"):
+        twin.__dict__[part] = dict(module.__dict__[part])
+    return twin
+
+
+def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
+    """The tensor as a parameter of that dtype without a gradient; shares memory where the dtype is its own."""
+    return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

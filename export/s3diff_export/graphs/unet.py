@@ -1,0 +1,199 @@
+"""The UNet at its one timestep: time embedding and prompts folded, the prompts' common work done once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3diff_export.errors import RequestError
+from s3diff_export.graphs.derive import LayerMaker, derive, frozen
+from s3diff_training.network import ModulatedLoRA
+from s3diff_training.network.lora import ModulationSlot
+
+
+class OneStepUNet(nn.Module):
+    """A diffusers UNet evaluated at one timestep for P prompts: latent `[N, c, h, w]` to ε `[P N, c, h, w]`.
+
+    What the prompts have in common, everything up to the first cross-attention, runs on N images; from there on
+    the batch is P N: all images under the first prompt, then all under the second. The original is left alone.
+
+    Args:
+        unet: of the network, with or without degradation-guided LoRA.
+        timestep: the only one.
+        make_layer: for the LoRA layers.
+        slot: that those layers read; its value must have the batch N, or 1, when this is called.
+        dtype: of weights and activations.
+        prompts: constant embeddings `[P, T, W]`, or None to be given on each call.
+
+    Raises:
+        RequestError: for a UNet that is not of Stable Diffusion's kind.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        timestep: int,
+        make_layer: LayerMaker,
+        slot: ModulationSlot,
+        dtype: torch.dtype,
+        prompts: Tensor | None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        _require_stable_diffusion(unet)
+        emb = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).float())
+        parts = {
+            name: derive(getattr(unet, name), dtype, make_layer)
+            for name in ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+        }
+        for name, part in parts.items():
+            _fold_time(getattr(unet, name), part, emb, dtype)
+            self.add_module(name, part)
+        self.slot, self.dtype = slot, dtype
+        self.register_buffer("prompts", None if prompts is None else prompts.to(dtype))
+        self.prompts: Tensor | None
+        widened = False
+        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
+            for index, transformer in enumerate(getattr(block, "attentions", None) or []):
+                for inner in transformer.transformer_blocks:
+                    inner._modules["attn2"] = PromptAttention(inner.attn2, slot, self.prompts)
+                if not widened:
+                    block._modules["attentions"] = nn.ModuleList(block.attentions)
+                    block.attentions[index] = Widening(transformer, slot)
+                    widened = True
+
+    def forward(self, latent: Tensor, prompts: Tensor | None = None) -> Tensor:
+        """See the class; `prompts` `[P, T, W]` where they are not constant."""
+        context = self.prompts if prompts is None else prompts.to(self.dtype)
+        x = self.conv_in(latent.to(self.dtype))
+        skips = [x]
+        for block in self.down_blocks:
+            x, states = block(x, **_conditions(block, context))
+            skips += states
+        x = self.mid_block(x, **_conditions(self.mid_block, context))
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            taken = tuple(_as_wide(skip, x) for skip in skips[-count:])
+            skips = skips[:-count]
+            x = block(x, res_hidden_states_tuple=taken, **_conditions(block, context))
+        noise: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return noise
+
+
+class Widening(nn.Module):
+    """The first transformer: takes N images and gives P N, splitting at its first cross-attention."""
+
+    def __init__(self, transformer: Any, slot: ModulationSlot) -> None:
+        """Wrap a `Transformer2DModel`."""
+        super().__init__()
+        self.transformer, self.slot = transformer, slot
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> tuple[Tensor]:
+        """`[N, C, H, W]` and prompts `[P, T, W]` to `[P N, C, H, W]`, as diffusers calls it."""
+        prompts, height, width = encoder_hidden_states.shape[0], *hidden_states.shape[2:]
+        tokens, inner = self.transformer._operate_on_continuous_inputs(hidden_states)
+        first, *others = self.transformer.transformer_blocks
+        tokens = tokens + first.attn1(first.norm1(tokens))
+        tokens = tokens.repeat(prompts, 1, 1)
+        if self.slot.value is not None and prompts > 1:
+            self.slot.value = self.slot.value.repeat(prompts, 1, 1, 1)
+        tokens = tokens + first.attn2(first.norm2(tokens), encoder_hidden_states)
+        tokens = tokens + first.ff(first.norm3(tokens))
+        for block in others:
+            tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
+        output = self.transformer._get_output_for_continuous_inputs(
+            tokens, hidden_states.repeat(prompts, 1, 1, 1), tokens.shape[0], height, width, inner
+        )
+        return (output,)
+
+
+class PromptAttention(nn.Module):
+    """Cross-attention of P N images to P prompts; keys and values are computed once per prompt, or folded.
+
+    Under `dynamic` LoRA they differ by image too and are computed for each.
+    """
+
+    def __init__(self, attention: Any, slot: ModulationSlot, prompts: Tensor | None) -> None:
+        """Take over the layers of a diffusers `Attention`; constant `prompts` `[P, T, W]` fold plain ones."""
+        super().__init__()
+        self.heads, self.slot = attention.heads, slot
+        self.to_q, self.to_out = attention.to_q, attention.to_out[0]
+        plain = all(isinstance(layer, nn.Linear) for layer in (attention.to_k, attention.to_v))
+        self.per_image = isinstance(attention.to_k, ModulatedLoRA) or isinstance(attention.to_v, ModulatedLoRA)
+        self.folded = plain and prompts is not None
+        if self.folded:
+            with torch.no_grad():
+                self.register_buffer("keys", attention.to_k(prompts))
+                self.register_buffer("values", attention.to_v(prompts))
+        else:
+            self.to_k, self.to_v = attention.to_k, attention.to_v
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
+        """`[P N, T', C]` and prompts `[P, T, W]` to `[P N, T', C]`."""
+        images = hidden_states.shape[0] // encoder_hidden_states.shape[0]
+        if self.folded:
+            keys, values = self.keys, self.values
+        elif self.per_image:
+            context = _for_images(encoder_hidden_states, images)
+            keys, values = self.to_k(context), self.to_v(context)
+        else:
+            keys, values = self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
+        if not self.per_image or self.folded:
+            keys, values = _for_images(keys, images), _for_images(values, images)
+        split = [
+            tensor.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for tensor in (self.to_q(hidden_states), keys, values)
+        ]
+        attended = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        output: Tensor = self.to_out(attended)
+        return output
+
+
+def _for_images(prompts: Tensor, images: int) -> Tensor:
+    """`[P, T, W]` to `[P N, T, W]`, every prompt N times in a row."""
+    return prompts[:, None].expand(-1, images, -1, -1).flatten(0, 1)
+
+
+def _as_wide(skip: Tensor, x: Tensor) -> Tensor:
+    """A skip from before the split, repeated for every prompt."""
+    times = x.shape[0] // skip.shape[0]
+    return skip if times == 1 else skip.repeat(times, 1, 1, 1)
+
+
+def _conditions(block: Any, context: Tensor | None) -> dict[str, Tensor | None]:
+    return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
+
+
+def _fold_time(original: nn.Module, twin: nn.Module, emb: Tensor, dtype: torch.dtype) -> None:
+    """Add what the time embedding adds to every residual block to the bias of its first convolution."""
+    twins = dict(twin.named_modules())
+    for name, block in original.named_modules():
+        projection = getattr(block, "time_emb_proj", None)
+        if projection is None:
+            continue
+        if block.time_embedding_norm != "default" or isinstance(projection, ModulatedLoRA):
+            raise RequestError("the UNet's time path has LoRA or scales activations; it cannot be folded away")
+        conv = block.conv1.base_layer if isinstance(block.conv1, ModulatedLoRA) else block.conv1
+        own = twins[name].conv1
+        own = getattr(own, "base_layer", own)
+        shift = projection(F.silu(emb))[0]
+        own._parameters["bias"] = frozen(shift if conv.bias is None else conv.bias + shift, dtype)
+        twins[name].time_emb_proj = None
+
+
+def _require_stable_diffusion(unet: Any) -> None:
+    config = unet.config
+    unusual = [
+        name
+        for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
+        if config.get(name) is not None
+    ]
+    unusual += [name for name in ("only_cross_attention", "dual_cross_attention") if config.get(name)]
+    if config.act_fn != "silu" or unusual:
+        raise RequestError(
+            f"this UNet is not of Stable Diffusion's kind ({', '.join(unusual) or config.act_fn}); "
+            "expected SD-Turbo's layout"
+        )

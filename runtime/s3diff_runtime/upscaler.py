@@ -1,0 +1,294 @@
+"""Upscales images with a bundle: estimates, picks bins, groups into batches, cuts large images into tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.errors import JobError, RequestError
+from s3diff_runtime.images import Photograph, open_photograph
+from s3diff_runtime.manifest import Bin, Manifest
+from s3diff_runtime.network import Clock, Network
+from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.session import open_engine
+from s3diff_runtime.settings import Conditions, Degradation, UpscaleSettings
+from s3diff_runtime.tiling import Pixels, TilePlan, estimate_windows
+
+ImageLike = str | Path | Image.Image | NDArray[Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Result:
+    """An upscaled image and how it came about."""
+
+    pixels: Pixels
+    """uint8 RGB `[4H, 4W, 3]`."""
+    estimated: dict[str, float] | None
+    """The scores `noise` and `blur` read off the image, in [0, 1]; None where both were set by hand."""
+    applied: dict[str, float]
+    """The scores that were asked of the network. A merged bundle answers with the weights of `bin`."""
+    bin: Bin | None
+    """The bin whose weights were used; None unless the bundle is merged."""
+    engine: str
+    device: str
+    seconds: dict[str, float]
+    """Time by stage, and under `host` everything else: opening graphs, cutting, blending. An image's share of
+    what it was batched with; summed over a list, the whole time."""
+    tiles: int
+    """How many pieces the image was cut into; 1 if it was not."""
+    photograph: Photograph | None = field(default=None, repr=False)
+    """What was opened, with the alpha, profile and mode that `image` takes over."""
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The image as it would be saved: with the mode, alpha and ICC profile of what was given."""
+        return self.photograph.finish(self.pixels) if self.photograph else Image.fromarray(self.pixels)
+
+
+@dataclass
+class _Work:
+    """One image on its way through the network."""
+
+    pixels: Pixels
+    clock: Clock
+    estimate: Degradation | None
+    degradation: Degradation
+    bin: Bin | None
+    tiles: int = 1
+    upscaled: Pixels | None = None
+
+
+class Upscaler:
+    """Upscales images ×4 with a bundle. Make it with `open`; close it, or use it as a context manager.
+
+    Safe to call from several threads.
+
+    Attributes:
+        manifest: of the bundle.
+        engine, device: what runs it.
+        options: as opened with.
+    """
+
+    def __init__(
+        self, bundle: Bundle, network: Network, engine: str, device: str, options: UpscaleOptions
+    ) -> None:
+        """Put the parts together that `open` makes."""
+        self.manifest: Manifest = bundle.manifest
+        self.engine, self.device, self.options = engine, device, options
+        self._bundle = bundle
+        self._network: Network | None = network
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path,
+        engine: str = "auto",
+        device: str = "cpu",
+        options: UpscaleOptions | None = None,
+    ) -> Self:
+        """Check a bundle and load what every image needs of it.
+
+        Args:
+            bundle: its folder.
+            engine: `onnx`, or `auto` for the fastest that the bundle and this machine offer.
+            device: `cpu`, `cuda`, or `cuda:N`. Another device is never taken in its place.
+            options: tiles, batches, threads, memory, checks.
+
+        Raises:
+            BundleError: for a bundle that is damaged, altered, newer than this version, or does not load.
+            RequestError: for an unknown engine or device, one that this machine lacks, or a tile that does
+                not fit the bundle.
+        """
+        options = options or UpscaleOptions()
+        opened = Bundle.open(Path(bundle), options.check)
+        options.check_tile(opened.manifest)
+        runner = open_engine(engine, device, options.threads)
+        sessions = SessionPool(opened, runner, options.memory_mib * 2**20)
+        network = Network(opened, sessions, options.check_finite)
+        network.open_shared()
+        return cls(opened, network, runner.name, runner.device, options)
+
+    def close(self) -> None:
+        """Free the graphs. Closing twice is allowed."""
+        self._network = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @overload  # a string is a sequence of strings to mypy, and one path to us
+    def __call__(  # type: ignore[overload-overlap]
+        self, images: ImageLike, **settings: Unpack[UpscaleSettings]
+    ) -> Result: ...
+
+    @overload
+    def __call__(self, images: Sequence[ImageLike], **settings: Unpack[UpscaleSettings]) -> list[Result]: ...
+
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], **settings: Unpack[UpscaleSettings]
+    ) -> Result | list[Result]:
+        """Upscale an image, or a list of them in batches.
+
+        Args:
+            images: a path, a PIL image, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; or a list.
+            settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, for all images;
+                see `UpscaleSettings`.
+
+        Returns:
+            A result, or one for each of the list in its order.
+
+        Raises:
+            RequestError: for settings out of range or that the bundle cannot do, and images that cannot be
+                read.
+            JobError: when the network fails.
+        """
+        if isinstance(images, str | Path | Image.Image | np.ndarray):
+            return self([images], **settings)[0]
+        photographs = [open_photograph(image) for image in images]
+        return self._upscale([photograph.pixels for photograph in photographs], photographs, settings)
+
+    def upscale_pixels(self, images: Sequence[Pixels], **settings: Unpack[UpscaleSettings]) -> list[Result]:
+        """Upscale arrays that are pixels already: uint8 RGB `[H, W, 3]` of any sizes. See `__call__`."""
+        return self._upscale(images, [None] * len(images), settings)
+
+    def _upscale(
+        self,
+        images: Sequence[Pixels],
+        photographs: Sequence[Photograph | None],
+        settings: UpscaleSettings,
+    ) -> list[Result]:
+        start = perf_counter()
+        conditions = Conditions.of(self.manifest, **settings)
+        _require_pixels(images)
+        if self._network is None:
+            raise RequestError("this upscaler is closed; open the bundle again")
+        try:
+            works = list(self._conditioned(self._network, images, conditions))
+            self._restore(self._network, works, conditions)
+        except MemoryError as error:
+            raise JobError("out of memory; smaller images, tiles or batches need less") from error
+        _count_host_time(works, perf_counter() - start)
+        return [self._result(work, photograph) for work, photograph in zip(works, photographs, strict=True)]
+
+    def _conditioned(
+        self, network: Network, images: Sequence[Pixels], conditions: Conditions
+    ) -> Iterator[_Work]:
+        """Settle degradation and bin of every image."""
+        clocks = [Clock() for _ in images]
+        found = self._estimates(network, images, clocks) if conditions.needs_estimate else {}
+        for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
+            estimate = found.get(number)
+            degradation = conditions.degradation(estimate)
+            yield _Work(image, clock, estimate, degradation, self._bundle.nearest_bin(*degradation))
+
+    def _estimates(
+        self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock]
+    ) -> dict[int, Degradation]:
+        """The degradation of every image by its number."""
+        samples = [
+            (number, image[window])
+            for number, image in enumerate(images)
+            for window in estimate_windows(*image.shape[:2])
+        ]
+        found: dict[int, list[Degradation]] = {}
+        for batch in _batches(samples, lambda sample: sample[1].shape, self.options.batch):
+            clock = Clock()
+            estimates = network.estimate(np.stack([pixels for _, pixels in batch]), clock)
+            for (number, _), estimate in zip(batch, estimates, strict=True):
+                found.setdefault(number, []).append(estimate)
+                clocks[number].add(clock.seconds, 1 / len(batch))
+        return {number: Degradation(*np.mean(parts, axis=0).tolist()) for number, parts in found.items()}
+
+    def _restore(self, network: Network, works: Sequence[_Work], conditions: Conditions) -> None:
+        """Run large images tile by tile, and small ones with all that can share a batch with them."""
+        tile = self.options.tile
+        small = [work for work in works if not tile or max(work.pixels.shape[:2]) <= tile]
+        for batch in _batches(small, self._companions, self.options.batch):
+            clock = Clock()
+            images = np.stack([work.pixels for work in batch])
+            degradations = [work.degradation for work in batch]
+            upscaled = network.restore(images, degradations, batch[0].bin, conditions, clock)
+            for work, pixels in zip(batch, upscaled, strict=True):
+                work.upscaled = pixels
+                work.clock.add(clock.seconds, 1 / len(batch))
+        for work in works:
+            if work.upscaled is None:
+                self._restore_tiled(network, work, conditions)
+
+    def _restore_tiled(self, network: Network, work: _Work, conditions: Conditions) -> None:
+        height, width, _ = work.pixels.shape
+        plan = TilePlan.of(height, width, self.options.tile or 0, self.options.overlap_of_tiles)
+
+        def restored() -> Iterator[Pixels]:
+            for tiles in _chunks(plan.cut(work.pixels), self.options.batch):
+                degradations = [work.degradation] * len(tiles)
+                yield from network.restore(np.stack(tiles), degradations, work.bin, conditions, work.clock)
+
+        work.tiles = len(plan)
+        work.upscaled = plan.blend(restored(), self.manifest.scale)
+
+    def _companions(self, work: _Work) -> Hashable:
+        """What images must have in common to run as one batch."""
+        exactly = work.degradation if self.manifest.lora_mode == "fused" else None
+        return work.pixels.shape, work.bin and work.bin.name, exactly
+
+    def _result(self, work: _Work, photograph: Photograph | None) -> Result:
+        return Result(
+            pixels=np.asarray(work.upscaled),
+            estimated=work.estimate and work.estimate._asdict(),
+            applied=work.degradation._asdict(),
+            bin=work.bin,
+            engine=self.engine,
+            device=self.device,
+            seconds=work.clock.seconds,
+            tiles=work.tiles,
+            photograph=photograph,
+        )
+
+
+def _require_pixels(images: Sequence[Pixels]) -> None:
+    problems = [
+        f"image {number} is {image.dtype} {list(image.shape)}"
+        for number, image in enumerate(images)
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size
+    ]
+    if problems:
+        raise RequestError(f"{'; '.join(problems)}; expected uint8 [H, W, 3] with H and W of 1 or more")
+
+
+def _count_host_time(works: Sequence[_Work], elapsed: float) -> None:
+    staged = sum(sum(work.clock.seconds.values()) for work in works)
+    for work in works:
+        work.clock.add({"host": elapsed - staged}, 1 / len(works))
+
+
+def _batches(items: Iterable[T], key: Callable[[T], Hashable], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items with equal keys, in the order of first appearance."""
+    groups: dict[Hashable, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    for group in groups.values():
+        yield from _chunks(group, size)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter."""
+    remaining = iter(items)
+    while chunk := list(islice(remaining, size)):
+        yield chunk

@@ -1,0 +1,155 @@
+"""What is read, where each result goes, and what is refused before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.jobs import output_folder, plan_jobs, refuse_existing
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder `in` of pictures, two of a name apart from their folders, beside files that are none."""
+    for name in (
+        "a.png",
+        "b.JPG",
+        "notes.txt",
+        ".hidden.png",
+        "trip/a.png",
+        "trip/deep/c.webp",
+        ".cache/d.png",
+    ):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def planned(inputs: Sequence[str], output: str = "out", format: str | None = None) -> dict[str, str]:
+    return {str(job.source): str(job.target) for job in plan_jobs(inputs, Path(output), format)}
+
+
+def test_folders_keep_their_structure() -> None:
+    assert planned(["in"]) == {
+        "in/a.png": "out/a.png",
+        "in/b.JPG": "out/b.JPG",
+        "in/trip/a.png": "out/trip/a.png",
+        "in/trip/deep/c.webp": "out/trip/deep/c.webp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("in/*.png", {"in/a.png": "out/a.png"}),
+        ("in/*/a.png", {"in/trip/a.png": "out/trip/a.png"}),
+        ("in/**/*.png", {"in/a.png": "out/a.png", "in/trip/a.png": "out/trip/a.png"}),
+        ("in/trip/d[aeiou]ep/c.*", {"in/trip/deep/c.webp": "out/deep/c.webp"}),
+    ],
+)
+def test_patterns_keep_the_structure_below_their_fixed_part(pattern: str, expected: dict[str, str]) -> None:
+    assert planned([pattern]) == expected
+
+
+def test_file_with_the_signs_of_a_pattern_is_a_file(photos: Path) -> None:
+    (photos / "in" / "[1].png").touch()
+    assert planned(["in/[1].png"]) == {"in/[1].png": "out/[1].png"}
+
+
+@pytest.mark.parametrize(
+    ("format", "targets"),
+    [("png", {"a.png", "b.png"}), ("jpeg", {"a.jpg", "b.JPG"}), ("webp", {"a.webp", "b.webp"})],
+)
+def test_format_changes_suffixes_that_are_not_its_own(format: str, targets: set[str]) -> None:
+    assert {Path(path).name for path in planned(["in/a.png", "in/b.JPG"], format=format).values()} == targets
+
+
+def test_name_without_the_suffix_of_a_format_becomes_png() -> None:
+    assert planned(["in/notes.txt"]) == {"in/notes.txt": "out/notes.txt.png"}
+
+
+def test_single_file_may_name_its_result(photos: Path) -> None:
+    assert planned(["in/a.png"], "new/result.webp") == {"in/a.png": "new/result.webp"}
+    assert output_folder(Path("new/result.webp")) == Path("new")
+    (photos / "folder.png").mkdir()
+    assert planned(["in/a.png"], "folder.png") == {"in/a.png": "folder.png/a.png"}
+    assert output_folder(Path("folder.png")) == Path("folder.png")
+
+
+def test_inputs_named_twice_count_once(photos: Path) -> None:
+    (photos / "link").symlink_to(photos / "in")
+    assert len(planned(["in", "in/a.png", "./in/trip/../a.png", "link"])) == 4
+
+
+def test_results_inside_an_input_folder_are_not_inputs(photos: Path) -> None:
+    (photos / "in" / "out").mkdir()
+    (photos / "in" / "out" / "a.png").touch()
+    assert len(planned(["in"], "in/out")) == 4
+
+
+def test_comparisons_lie_beside_the_results() -> None:
+    jobs = plan_jobs(["in/b.JPG"], Path("out"), compare=True)
+    assert jobs[0].outputs == (Path("out/b.JPG"), Path("out/b.compare.png"))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "format", "message"),
+    [
+        (["missing.png"], "out", None, "missing.png does not exist, and matches nothing"),
+        (["in/*.tif"], "out", None, "in/*.tif does not exist, and matches nothing"),
+        (["in/.cache"], "out", None, "in/.cache cannot"),
+        (["in"], "in", None, "the result of in/a.png would replace the input in/a.png"),
+        (["in/a.png"], "in/a.png", None, "the result of in/a.png would replace the input in/a.png"),
+        (["in/a.png", "in/trip"], "in", None, "the result of in/trip/a.png would replace the input in/a.png"),
+        (["in/a.png", "in/trip/a.png"], "out", None, "and in/trip/a.png would both be written to out/a.png"),
+        (["in"], "out.png", None, "only one input file can go to a file"),
+        (["in/a.png", "in/b.JPG"], "out.png", None, "only one input file can go to a file"),
+        (["in/a.png"], "out.png", "jpeg", "out.png does not have a suffix of --format jpeg"),
+        (["in/a.png"], "in/notes.txt", None, "in/notes.txt is a file; expected a folder"),
+        (["x", "y", "z", "v", "w"], "out", None, "; and 2 more problems"),
+    ],
+)  # fmt: skip
+def test_impossible_plans_are_refused(
+    photos: Path, inputs: list[str], output: str, format: str | None, message: str
+) -> None:
+    if inputs == ["in/.cache"]:  # named outright, a hidden folder is searched
+        (photos / "in" / ".cache" / "d.png").unlink()
+        message = "in/.cache holds no .jpeg, .jpg, .png, .tif, .tiff, .webp files"
+    with pytest.raises(RequestError, match=re.escape(message)):
+        planned(inputs, output, format)
+
+
+def test_format_can_make_two_inputs_collide(photos: Path) -> None:
+    (photos / "in" / "a.jpg").touch()
+    assert len(planned(["in/a.png", "in/a.jpg"])) == 2
+    with pytest.raises(RequestError, match=r"would both be written to out/a\.png"):
+        planned(["in/a.png", "in/a.jpg"], format="png")
+
+
+def test_link_to_an_input_is_the_input(photos: Path) -> None:
+    (photos / "out").symlink_to(photos / "in")
+    with pytest.raises(RequestError, match=r"would replace the input in/a\.png"):
+        planned(["in/a.png"], "out")
+
+
+def test_folder_in_the_place_of_a_result_is_refused(photos: Path) -> None:
+    (photos / "out" / "a.png").mkdir(parents=True)
+    with pytest.raises(RequestError, match=r"out/a\.png is a folder, where the result of in/a\.png would go"):
+        planned(["in/a.png"])
+
+
+def test_existing_outputs_are_refused(photos: Path) -> None:
+    jobs = plan_jobs(["in"], Path("out"), compare=True)
+    refuse_existing(jobs)
+    (photos / "out").mkdir()
+    (photos / "out" / "b.compare.png").touch()
+    with pytest.raises(RequestError, match=r"^out/b\.compare\.png exists; pass --force .* or --resume"):
+        refuse_existing(jobs)
+    (photos / "out" / "a.png").touch()
+    with pytest.raises(RequestError, match=r"^out/a\.png and 1 more exist; pass --force"):
+        refuse_existing(jobs)
