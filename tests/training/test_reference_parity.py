@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.small import relative
 from torch import Tensor
 
-from s3diff_training.checkpoints import build_network, read_checkpoint
-from s3diff_training.network import S3Diff, bicubic_upscale, load_base
-from s3diff_training.network.color import correct_color
-from s3diff_training.network.diffusion import guide
-from s3diff_training.network.modulation import Modulation
+from s3diff_training.errors import CheckpointError, RequestError
+from s3diff_training.network import S3Diff, lora_layers
+from s3diff_training.parity import Deviation, compare_with_reference, reference_network, worst_of_each
 
-CASES = [f"s{image}.d{degradation}" for image in range(2) for degradation in range(3)]
-GUIDANCE = 1.07
+QUANTITIES = {
+    "prepared image": 1e-5,
+    "degradation estimate": 1e-5,
+    "prompt, positive": 1e-5,
+    "prompt, negative": 1e-5,
+    "modulation, encoder": 1e-5,
+    "modulation, UNet": 1e-5,
+    "latent": 1e-5,
+    "ε, positive": 1e-5,
+    "ε, negative": 1e-5,
+    "x0, positive alone": 1e-4,
+    "x0, guided": 1e-4,
+    "image, colour fix wavelet": 1e-4,
+    "image, colour fix adain": 1e-4,
+    "image, colour fix none": 1e-4,
+}
 
 
 @pytest.fixture(scope="module")
 def reference(shared: Path) -> Path:
     return shared / "reference"
+
+
+@pytest.fixture(scope="module")
+def description(reference: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((reference / "reference.json").read_text())
+    return content
 
 
 @pytest.fixture(scope="module")
@@ -32,55 +53,56 @@ def truth(reference: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(reference: Path) -> S3Diff:
-    checkpoint = read_checkpoint(reference / "s3diff.pkl", reference / "de_net.pth")
-    return build_network(load_base(reference / "base"), checkpoint)
+    return reference_network(reference)
 
 
-def relative(ours: Tensor | None, theirs: Tensor) -> float:
-    """Largest difference over the largest magnitude: comparable between quantities of any scale."""
-    assert ours is not None
-    assert ours.shape == theirs.shape
-    assert ours.isfinite().all()
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+@pytest.fixture(scope="module")
+def deviations(network: S3Diff, reference: Path) -> list[Deviation]:
+    return compare_with_reference(network, reference)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("case", CASES)
-def test_every_quantity_matches_the_released_code(
-    network: S3Diff, truth: dict[str, Tensor], case: str
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_matches_the_released_code(
+    deviations: list[Deviation], description: dict[str, Any], quantity: str
 ) -> None:
-    image = case.split(".")[0]
-    lr = truth[f"{image}.lr_u8"].permute(2, 0, 1)[None].float() / 255
-    degradation = truth[f"{case}.degradation"]
-    errors: dict[str, float] = {}
+    errors = {one.case + ".": one.relative for one in deviations if one.quantity == quantity}
+    assert list(errors) == [case["key"] for case in description["cases"]]
+    assert {case: error for case, error in errors.items() if not error <= QUANTITIES[quantity]} == {}
+    assert all(one for one in deviations if one.quantity == quantity)
 
-    padded = network.prepare(lr)
-    errors["padded"] = relative(padded, truth[f"{image}.padded"])
-    errors["estimate"] = relative(network.estimator(lr), truth[f"{image}.estimate"])
-    positive = network.encode_prompts([network.config.positive_prompt])
-    negative = network.encode_prompts([network.config.negative_prompt])
-    errors["text_pos"] = relative(positive, truth["text_pos"])
-    errors["text_neg"] = relative(negative, truth["text_neg"])
 
-    modulation: Modulation = network.modulation(degradation)
-    errors["vae_modulation"] = relative(modulation.vae, truth[f"{case}.vae_modulation"])
-    errors["unet_modulation"] = relative(modulation.unet, truth[f"{case}.unet_modulation"])
-    latent = network.encode(padded, modulation).latent
-    errors["latent"] = relative(latent, truth[f"{case}.latent"])
-    eps_pos, eps_neg = network.predict_noise_pair(latent, positive, negative, modulation)
-    errors["eps_pos"] = relative(eps_pos, truth[f"{case}.eps_pos"])
-    errors["eps_neg"] = relative(eps_neg, truth[f"{case}.eps_neg"])
-    x0 = network.one_step.denoise(latent, guide(eps_pos, eps_neg, GUIDANCE))
-    assert relative(x0, truth[f"{case}.x0"]) < 1e-4
-    single = network.one_step.denoise(latent, eps_pos)
-    assert relative(single, truth[f"{case}.single.x0"]) < 1e-4
+def test_nothing_else_is_compared(deviations: list[Deviation]) -> None:
+    worst = worst_of_each(deviations)
+    assert [one.quantity for one in worst] == list(QUANTITIES)
+    largest = {one.quantity: one.relative for one in worst}
+    assert all(other.relative <= largest[other.quantity] for other in deviations)
 
-    height, width = (4 * side for side in lr.shape[-2:])
-    decoded = (network.decode(x0, modulation)[..., :height, :width] + 1) / 2
-    for fix in ("none", "wavelet", "adain"):
-        restored = correct_color(decoded, bicubic_upscale(lr).clamp(0, 1), fix)
-        assert (restored - truth[f"{case}.sr_{fix}"]).abs().max() < 1e-4, fix
-    assert {name: error for name, error in errors.items() if error > 1e-5} == {}
+
+def test_one_percent_in_one_layer_shows(network: S3Diff, reference: Path) -> None:
+    weight = network.get_parameter("unet.mid_block.resnets.0.conv1.lora_B.weight")
+    kept = weight.clone()
+    try:
+        weight.mul_(1.01)
+        wrong = {one.quantity for one in compare_with_reference(network, reference) if not one}
+    finally:
+        weight.copy_(kept)
+    assert {"ε, positive", "ε, negative"} <= wrong
+    assert not wrong & {"latent", "modulation, UNet", "degradation estimate"}
+
+
+def test_the_worst_of_a_quantity_is_its_broken_case() -> None:
+    good = Deviation("s0.d0", "latent", 1e-6, 1e-7, 1e-5)
+    broken = replace(good, case="s0.d1", relative=float("nan"))
+    assert good
+    assert not broken
+    assert worst_of_each([good, broken, good]) == [broken]
+
+
+def test_a_folder_without_results_is_named(network: S3Diff, tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"expected reference\.json and reference\.safetensors"):
+        compare_with_reference(network, tmp_path)
+    with pytest.raises(CheckpointError, match=r"s3diff\.pkl does not exist"):
+        reference_network(tmp_path)
 
 
 def test_restore_is_the_whole_chain(network: S3Diff, truth: dict[str, Tensor]) -> None:
@@ -93,13 +115,19 @@ def test_restore_is_the_whole_chain(network: S3Diff, truth: dict[str, Tensor]) -
     assert (estimated.image - truth["s0.d2.sr_wavelet"]).abs().max() < 1e-4
 
 
-def test_reference_facts(network: S3Diff, reference: Path) -> None:
-    from s3diff_training.network import lora_layers
-
-    facts = json.loads((reference / "reference.json").read_text())["facts"]
+def test_reference_facts(network: S3Diff, truth: dict[str, Tensor], description: dict[str, Any]) -> None:
+    facts = description["facts"]
     unet, vae = lora_layers(network.unet), lora_layers(network.vae)
     assert len(unet) == facts["lora_layers_unet"]
     assert len(vae) == facts["lora_layers_vae"]
     assert {layer.scaling for layer in unet.values()} == {facts["scaling_unet"]}
     assert {layer.scaling for layer in vae.values()} == {facts["scaling_vae"]}
     assert sorted({layer.block for layer in unet.values()}) == facts["unet_blocks_used"]
+    config = network.config
+    assert config.guidance == description["guidance_scale"]
+    assert (config.positive_prompt, config.negative_prompt) == (
+        description["pos_prompt"],
+        description["neg_prompt"],
+    )
+    alpha = float(truth["alpha_cumprod_999"])
+    assert torch.tensor(network.one_step.alpha_cumprod).isclose(torch.tensor(alpha))

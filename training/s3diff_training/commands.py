@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint, write_released
 from s3diff_training.data import read_image, save_image
 from s3diff_training.errors import RequestError
 from s3diff_training.network import load_base
@@ -16,14 +16,28 @@ _FILE = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("source", type=_FILE)
-@click.option("--estimator", type=_FILE, help="The released de_net.pth, where SOURCE has no estimator.")
-@click.option("-o", "--output", type=_FILE, required=True, help="The .safetensors file to write.")
-@click.option("--force", is_flag=True, help="Replace an existing OUTPUT.")
+@click.option("--estimator", type=_FILE, help="The released de_net.pth; replaces an estimator in SOURCE.")
+@click.option("-o", "--output", type=_FILE, required=True, help="The .safetensors or .pkl file to write.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 def convert_checkpoint(source: Path, estimator: Path | None, output: Path, force: bool) -> None:
-    """Turn SOURCE (the released s3diff.pkl) into one .safetensors checkpoint."""
-    _refuse_existing(output, force)
-    write_checkpoint(read_checkpoint(source, estimator), output)
-    click.echo(output)
+    """Convert SOURCE, a checkpoint in our format or the released one, to the format of OUTPUT's suffix.
+
+    .safetensors is our format: one file with everything, estimator and configuration included.
+
+    .pkl is the released format: s3diff.pkl, and de_net.pth in the same folder.
+    """
+    outputs = {".safetensors": [output], ".pkl": [output, output.with_name("de_net.pth")]}.get(output.suffix)
+    if outputs is None:
+        raise RequestError(f"{output} names no checkpoint format; expected the suffix .safetensors or .pkl")
+    for file in outputs:
+        _refuse_existing(file, force)
+    checkpoint = read_checkpoint(source, estimator)
+    if output.suffix == ".pkl":
+        write_released(checkpoint, *outputs)
+    else:
+        write_checkpoint(checkpoint, output)
+    for file in outputs:
+        click.echo(file)
 
 
 @click.command()

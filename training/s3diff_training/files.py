@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from s3diff_training.errors import JobError
@@ -35,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
         raise JobError(f"could not write {path}: {reason}; check the disk and its permissions") from error
     finally:
         for leftover in (temporary, outdated):
-            _remove(leftover)
+            with suppress(OSError):  # what went wrong before is what the caller must hear
+                _remove(leftover)
 
 
 def _remove(path: Path) -> None:

@@ -190,7 +190,8 @@ class _Maker:
         count = 2 if options.guidance == "on" else 1
         prompts = network.encode_prompts(texts[:count]) if options.prompts == "folded" else None
         with torch.no_grad():
-            unet = OneStepUNet(network.unet, network.one_step.timestep, make, slot, self.dtype, prompts)
+            by_image = slot if options.lora_mode == "dynamic" else None
+            unet = OneStepUNet(network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts)
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()

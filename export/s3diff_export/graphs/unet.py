@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,8 @@ class OneStepUNet(nn.Module):
         unet: of the network, with or without degradation-guided LoRA.
         timestep: the only one.
         make_layer: for the LoRA layers.
-        slot: that those layers read; its value must have the batch N, or 1, when this is called.
+        slot: that those layers read, if its matrices belong to images (`[N, blocks, r, r]` when this is
+            called) and must be repeated where the batch splits.
         dtype: of weights and activations.
         prompts: constant embeddings `[P, T, W]`, or None to be given on each call.
 
@@ -37,7 +38,7 @@ class OneStepUNet(nn.Module):
         unet: Any,
         timestep: int,
         make_layer: LayerMaker,
-        slot: ModulationSlot,
+        slot: ModulationSlot | None,
         dtype: torch.dtype,
         prompts: Tensor | None,
     ) -> None:
@@ -52,33 +53,34 @@ class OneStepUNet(nn.Module):
         for name, part in parts.items():
             _fold_time(getattr(unet, name), part, emb, dtype)
             self.add_module(name, part)
-        self.slot, self.dtype = slot, dtype
+        self.dtype = dtype
         self.register_buffer("prompts", None if prompts is None else prompts.to(dtype))
         self.prompts: Tensor | None
-        widened = False
-        for block in (*self.down_blocks, self.mid_block, *self.up_blocks):
-            for index, transformer in enumerate(getattr(block, "attentions", None) or []):
-                for inner in transformer.transformer_blocks:
-                    inner._modules["attn2"] = PromptAttention(inner.attn2, slot, self.prompts)
-                if not widened:
-                    block._modules["attentions"] = nn.ModuleList(block.attentions)
-                    block.attentions[index] = Widening(transformer, slot)
-                    widened = True
+        blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        attentive = [block for block in blocks if getattr(block, "has_cross_attention", False)]
+        for transformer in (t for block in attentive for t in block.attentions):
+            for inner in transformer.transformer_blocks:
+                inner._modules["attn2"] = PromptAttention(inner.attn2, self.prompts)
+        self.splitting = attentive[0]
+        self.splitting.attentions[0] = Widening(self.splitting.attentions[0], slot)
 
     def forward(self, latent: Tensor, prompts: Tensor | None = None) -> Tensor:
         """See the class; `prompts` `[P, T, W]` where they are not constant."""
-        context = self.prompts if prompts is None else prompts.to(self.dtype)
+        context = cast(Tensor, self.prompts) if prompts is None else prompts.to(self.dtype)
         x = self.conv_in(latent.to(self.dtype))
         skips = [x]
-        for block in self.down_blocks:
-            x, states = block(x, **_conditions(block, context))
-            skips += states
-        x = self.mid_block(x, **_conditions(self.mid_block, context))
+        for block in (*self.down_blocks, self.mid_block):
+            if block is self.splitting:
+                skips = [skip.repeat(context.shape[0], 1, 1, 1) for skip in skips]
+            if block is self.mid_block:
+                x = block(x, **_conditions(block, context))
+            else:
+                x, states = block(x, **_conditions(block, context))
+                skips += states
         for block in self.up_blocks:
             count = len(block.resnets)
-            taken = tuple(_as_wide(skip, x) for skip in skips[-count:])
-            skips = skips[:-count]
-            x = block(x, res_hidden_states_tuple=taken, **_conditions(block, context))
+            x = block(x, res_hidden_states_tuple=tuple(skips[-count:]), **_conditions(block, context))
+            del skips[-count:]
         noise: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return noise
 
@@ -86,7 +88,7 @@ class OneStepUNet(nn.Module):
 class Widening(nn.Module):
     """The first transformer: takes N images and gives P N, splitting at its first cross-attention."""
 
-    def __init__(self, transformer: Any, slot: ModulationSlot) -> None:
+    def __init__(self, transformer: Any, slot: ModulationSlot | None) -> None:
         """Wrap a `Transformer2DModel`."""
         super().__init__()
         self.transformer, self.slot = transformer, slot
@@ -98,7 +100,7 @@ class Widening(nn.Module):
         first, *others = self.transformer.transformer_blocks
         tokens = tokens + first.attn1(first.norm1(tokens))
         tokens = tokens.repeat(prompts, 1, 1)
-        if self.slot.value is not None and prompts > 1:
+        if self.slot is not None and self.slot.value is not None:
             self.slot.value = self.slot.value.repeat(prompts, 1, 1, 1)
         tokens = tokens + first.attn2(first.norm2(tokens), encoder_hidden_states)
         tokens = tokens + first.ff(first.norm3(tokens))
@@ -116,10 +118,10 @@ class PromptAttention(nn.Module):
     Under `dynamic` LoRA they differ by image too and are computed for each.
     """
 
-    def __init__(self, attention: Any, slot: ModulationSlot, prompts: Tensor | None) -> None:
+    def __init__(self, attention: Any, prompts: Tensor | None) -> None:
         """Take over the layers of a diffusers `Attention`; constant `prompts` `[P, T, W]` fold plain ones."""
         super().__init__()
-        self.heads, self.slot = attention.heads, slot
+        self.heads = attention.heads
         self.to_q, self.to_out = attention.to_q, attention.to_out[0]
         plain = all(isinstance(layer, nn.Linear) for layer in (attention.to_k, attention.to_v))
         self.per_image = isinstance(attention.to_k, ModulatedLoRA) or isinstance(attention.to_v, ModulatedLoRA)
@@ -157,13 +159,7 @@ def _for_images(prompts: Tensor, images: int) -> Tensor:
     return prompts[:, None].expand(-1, images, -1, -1).flatten(0, 1)
 
 
-def _as_wide(skip: Tensor, x: Tensor) -> Tensor:
-    """A skip from before the split, repeated for every prompt."""
-    times = x.shape[0] // skip.shape[0]
-    return skip if times == 1 else skip.repeat(times, 1, 1, 1)
-
-
-def _conditions(block: Any, context: Tensor | None) -> dict[str, Tensor | None]:
+def _conditions(block: Any, context: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
 
 

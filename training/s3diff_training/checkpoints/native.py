@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from s3diff_training.checkpoints.checks import first, require_whole
 from s3diff_training.checkpoints.released import read_estimator, read_released
 from s3diff_training.errors import CheckpointError
 from s3diff_training.files import replacing
@@ -20,8 +21,6 @@ from s3diff_training.network.base import BaseModel
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
-_NAMED = 3
-"""How many tensors of a kind an error names."""
 
 
 @dataclass(frozen=True)
@@ -63,17 +62,18 @@ def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
         raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
-    if int(metadata.get("revision", "0")) > REVISION:
-        raise CheckpointError(
-            f"{path} has format revision {metadata['revision']}, this version reads up to {REVISION}; "
-            "update s3diff-export"
-        )
     try:
+        revision = int(metadata["revision"])
+        if revision > REVISION:
+            raise CheckpointError(
+                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
+                "update s3diff-export"
+            )
         config = NetworkConfig.from_dict(json.loads(metadata["config"]))
         provenance = json.loads(metadata.get("provenance", "{}"))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the metadata of {path} is damaged ({error}); expected a JSON configuration"
+            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
         ) from error
     if estimator is not None:
         tensors = {name: t for name, t in tensors.items() if not name.startswith("estimator.")}
@@ -91,18 +91,14 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
             stay in float32: rounding them would move every phase.
 
     Raises:
-        CheckpointError: when a value is not finite, or does not fit `dtype`.
+        CheckpointError: when a value is not finite or does not fit `dtype`, or there is no estimator.
         JobError: when the disk refuses.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
         for name, tensor in checkpoint.tensors.items()
     }
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise CheckpointError(
-            f"{len(broken)} tensors are not finite as {dtype} ({_first(broken)}); nothing was written"
-        )
+    require_whole(tensors)
     metadata = {
         "format": FORMAT,
         "revision": str(REVISION),
@@ -132,11 +128,11 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
             names the first few.
     """
     network = S3Diff(base, checkpoint.config)
-    state = network.state_dict()
+    own = network.trainable_names()
     wanted = {
         name: tensor.shape
-        for name, tensor in state.items()
-        if name in network.trainable_names() or name.startswith("estimator.")
+        for name, tensor in network.state_dict().items()
+        if name in own or name.startswith("estimator.")
     }
     given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     misshaped = [
@@ -150,18 +146,13 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         "mis-shaped": misshaped,
     }
     if any(faults.values()):
-        listed = "; ".join(
-            f"{len(names)} {kind} ({_first(names)})" for kind, names in faults.items() if names
-        )
+        listed = "; ".join(f"{len(names)} {kind} ({first(names)})" for kind, names in faults.items() if names)
+        lacks_estimator = not any(name.startswith("estimator.") for name in given)
         hint = (
             "; the released estimator is a file of its own: pass de_net.pth"
-            if faults["missing"] and all(name.startswith("estimator.") for name in faults["missing"])
+            if lacks_estimator
             else "; expected a checkpoint trained on this base model"
         )
         raise CheckpointError(f"the checkpoint does not fit the base model: {listed}{hint}")
     network.load_state_dict(dict(checkpoint.tensors), strict=False)
     return network.eval().requires_grad_(False)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

@@ -17,7 +17,8 @@ _WAVELET_LEVELS = 5
 
 def bicubic_upscale(image: Tensor, scale: int = 4) -> Tensor:
     """Bicubic with `align_corners=False` and no antialiasing; values may overshoot."""
-    return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
+    height, width = image.shape[-2:]
+    return F.interpolate(image, (scale * height, scale * width), mode="bicubic", align_corners=False)
 
 
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
@@ -27,7 +28,7 @@ def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
-    period = max(2 * (size - 1), 1)
+    period = 2 * (size - 1) if size > 1 else 1
     index = torch.arange(size + padding, device=device) % period
     return torch.minimum(index, period - index)
 

@@ -88,6 +88,16 @@ class ModulatedLoRA(nn.Module):
         return base + self.scaling * update
 
 
+def targeted_layers(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """The layers of `model` that peft would adapt, by name; the arguments are `add_lora`'s."""
+    config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and check_target_module_exists(config, name)
+    }
+
+
 def add_lora(
     model: nn.Module,
     targets: str | tuple[str, ...],
@@ -110,16 +120,11 @@ def add_lora(
     Raises:
         RequestError: when nothing in the model matches.
     """
-    config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
     slot = ModulationSlot()
-    matched = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and check_target_module_exists(config, name)
-    ]
+    matched = targeted_layers(model, targets)
     if not matched:
         raise RequestError(f"no layer of {type(model).__name__} matches the LoRA targets {targets}")
-    for name, module in matched:
+    for name, module in matched.items():
         model.set_submodule(name, ModulatedLoRA(module, rank, scaling, block_of(name), slot))
     return slot
 

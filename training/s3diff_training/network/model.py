@@ -16,7 +16,14 @@ from s3diff_training.network.color import ColorFix, bicubic_upscale, correct_col
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
 from s3diff_training.network.estimator import DegradationEstimator
-from s3diff_training.network.lora import ModulationSlot, add_lora, lora_layers, unet_blocks, vae_blocks
+from s3diff_training.network.lora import (
+    ModulationSlot,
+    add_lora,
+    lora_layers,
+    targeted_layers,
+    unet_blocks,
+    vae_blocks,
+)
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.skips import SkipConnections
 
@@ -86,7 +93,8 @@ class S3Diff(nn.Module):
             )
         self._vae_slot, vae_size = ModulationSlot(), None
         if config.rank_vae:
-            in_decoder = config.vae_targets.startswith(("^(encoder|decoder)", "^decoder"))
+            targeted = targeted_layers(self.vae, config.vae_targets)
+            in_decoder = any(name.startswith("decoder.") for name in targeted)
             blocks, block_of = vae_blocks(vae_levels, in_decoder)
             vae_size = (blocks, config.rank_vae)
             self._vae_slot = add_lora(
@@ -114,17 +122,22 @@ class S3Diff(nn.Module):
         """
         return reflect_to_multiple((bicubic_upscale(image, SCALE) * 2 - 1).clamp(-1, 1), self.multiple)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings `[len(prompts), 77, width]` float32 of the text encoder's last layer."""
-        tokens = self.tokenizer(
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Token ids `[len(prompts), 77]` int64, padded and truncated."""
+        tokens: Tensor = self.tokenizer(
             list(prompts),
             max_length=self.tokenizer.model_max_length,
             padding="max_length",
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        embeddings: Tensor = self.text_encoder(tokens.to(self.text_encoder.device))[0]
+        return tokens
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings `[len(prompts), 77, width]` float32 of the text encoder's last layer."""
+        tokens = self.tokenize(prompts).to(self.text_encoder.device)
+        embeddings: Tensor = self.text_encoder(tokens)[0]
         return embeddings
 
     def encode(
@@ -273,7 +286,8 @@ class S3Diff(nn.Module):
         return degradation
 
     def _prompts(self, prompt: str | Sequence[str] | None, default: str, images: int) -> Tensor:
-        prompts = [prompt or default] if prompt is None or isinstance(prompt, str) else list(prompt)
+        prompt = default if prompt is None else prompt  # "" is a prompt too
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if len(prompts) not in (1, images):
             raise RequestError(f"{len(prompts)} prompts for {images} images; expected one, or one per image")
         return self.encode_prompts(prompts)

@@ -78,7 +78,7 @@ class ModulationHead(nn.Module):
         """`[N, 4 m]` of the Fourier embedding to C: `[N, blocks, r, r]`."""
         hidden = self.degradation_mlp(embedding)[:, None].expand(-1, self.blocks, -1)
         if self.block_embeddings is not None and self.block_mlp is not None:
-            block = self.block_mlp(self.block_embeddings.weight)[None].expand(len(embedding), -1, -1)
+            block = self.block_mlp(self.block_embeddings.weight)[None].expand(embedding.shape[0], -1, -1)
             hidden = torch.cat([hidden, block], dim=-1)
         return self.fuse(hidden).unflatten(-1, (self.rank, self.rank))
 

@@ -1,0 +1,52 @@
+"""The tiny base models and checkpoints that several test files of this room share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base
+
+from s3diff_training.checkpoints import Checkpoint, write_checkpoint, write_released
+from s3diff_training.network import load_base
+from s3diff_training.network.base import BaseModel
+
+
+@pytest.fixture(scope="session", params=[3, 4], ids="{}-level VAE".format)
+def base_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a diffusers folder, once with a 3-level VAE and once with SD's four levels."""
+    return save_small_base(tmp_path_factory.mktemp("base"), request.param)
+
+
+@pytest.fixture(scope="session")
+def sd_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the diffusers folder of a base model with four VAE levels."""
+    return save_small_base(tmp_path_factory.mktemp("sd-base"), 4)
+
+
+@pytest.fixture(scope="session")
+def sd_base(sd_base_folder: Path) -> BaseModel:
+    """Return that base model, loaded; a network may have a `fresh` copy of it, never itself."""
+    return load_base(sd_base_folder)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(sd_base: BaseModel) -> Checkpoint:
+    """Return a random checkpoint for `sd_base` in the released configuration."""
+    return random_checkpoint(sd_base, SMALL_RANKS, seed=2)
+
+
+@pytest.fixture(scope="session")
+def native_file(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return `checkpoint` as a .safetensors file."""
+    path = tmp_path_factory.mktemp("native") / "small.safetensors"
+    write_checkpoint(checkpoint, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def released_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with `checkpoint` in the released formats, s3diff.pkl and de_net.pth."""
+    folder = tmp_path_factory.mktemp("released")
+    write_released(checkpoint, folder / "s3diff.pkl", folder / "de_net.pth")
+    return folder

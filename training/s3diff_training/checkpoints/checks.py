@@ -1,0 +1,36 @@
+"""What every checkpoint file must hold, whatever its format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from s3diff_training.errors import CheckpointError
+
+_NAMED = 3
+"""How many tensors of a kind an error names."""
+
+
+def require_whole(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse to write an incomplete or broken checkpoint.
+
+    Args:
+        tensors: by their names in `S3Diff.state_dict()`, of the types that they will have on disk.
+
+    Raises:
+        CheckpointError: when a value is not finite, or there is no estimator.
+    """
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        types = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in broken}))
+        raise CheckpointError(
+            f"{len(broken)} tensors are not finite as {types} ({first(broken)}); nothing was written"
+        )
+    if not any(name.startswith("estimator.") for name in tensors):
+        raise CheckpointError("there is no estimator to write; pass the released de_net.pth with --estimator")
+
+
+def first(names: Sequence[str]) -> str:
+    """The first few of many names, for an error message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

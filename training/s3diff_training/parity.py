@@ -1,0 +1,134 @@
+"""How far the network is from what the released code computed, quantity by quantity.
+
+The released results are a folder: a small random model in the released formats (`base/`, `s3diff.pkl`,
+`de_net.pth`), `reference.json` with the list of cases, and `reference.safetensors` with their results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from s3diff_training.checkpoints import build_network, read_checkpoint
+from s3diff_training.errors import RequestError
+from s3diff_training.network import ColorFix, S3Diff, bicubic_upscale, correct_color, load_base
+from s3diff_training.network.diffusion import guide
+
+TOLERANCE = 1e-5
+"""Largest relative error of everything up to the noise prediction, in float32."""
+TOLERANCE_FROM_X0 = 1e-4
+"""Likewise of x0, which magnifies the errors of the prediction 14.6 times, and of the image."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The error of one quantity in one case; true where it is within its tolerance."""
+
+    case: str
+    """Name of the image and the degradation, `s0.d1`."""
+    quantity: str
+    absolute: float
+    """Largest absolute difference."""
+    relative: float
+    """`absolute` over the largest magnitude of the released result."""
+    tolerance: float
+    """Limit of `relative`."""
+
+    def __bool__(self) -> bool:
+        return self.relative <= self.tolerance
+
+
+def reference_network(folder: Path) -> S3Diff:
+    """The network of the reference model.
+
+    Raises:
+        CheckpointError: when the folder lacks a part of the model.
+    """
+    checkpoint = read_checkpoint(folder / "s3diff.pkl", folder / "de_net.pth")
+    return build_network(load_base(folder / "base"), checkpoint)
+
+
+def compare_with_reference(network: S3Diff, folder: Path) -> list[Deviation]:
+    """Compute every case of the folder and compare every quantity that the released code left there.
+
+    Raises:
+        RequestError: when the folder holds no reference results.
+    """
+    try:
+        cases = [
+            case["key"].rstrip(".") for case in json.loads((folder / "reference.json").read_text())["cases"]
+        ]
+        truth = load_file(folder / "reference.safetensors")
+    except (OSError, ValueError, KeyError) as error:
+        raise RequestError(
+            f"{folder} holds no reference results ({error}); "
+            "expected reference.json and reference.safetensors"
+        ) from error
+    return [
+        _deviation(case, name, found, expected)
+        for case in cases
+        for name, found, expected in _quantities(network, case, truth)
+    ]
+
+
+def worst_of_each(deviations: Sequence[Deviation]) -> list[Deviation]:
+    """The case with the largest relative error of each quantity, in the order of the computation."""
+    cases: dict[str, list[Deviation]] = {}
+    for one in deviations:
+        cases.setdefault(one.quantity, []).append(one)
+    return [max(group, key=_badness) for group in cases.values()]
+
+
+def _badness(deviation: Deviation) -> float:
+    return math.inf if math.isnan(deviation.relative) else deviation.relative
+
+
+@torch.no_grad()
+def _quantities(
+    network: S3Diff, case: str, truth: dict[str, Tensor]
+) -> Iterator[tuple[str, Tensor | None, Tensor]]:
+    """Name, ours, theirs. Every stage starts from our own result before it, as in use."""
+    image = case.split(".")[0]
+    lr = truth[f"{image}.lr_u8"].permute(2, 0, 1)[None].float() / 255
+    prepared = network.prepare(lr)
+    yield "prepared image", prepared, truth[f"{image}.padded"]
+    yield "degradation estimate", network.estimator(lr), truth[f"{image}.estimate"]
+    positive = network.encode_prompts([network.config.positive_prompt])
+    negative = network.encode_prompts([network.config.negative_prompt])
+    yield "prompt, positive", positive, truth["text_pos"]
+    yield "prompt, negative", negative, truth["text_neg"]
+
+    modulation = network.modulation(truth[f"{case}.degradation"])
+    yield "modulation, encoder", modulation.vae, truth[f"{case}.vae_modulation"]
+    yield "modulation, UNet", modulation.unet, truth[f"{case}.unet_modulation"]
+    latent = network.encode(prepared, modulation).latent
+    yield "latent", latent, truth[f"{case}.latent"]
+    eps_pos, eps_neg = network.predict_noise_pair(latent, positive, negative, modulation)
+    yield "ε, positive", eps_pos, truth[f"{case}.eps_pos"]
+    yield "ε, negative", eps_neg, truth[f"{case}.eps_neg"]
+    single = network.one_step.denoise(latent, eps_pos)
+    yield "x0, positive alone", single, truth[f"{case}.single.x0"]
+    x0 = network.one_step.denoise(latent, guide(eps_pos, eps_neg, network.config.guidance))
+    yield "x0, guided", x0, truth[f"{case}.x0"]
+
+    height, width = (4 * side for side in lr.shape[-2:])
+    decoded = (network.decode(x0, modulation)[..., :height, :width] + 1) / 2
+    for fix in get_args(ColorFix):
+        corrected = correct_color(decoded, bicubic_upscale(lr).clamp(0, 1), fix)
+        yield f"image, colour fix {fix}", corrected, truth[f"{case}.sr_{fix}"]
+
+
+def _deviation(case: str, quantity: str, found: Tensor | None, expected: Tensor) -> Deviation:
+    tolerance = TOLERANCE_FROM_X0 if quantity.startswith(("x0", "image")) else TOLERANCE
+    if found is None or found.shape != expected.shape:
+        return Deviation(case, quantity, float("inf"), float("inf"), tolerance)
+    absolute = float((found - expected).abs().max())
+    return Deviation(case, quantity, absolute, absolute / float(expected.abs().max()), tolerance)
