@@ -13,6 +13,7 @@ from s3diff_training.errors import RequestError
 
 ColorFix = Literal["wavelet", "adain", "none"]
 _WAVELET_LEVELS = 5
+_CHANNELS = 3
 
 
 def bicubic_upscale(image: Tensor, scale: int = 4) -> Tensor:
@@ -28,19 +29,20 @@ def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
-    period = 2 * (size - 1) if size > 1 else 1
-    index = torch.arange(size + padding, device=device) % period
+    # The period is a tensor, and so may come from a size that is free in an exported graph.
+    period = (2 * torch.arange(size, device=device)[-1]).clamp(min=1)
+    index = torch.arange(size + padding, device=device).remainder(period)
     return torch.minimum(index, period - index)
 
 
 def wavelet_low(image: Tensor) -> Tensor:
     """The low frequencies of the a-trous wavelet: five binomial 3x3 blurs with dilation 1, 2, 4, 8, 16."""
     taps = torch.tensor([0.25, 0.5, 0.25], dtype=image.dtype, device=image.device)
-    kernel = torch.outer(taps, taps).expand(image.shape[1], 1, 3, 3)
+    kernel = torch.outer(taps, taps).expand(_CHANNELS, 1, 3, 3)
     for level in range(_WAVELET_LEVELS):
         radius = 2**level
         padded = F.pad(image, (radius,) * 4, mode="replicate")
-        image = F.conv2d(padded, kernel, dilation=radius, groups=image.shape[1])
+        image = F.conv2d(padded, kernel, dilation=radius, groups=_CHANNELS)
     return image
 
 

@@ -11,6 +11,7 @@ _WIDTHS = (64, 64, 64, 128)
 _STRIDES = (1, 1, 2, 1)
 _RESIDUAL_BLOCKS = 2
 _HIDDEN = 512
+_FIRST_GAIN, _RESIDUAL_STD = 8.0, 0.02
 
 
 class ResidualBlock(nn.Module):
@@ -34,9 +35,9 @@ class DegradationEstimator(nn.Module):
     """
 
     def __init__(self, axes: int = 2) -> None:
-        """Make a branch for each of `axes` degradations, with small random weights."""
+        """Make a branch for each of `axes` degradations, with random weights."""
         super().__init__()
-        self.conv_first = nn.ModuleList(nn.Conv2d(3, _WIDTHS[0], 3, padding=1) for _ in range(axes))
+        self.conv_first = nn.ModuleList(_high_pass() for _ in range(axes))
         self.body = nn.ModuleList(_body() for _ in range(axes))
         self.fc_degree = nn.ModuleList(
             nn.Sequential(nn.Linear(_WIDTHS[-1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1), nn.Sigmoid())
@@ -44,7 +45,7 @@ class DegradationEstimator(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, ResidualBlock):
-                nn.init.zeros_(module.conv2.weight)
+                nn.init.normal_(module.conv2.weight, std=_RESIDUAL_STD)
 
     def forward(self, image: Tensor) -> Tensor:
         """Low-resolution image `[N, 3, H, W]` in [0, 1] to the degradation `[N, 2]` in [0, 1]."""
@@ -59,3 +60,15 @@ def _body() -> nn.Sequential:
         if stride > 1 or width != following:
             layers.append(nn.Conv2d(width, following, 3, stride, padding=1))
     return nn.Sequential(*layers)
+
+
+@torch.no_grad()
+def _high_pass() -> nn.Conv2d:
+    """A first convolution that ignores flat colour and amplifies the rest.
+
+    Noise and blur are differences of neighbouring pixels, a hundredth of the image's range, and without a
+    norm training would first have to find them behind the colours.
+    """
+    conv = nn.Conv2d(3, _WIDTHS[0], 3, padding=1)
+    conv.weight.sub_(conv.weight.mean((2, 3), keepdim=True)).mul_(_FIRST_GAIN)
+    return conv
