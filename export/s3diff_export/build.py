@@ -230,16 +230,22 @@ def _with_graph(stage: Stage | None, graph: StageGraph, path: str) -> Stage:
 
 
 def _prompts(folder: Path, network: S3Diff, options: BuildOptions) -> Prompts:
-    texts = {"positive": network.config.positive_prompt, "negative": network.config.negative_prompt}
+    positive, negative = network.config.positive_prompt, network.config.negative_prompt
     if options.graphs.prompts == "folded":
-        return Prompts(mode="folded", **texts)
+        return Prompts(mode="folded", positive=positive, negative=negative)
     source = network.tokenizer
     tokenizer = Tokenizer.from_str(source.backend_tokenizer.to_str())
     length = source.model_max_length
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=source.pad_token_id, pad_token=source.pad_token)
     tokenizer.save(str(folder / "tokenizer.json"))
-    return Prompts(mode="runtime", **texts, max_length=length, tokenizer="tokenizer.json")
+    return Prompts(
+        mode="runtime",
+        positive=positive,
+        negative=negative,
+        max_length=length,
+        tokenizer="tokenizer.json",
+    )
 
 
 def _check(

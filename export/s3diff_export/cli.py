@@ -21,12 +21,16 @@ OPTIONAL_MODULES = frozenset(
     {
         "accelerate",
         "diffusers",
+        "huggingface_hub",
         "kornia",
         "onnx",
+        "onnx_ir",
+        "onnxruntime",
         "onnxscript",
         "peft",
         "polygraphy",
         "safetensors",
+        "tokenizers",
         "torch",
         "transformers",
     }
@@ -40,8 +44,8 @@ _EXIT_INTERRUPTED = 130
 class Subcommand:
     """Where a subcommand lives, without importing it.
 
-    `target` is `module:attribute` of a click command, `summary` its line in `--help`, and `extra` the extra
-    of the distribution that installs what the command needs.
+    `target` is `module:attribute` of a click command, `summary` its line in `--help`, and `extra` the extras
+    of the distribution (with commas) that install what the command needs.
     """
 
     target: str
@@ -51,10 +55,30 @@ class Subcommand:
 
 SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
     {
+        "build": Subcommand(
+            "s3diff_export.commands:build",
+            "Turn S3Diff weights into a bundle that needs no torch.",
+            "export,cpu",
+        ),
+        "upscale": Subcommand(
+            "s3diff_runtime.commands:upscale", "Upscale photographs ×4 with a bundle.", "cpu"
+        ),
+        "verify": Subcommand(
+            "s3diff_export.commands:verify", "Compare a bundle with PyTorch in fp32.", "export,cpu"
+        ),
+        "inspect": Subcommand("s3diff_runtime.commands:inspect", "Show what a bundle is and can do.", "cpu"),
         "convert-checkpoint": Subcommand(
             "s3diff_training.commands:convert_checkpoint",
-            "Turn the released S3Diff files into one .safetensors checkpoint.",
+            "Convert a checkpoint to our format, or to the released one.",
             "train",
+        ),
+        "train": Subcommand(
+            "s3diff_training.train.commands:train",
+            "Train LoRA, the degradation estimator, or a small base model.",
+            "train",
+        ),
+        "evaluate": Subcommand(
+            "s3diff_training.evaluate_command:evaluate", "Measure the quality of trained weights.", "train"
         ),
         "restore": Subcommand(
             "s3diff_training.commands:restore", "Upscale photographs ×4 with the PyTorch network.", "train"

@@ -19,7 +19,7 @@ from s3diff_export.check_images import check_images
 from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
-from s3diff_export.reference import check_cases, references
+from s3diff_export.reference import Reference, check_cases, references
 from s3diff_export.verify import Gates, ParityReport
 from s3diff_export.verify import verify as verify_bundle
 from s3diff_runtime.manifest import ColorFix, Manifest
@@ -204,7 +204,7 @@ def verify(
                 f"{bundle} was built from other weights ({', '.join(other)}); expected "
                 + ", ".join(manifest.sources[name].name for name in other)
             )
-        truths = []
+        truths: list[Reference] = []
         for case in check_cases(check_images(images), manifest.bins):
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes)

@@ -10,7 +10,7 @@ class ExportRoomError(Exception):
 
 
 class RequestError(ExportRoomError):
-    """The request cannot be met as it stands: a wrong option, weights that no graph can hold, an output in the way."""
+    """The request cannot be met: a wrong option, weights that no graph can hold, an output in the way."""
 
     exit_code = 2
 

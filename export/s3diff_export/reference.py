@@ -46,7 +46,8 @@ class Reference:
         """The ε behind an x0 `[1, c, h, w]` of this case's latent, in float64."""
         signal = math.sqrt(self.alpha_cumprod)
         noise = math.sqrt(1 - self.alpha_cumprod)
-        return (np.float64(self.tensors["latent"]) - signal * np.float64(x0)) / noise
+        latent, result = (np.asarray(value, np.float64) for value in (self.tensors["latent"], x0))
+        return np.asarray((latent - signal * result) / noise)
 
 
 def check_cases(images: Sequence[NDArray[np.uint8]], bins: Sequence[Bin]) -> list[CheckCase]:

@@ -147,12 +147,7 @@ def verify(
                 errors.setdefault(quantity, []).append(_errors(found, reference.tensors[quantity]))
             advance(manifest, stage, session, chains[index], cases[index])
     rows = tuple(
-        Parity(
-            quantity,
-            *(max(column) for column in zip(*found, strict=True)),
-            limit=(limits.epsilon if quantity.startswith("epsilon") else limits.stage) or 0.0,
-            cases=len(found),
-        )
+        _worst(quantity, found, limits)
         for quantity, found in errors.items()
         if not quantity.startswith("upscaled")
     )
@@ -211,7 +206,7 @@ def advance(
             )
     if stage == "estimator" and case.degradation is not None:
         scores = dict(zip(("noise", "blur"), case.degradation, strict=True))
-        outputs["degradation"] = np.float32([[scores[axis] for axis in manifest.degradation_axes]])
+        outputs["degradation"] = np.array([[scores[axis] for axis in manifest.degradation_axes]], np.float32)
     if stage.startswith("finish_"):
         outputs = {stage.replace("finish", "upscaled"): outputs["upscaled"]}
     chain.update(outputs)
@@ -269,6 +264,12 @@ def _errors(found: Array, truth: Array) -> tuple[float, float, float]:
     relative = float(np.linalg.norm(difference)) / max(norm, 1e-30)
     values = (relative, float(difference.max()), float(difference.mean()))
     return values if np.isfinite(values).all() else (math.inf, math.inf, math.inf)
+
+
+def _worst(quantity: str, errors: Sequence[tuple[float, float, float]], limits: Gates) -> Parity:
+    relative, largest, mean = (max(column) for column in zip(*errors, strict=True))
+    limit = limits.epsilon if quantity.startswith("epsilon") else limits.stage
+    return Parity(quantity, relative, largest, mean, limit or 0.0, len(errors))
 
 
 def _lowest_psnr(

@@ -1,7 +1,7 @@
 """A module's twin with other layers and another dtype, that shares every tensor it can with the original.
 
-The original is never changed, so stages of a full-size network are derived one after the other without a second
-copy of the weights, and the network itself still serves as the truth to verify against.
+The original is never changed, so stages of a full-size network are derived one after the other without a
+second copy of the weights, and the network itself still serves as the truth to verify against.
 """
 
 from __future__ import annotations
@@ -48,5 +48,5 @@ def shallow(module: nn.Module) -> nn.Module:
 
 
 def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """The tensor as a parameter of that dtype without a gradient; shares memory where the dtype is its own."""
+    """The tensor as a parameter of that dtype, without a gradient; the same dtype shares the memory."""
     return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ class FusedLoRA(nn.Module):
         self.down = frozen(layer.lora_A.weight.flatten(1), torch.float32)
         self.up = frozen(layer.scaling * layer.lora_B.weight.flatten(1), torch.float32)
         self.block, self.slot = layer.block, slot
-        self.convolution = (
+        self.convolution: dict[str, Any] | None = (
             {"stride": base.stride, "padding": base.padding} if isinstance(base, nn.Conv2d) else None
         )
 
@@ -39,7 +41,7 @@ class FusedLoRA(nn.Module):
         weight = self.weight + (self.up @ turned).view(self.weight.shape).to(self.weight.dtype)
         if self.convolution is None:
             return F.linear(x, weight, self.bias)
-        return F.conv2d(x, weight, self.bias, **self.convolution)  # type: ignore[arg-type]
+        return F.conv2d(x, weight, self.bias, **self.convolution)
 
 
 def fusing(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:

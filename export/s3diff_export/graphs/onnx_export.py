@@ -13,7 +13,8 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
+from onnx_ir.passes import common
+from onnxscript.optimizer import fold_constants
 
 from s3diff_export.errors import BuildError
 from s3diff_export.graphs.stages import StageGraph
@@ -53,7 +54,7 @@ def export_onnx(graph: StageGraph, path: Path) -> None:
                 output_names=[spec.name for spec in graph.outputs],
             )
             model = ir.load(raw)
-            optimizer.optimize(model)
+            _simplify(model)
             ir.save(model, path, external_data=f"{path.name}.data")
         onnx.checker.check_model(str(path), full_check=False)
     except BuildError:
@@ -61,9 +62,24 @@ def export_onnx(graph: StageGraph, path: Path) -> None:
     except Exception as error:  # torch.export and its passes raise many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BuildError(
-            f"stage {graph.stage} cannot be exported to ONNX: {reason}; this is a model that the exporter does "
-            "not know, or other versions of torch and onnxscript than constraints.txt names"
+            f"stage {graph.stage} cannot be exported to ONNX: {reason}; the exporter does not know "
+            "this model, or torch and onnxscript have other versions than in constraints.txt"
         ) from error
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants, share equal nodes, drop dead ones: in place.
+
+    onnxscript's `optimize` does this and matches rewrite rules, which finds nothing more here and takes a
+    minute.
+    """
+    fold_constants(model)
+    clean = ir.passes.Sequential(
+        common.CommonSubexpressionEliminationPass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )
+    clean(model)
 
 
 @contextlib.contextmanager

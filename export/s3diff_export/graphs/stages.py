@@ -1,10 +1,10 @@
-"""The stages of the network as modules with plain tensors in and out, one at a time (DESIGN sections 4 to 6)."""
+"""The stages of the network as modules with plain tensors in and out, one at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,16 @@ from s3diff_export.graphs.merged import merging
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.unet import OneStepUNet
 from s3diff_runtime.manifest import TensorSpec
-from s3diff_training.network import S3Diff, bicubic_upscale, correct_color
+from s3diff_training.network import ColorFix, Modulation, S3Diff, bicubic_upscale, correct_color
 from s3diff_training.network.color import reflect_to_multiple
 from s3diff_training.network.diffusion import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-_COLOR_FIXES = ("wavelet", "adain", "none")
-_EXAMPLE_BATCH, _EXAMPLE_SIDE = 2, 2  # in multiples: what a graph is traced with; batch 1 would be specialised
+_EXAMPLE_BATCH, _EXAMPLE_SIDE = (
+    2,
+    2,
+)  # in multiples: what a graph is traced with; batch 1 would be specialised
 IMAGE = ("batch", "height", "width", 3)
 
 
@@ -77,10 +79,10 @@ def stage_graphs(
     yield maker.estimator()
     if maker.modulated:
         yield maker.modulation()
-    yield from maker.per_bin(maker.encoder, _has_lora(network.vae.encoder) or _has_lora(network.vae.quant_conv))
+    yield from maker.per_bin(maker.encoder, _has_lora(network.vae.encoder))
     yield from maker.per_bin(maker.unet, _has_lora(network.unet))
     yield from maker.per_bin(maker.decoder, _has_lora(network.vae.decoder))
-    for fix in _COLOR_FIXES:
+    for fix in get_args(ColorFix):
         yield maker.finish(fix)
     if options.prompts == "runtime":
         yield maker.text_encoder()
@@ -123,7 +125,9 @@ class _Maker:
         channels = network.vae.config.latent_channels
         self.latent = ("batch", channels, "latent_height", "latent_width")
 
-    def per_bin(self, make: Callable[[str | None, Any], StageGraph], has_lora: bool) -> Iterator[StageGraph]:
+    def per_bin(
+        self, make: Callable[[str | None, Modulation], StageGraph], has_lora: bool
+    ) -> Iterator[StageGraph]:
         """The stage once, or once per bin where it holds weights that are merged at the bin."""
         if self.options.lora_mode != "merged" or not has_lora or self.network.modulation.embedding is None:
             yield make(None, self.network.modulation(torch.zeros(1, 2)))
@@ -160,7 +164,7 @@ class _Maker:
             [modulation],
         )
 
-    def encoder(self, bin: str | None, modulation: Any) -> StageGraph:
+    def encoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
         vae, multiple, slot = self.network.vae, self.network.multiple, ModulationSlot()
         make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.encoder))
         encoder, quantise = derive(vae.encoder, self.dtype, make), derive(vae.quant_conv, self.dtype, make)
@@ -183,7 +187,7 @@ class _Maker:
             slot,
         )
 
-    def unet(self, bin: str | None, modulation: Any) -> StageGraph:
+    def unet(self, bin: str | None, modulation: Modulation) -> StageGraph:
         network, options, slot = self.network, self.options, ModulationSlot()
         make, extra = self._layers("unet", modulation.unet, slot, _has_lora(network.unet))
         texts = [network.config.positive_prompt, network.config.negative_prompt]
@@ -208,10 +212,13 @@ class _Maker:
             inputs += [("prompts", "float32", (count, network.tokenizer.model_max_length, width))]
         return self._graph("unet", inputs, [("x0", "float32", self.latent)], compute, [unet], bin, slot)
 
-    def decoder(self, bin: str | None, modulation: Any) -> StageGraph:
+    def decoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
         vae, slot = self.network.vae, ModulationSlot()
         make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.decoder))
-        decoder, quantise = derive(vae.decoder, self.dtype, make), derive(vae.post_quant_conv, self.dtype, make)
+        decoder, quantise = (
+            derive(vae.decoder, self.dtype, make),
+            derive(vae.post_quant_conv, self.dtype, make),
+        )
         scale = vae.config.scaling_factor
 
         def compute(x0: Tensor) -> Tensor:
@@ -229,7 +236,7 @@ class _Maker:
             slot,
         )
 
-    def finish(self, fix: Any) -> StageGraph:
+    def finish(self, fix: ColorFix) -> StageGraph:
         def compute(decoded: Tensor, image: Tensor) -> Tensor:
             low = bicubic_upscale(_unit(image)).clamp(0, 1)
             restored = (decoded[..., : low.shape[-2], : low.shape[-1]] + 1) / 2

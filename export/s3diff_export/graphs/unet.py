@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from s3diff_export.errors import RequestError
@@ -13,12 +15,15 @@ from s3diff_export.graphs.derive import LayerMaker, derive, frozen
 from s3diff_training.network import ModulatedLoRA
 from s3diff_training.network.lora import ModulationSlot
 
+_PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
+
 
 class OneStepUNet(nn.Module):
     """A diffusers UNet evaluated at one timestep for P prompts: latent `[N, c, h, w]` to ε `[P N, c, h, w]`.
 
-    What the prompts have in common, everything up to the first cross-attention, runs on N images; from there on
-    the batch is P N: all images under the first prompt, then all under the second. The original is left alone.
+    What the prompts have in common, everything up to the first cross-attention, runs on N images; from there
+    on the batch is P N: all images under the first prompt, then all under the second. The original is left as
+    it is.
 
     Args:
         unet: of the network, with or without degradation-guided LoRA.
@@ -33,9 +38,18 @@ class OneStepUNet(nn.Module):
         RequestError: for a UNet that is not of Stable Diffusion's kind.
     """
 
+    # diffusers' blocks have no types that a checker could follow
+    conv_in: Any
+    down_blocks: Any
+    mid_block: Any
+    up_blocks: Any
+    conv_norm_out: Any
+    conv_out: Any
+    prompts: Tensor | None
+
     def __init__(
         self,
-        unet: Any,
+        unet: UNet2DConditionModel,
         timestep: int,
         make_layer: LayerMaker,
         slot: ModulationSlot | None,
@@ -46,16 +60,13 @@ class OneStepUNet(nn.Module):
         super().__init__()
         _require_stable_diffusion(unet)
         emb = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).float())
-        parts = {
-            name: derive(getattr(unet, name), dtype, make_layer)
-            for name in ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
-        }
-        for name, part in parts.items():
-            _fold_time(getattr(unet, name), part, emb, dtype)
-            self.add_module(name, part)
+
+        for name in _PARTS:
+            twin = derive(getattr(unet, name), dtype, make_layer)
+            _fold_time(getattr(unet, name), twin, emb, dtype)
+            self.add_module(name, twin)
         self.dtype = dtype
         self.register_buffer("prompts", None if prompts is None else prompts.to(dtype))
-        self.prompts: Tensor | None
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         attentive = [block for block in blocks if getattr(block, "has_cross_attention", False)]
         for transformer in (t for block in attentive for t in block.attentions):
@@ -88,7 +99,7 @@ class OneStepUNet(nn.Module):
 class Widening(nn.Module):
     """The first transformer: takes N images and gives P N, splitting at its first cross-attention."""
 
-    def __init__(self, transformer: Any, slot: ModulationSlot | None) -> None:
+    def __init__(self, transformer: Transformer2DModel, slot: ModulationSlot | None) -> None:
         """Wrap a `Transformer2DModel`."""
         super().__init__()
         self.transformer, self.slot = transformer, slot
@@ -118,13 +129,18 @@ class PromptAttention(nn.Module):
     Under `dynamic` LoRA they differ by image too and are computed for each.
     """
 
-    def __init__(self, attention: Any, prompts: Tensor | None) -> None:
+    to_k: Any
+    to_v: Any
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, attention: Attention, prompts: Tensor | None) -> None:
         """Take over the layers of a diffusers `Attention`; constant `prompts` `[P, T, W]` fold plain ones."""
         super().__init__()
         self.heads = attention.heads
         self.to_q, self.to_out = attention.to_q, attention.to_out[0]
         plain = all(isinstance(layer, nn.Linear) for layer in (attention.to_k, attention.to_v))
-        self.per_image = isinstance(attention.to_k, ModulatedLoRA) or isinstance(attention.to_v, ModulatedLoRA)
+        self.per_image = any(isinstance(part, ModulatedLoRA) for part in (attention.to_k, attention.to_v))
         self.folded = plain and prompts is not None
         if self.folded:
             with torch.no_grad():
@@ -159,7 +175,7 @@ def _for_images(prompts: Tensor, images: int) -> Tensor:
     return prompts[:, None].expand(-1, images, -1, -1).flatten(0, 1)
 
 
-def _conditions(block: Any, context: Tensor) -> dict[str, Tensor]:
+def _conditions(block: nn.Module, context: Tensor) -> dict[str, Tensor]:
     return {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
 
 
@@ -171,7 +187,9 @@ def _fold_time(original: nn.Module, twin: nn.Module, emb: Tensor, dtype: torch.d
         if projection is None:
             continue
         if block.time_embedding_norm != "default" or isinstance(projection, ModulatedLoRA):
-            raise RequestError("the UNet's time path has LoRA or scales activations; it cannot be folded away")
+            raise RequestError(
+                "the UNet's time path has LoRA or scales activations; it cannot be folded away"
+            )
         conv = block.conv1.base_layer if isinstance(block.conv1, ModulatedLoRA) else block.conv1
         own = twins[name].conv1
         own = getattr(own, "base_layer", own)
@@ -180,7 +198,7 @@ def _fold_time(original: nn.Module, twin: nn.Module, emb: Tensor, dtype: torch.d
         twins[name].time_emb_proj = None
 
 
-def _require_stable_diffusion(unet: Any) -> None:
+def _require_stable_diffusion(unet: UNet2DConditionModel) -> None:
     config = unet.config
     unusual = [
         name
