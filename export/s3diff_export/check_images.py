@@ -12,14 +12,14 @@ from s3diff_training.data import PhotographFolder
 
 DRAWN_SIZES = ((48, 64), (37, 53), (64, 32))
 """Heights and widths of the drawn pictures: multiples of the network's and others."""
-LARGEST_SIDE = 128
+LARGEST_SIDE = 64
 
 
 def check_images(folder: Path | None, count: int = 3) -> list[NDArray[np.uint8]]:
     """LR pictures uint8 `[H, W, 3]` to run a bundle on.
 
     Args:
-        folder: of low-resolution photographs, of which the first are cut to 128 pixels a side; None draws
+        folder: of low-resolution photographs, of which the first are cut to 64 pixels a side; None draws
             pictures with the spectrum of photographs, edges and noise.
         count: how many of the folder's.
 

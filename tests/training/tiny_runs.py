@@ -1,0 +1,108 @@
+"""What the tests of the trainers share: tiny networks, fixed pairs, and losses that keep what they see."""
+
+from __future__ import annotations
+
+CROP = 64
+LOOP = LoopOptions(
+    steps=2,
+    batch=2,
+    accumulate=1,
+    lr=1e-3,
+    schedule="cosine",
+    ema_decay=0.5,
+    log_every=1,
+    save_every=1,
+    sample_every=0,
+    validate_every=1,
+    seed=3,
+)
+ONE_STEP = replace(LOOP, steps=1, batch=4, save_every=0, validate_every=0)
+NO_GAN = LoraOptions(lambda_gan=0)
+
+
+class FixedPairs(TrainingPairs):
+    """Always the same pairs, so that a test knows the targets."""
+
+    def __init__(self, batch: DegradedBatch) -> None:
+        self.batch = batch
+
+    def draw(self, loop: TrainLoop) -> list[DegradedBatch]:
+        return [self.batch] * loop.options.accumulate
+
+
+class Seen(nn.Module):
+    """Stands for LPIPS, and for the discriminator: keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+        self.images: list[Tensor] = []
+
+    def shifted(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        self.pairs.append((x.detach().clone(), y.clone()))
+        return (x - y).abs().mean(dim=(1, 2, 3))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        self.images.append(image.detach().clone())
+        return [self.weight * image.mean(dim=(1, 2, 3))]
+
+
+def network(base: BaseModel, config: NetworkConfig = SMALL_RANKS) -> S3Diff:
+    """A network in the middle of its training: no update is zero."""
+    return build_network(fresh(base), random_checkpoint(base, config))
+
+
+def frozen(make: Callable[[], Any]) -> Any:  # noqa: ANN401
+    """What stands for published weights: random, but the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        return make()
+
+
+def any_lpips() -> LPIPS:
+    return frozen(lambda: LPIPS("alex"))
+
+
+def discriminator() -> DinoDiscriminator:
+    config = ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=8,
+    )
+    return DinoDiscriminator(frozen(lambda: ViTModel(config, add_pooling_layer=False)))
+
+
+def lora_trainer(
+    model: S3Diff,
+    photographs: Path,
+    options: LoraOptions = NO_GAN,
+    pairs: TrainingPairs | None = None,
+    lpips: Any = None,  # noqa: ANN401 - LPIPS, or what stands for it
+    judge: Any = None,  # noqa: ANN401 - a discriminator, or what stands for it
+) -> LoraTrainer:
+    where = PairOptions(photographs, CROP, photographs, CROP)
+    return LoraTrainer(
+        model,
+        options,
+        pairs or TrainingPairs(where),
+        HeldOut(where, None),
+        lpips or any_lpips(),
+        judge,
+        {"made by": "tests"},
+    )
+
+
+def losses(run: RunFolder) -> list[dict[str, float]]:
+    return [record["losses"] for record in run.read_log("losses")]
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
+    return {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
