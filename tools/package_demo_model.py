@@ -2,9 +2,9 @@
 
     python tools/package_demo_model.py runs/demo training/s3diff_training/demo_model
 
-Takes `base/base` and `lora/checkpoint.safetensors` from the folder of runs, as `tools/make_demo_model.sh` leaves
-them. With `--figures` and `--sources` it writes the card too: what the model is, its measured quality (the
-Markdown of `s3diff-export evaluate`), and the photographs that it was trained on.
+Takes `base/base` and `lora/checkpoint.safetensors` from the folder of runs, as `tools/make_demo_model.sh`
+leaves them. With `--figures` and `--sources` it writes the card too: what the model is, its measured quality
+(the Markdown of `s3diff-export evaluate`), and the photographs that it was trained on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from s3diff_training.network import load_base
 from s3diff_training.train.new_base import save_base
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_RUNS = ("base", "estimator", "lora-first", "lora")
 _CARD = """# The small model that ships with s3diff-export
 
-S3Diff's architecture in small: a VAE with {vae:.2f} M parameters, a UNet with {unet:.2f} M, LoRA of rank {rank_vae} in the
-encoder and {rank_unet} in the UNet, modulated by block, and the paper's degradation estimator. It exists to try and to
-test the toolkit, on a CPU too; it is not S3Diff, and no part of SD-Turbo is in it.
+S3Diff's architecture in small: a VAE with {vae:.2f} M parameters, a UNet with {unet:.2f} M, LoRA of rank
+{rank_vae} in the encoder and {rank_unet} in the UNet, modulated by block, and the paper's degradation
+estimator. It exists to try and to test the toolkit, on a CPU too; it is not S3Diff, and no part of SD-Turbo
+is in it.
 
 Made from random weights by `tools/make_demo_model.sh` with this project's own commands, on photographs
 with free licences alone: {minutes:.0f} minutes of training on two CPU cores ({steps}).
@@ -55,7 +57,7 @@ def main(runs: Path, output: Path, figures: Path | None, sources: Path | None) -
     save_base(base, output / "base", torch.float16)
     write_checkpoint(checkpoint, output / "checkpoint.safetensors", torch.float16)
     if figures and sources:
-        spent = {name: _spent(runs / name) for name in ("base", "estimator", "lora")}
+        spent = {name: _spent(runs / name) for name in _RUNS}
         card = _CARD.format(
             vae=sum(p.numel() for p in base.vae.parameters()) / 1e6,
             unet=sum(p.numel() for p in base.unet.parameters()) / 1e6,

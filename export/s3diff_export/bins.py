@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -99,17 +100,24 @@ def bin_costs(
     """
     generator = torch.Generator().manual_seed(seed)
     points = [
-        (image, *torch.rand(2, generator=generator).tolist()) for image in images for _ in range(degradations)
+        (index, *torch.rand(2, generator=generator).tolist())
+        for index in range(len(images))
+        for _ in range(degradations)
     ]
     prompts = network.encode_prompts([network.config.positive_prompt, network.config.negative_prompt])
-    exact = [_result(network, image, noise, blur, prompts) for image, noise, blur in points]
+
+    @cache  # sets of bins share centres, and points share their nearest one
+    def result(index: int, noise: float, blur: float) -> tuple[Tensor, Tensor]:
+        return _result(network, images[index], noise, blur, prompts)
+
     sets = {"chosen": tuple(chosen)} | {f"{side}x{side}": grid(side, side) for side in MEASURED_GRIDS}
     for name, bins in sets.items():
         errors, psnrs = [], []
-        for (image, noise, blur), (epsilon, restored) in zip(points, exact, strict=True):
+        for index, noise, blur in points:
             centre = nearest(bins, noise, blur)
-            binned, picture = _result(network, image, centre.noise, centre.blur, prompts)
-            errors.append(float((binned - epsilon).norm() / epsilon.norm()))
+            exact, picture = result(index, noise, blur)
+            binned, restored = result(index, centre.noise, centre.blur)
+            errors.append(float((binned - exact).norm() / exact.norm()))
             psnrs.append(float(-10 * torch.log10(torch.mean((picture - restored) ** 2).clamp(min=1e-12))))
         count = len(points)
         yield BinCost(name, len(bins), sum(errors) / count, max(errors), sum(psnrs) / count, min(psnrs))

@@ -35,8 +35,8 @@ from s3diff_training.files import replacing
 from s3diff_training.network import S3Diff, load_base
 
 Progress = Callable[[str], None]
-_COST_SIDE = 48  # pixels: the bins are compared on small pictures, so that full-size models take minutes
-_COST_IMAGES = 2
+_COST_SIDE = 32  # pixels: bins are compared on one small picture, so that full-size models take minutes
+_COST_IMAGES = 1
 _SPARE = 1.1  # of the estimated size, for graphs and folded constants
 
 

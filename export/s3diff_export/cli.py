@@ -8,6 +8,7 @@ interrupted.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -188,5 +189,6 @@ def _report(message: str, exit_code: int) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script `s3diff-export`."""
+    """Entry point of the console script `s3diff-export`. To be terminated is to be interrupted: it tidies up."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(cli))

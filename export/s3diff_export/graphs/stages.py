@@ -46,9 +46,9 @@ class StageGraph:
 
     def example(self) -> tuple[Tensor, ...]:
         """Random inputs of the right types, with every free axis at a size of its own where it may differ."""
-        sizes = {"batch": _EXAMPLE_BATCH, "height": 20, "width": 28, "prompts": 2}
-        sizes |= {"latent_height": 2 * self.multiple, "latent_width": 3 * self.multiple}
-        sizes |= {"decoded_height": 96, "decoded_width": 128}
+        sizes = {"batch": _EXAMPLE_BATCH, "height": 12, "width": 28, "prompts": 2}
+        sizes |= {"latent_height": self.multiple, "latent_width": 2 * self.multiple}
+        sizes |= {"decoded_height": 64, "decoded_width": 128}
         generator = torch.Generator().manual_seed(0)
         return tuple(_example(spec, sizes, generator) for spec in self.inputs)
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from s3diff_export.errors import RequestError
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen
-from s3diff_training.network import ModulatedLoRA
+from s3diff_training.network import ModulatedLoRA, lora_layers
 from s3diff_training.network.lora import ModulationSlot
 
+_TIME_PATH = "the UNet's time path has LoRA or scales activations; it cannot be folded away"
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 
 
@@ -59,7 +60,7 @@ class OneStepUNet(nn.Module):
         """See the class."""
         super().__init__()
         _require_stable_diffusion(unet)
-        emb = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).float())
+        emb = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).to(unet.dtype))
 
         for name in _PARTS:
             twin = derive(getattr(unet, name), dtype, make_layer)
@@ -187,9 +188,7 @@ def _fold_time(original: nn.Module, twin: nn.Module, emb: Tensor, dtype: torch.d
         if projection is None:
             continue
         if block.time_embedding_norm != "default" or isinstance(projection, ModulatedLoRA):
-            raise RequestError(
-                "the UNet's time path has LoRA or scales activations; it cannot be folded away"
-            )
+            raise RequestError(_TIME_PATH)
         conv = block.conv1.base_layer if isinstance(block.conv1, ModulatedLoRA) else block.conv1
         own = twins[name].conv1
         own = getattr(own, "base_layer", own)
@@ -211,3 +210,5 @@ def _require_stable_diffusion(unet: UNet2DConditionModel) -> None:
             f"this UNet is not of Stable Diffusion's kind ({', '.join(unusual) or config.act_fn}); "
             "expected SD-Turbo's layout"
         )
+    if lora_layers(unet.time_embedding):
+        raise RequestError(_TIME_PATH)

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
 from s3diff_training.errors import RequestError
+from s3diff_training.logs import quiet_libraries
 
 DEFAULT_DINO = "facebook/dino-vits16"
 
@@ -56,6 +57,7 @@ class DinoDiscriminator(nn.Module):
         self.train()
 
     @classmethod
+    @quiet_libraries()
     def from_pretrained(
         cls,
         path_or_id: str | Path = DEFAULT_DINO,

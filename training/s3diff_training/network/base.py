@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
 from s3diff_training.errors import CheckpointError
+from s3diff_training.logs import quiet_libraries
 from s3diff_training.network.diffusion import FIRST_TIMESTEP
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class BaseModel:
     """`[1000]` float32, from the scheduler's configuration."""
 
 
+@quiet_libraries()
 def load_base(source: str | Path, *, revision: str | None = None, local_only: bool = False) -> BaseModel:
     """Load a base model.
 

@@ -22,6 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from s3diff_training.errors import RequestError
 from s3diff_training.files import replacing
+from s3diff_training.logs import quiet_libraries
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
 from s3diff_training.network.diffusion import FIRST_TIMESTEP
@@ -97,6 +98,7 @@ def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
     return BaseModel(tokenizer, _text_encoder(sizes, tokenizer), vae, unet, scheduler.alphas_cumprod.float())
 
 
+@quiet_libraries()
 def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a base model as a diffusers folder that `load_base` reads, atomically, replacing an earlier one.
 

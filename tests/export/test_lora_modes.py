@@ -1,0 +1,257 @@
+"""The one-step UNet under each LoRA mode against the network, in PyTorch, before any graph is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.export.models import DEGRADATIONS, error, tiny_network
+from tests.training.small import SMALL_RANKS
+from torch import Tensor, nn
+
+from s3diff_export.errors import RequestError
+from s3diff_export.graphs import GraphOptions, stage_graphs
+from s3diff_export.graphs.dynamic import branching
+from s3diff_export.graphs.fused import fusing
+from s3diff_export.graphs.merged import merging
+from s3diff_export.graphs.unet import OneStepUNet, PromptAttention
+from s3diff_training.network import UNET_TARGETS, ModulatedLoRA, Modulation, NetworkConfig, S3Diff
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.lora import ModulationSlot
+
+MODES = ("merged", "dynamic", "fused")
+PRECISIONS = [pytest.param((torch.float32, 1e-5), id="fp32"), pytest.param((torch.float64, 1e-12), id="fp64")]
+OTHER_PROMPTS = ["a lighthouse in the rain", "blur"]
+
+
+@pytest.fixture(scope="module")
+def exact_networks(networks: dict[str, S3Diff]) -> dict[int, S3Diff]:
+    """Return the float64 twin of every network, by the identity of the float32 one."""
+    return {id(network): copy.deepcopy(network).double() for network in networks.values()}
+
+
+@pytest.fixture(params=PRECISIONS)
+def case(
+    request: pytest.FixtureRequest, network: S3Diff, exact_networks: dict[int, S3Diff]
+) -> tuple[S3Diff, torch.dtype, float]:
+    """Return a network, its dtype, and the error that the dtype allows."""
+    dtype, limit = request.param
+    return (exact_networks[id(network)] if dtype == torch.float64 else network), dtype, limit
+
+
+def inputs(network: S3Diff, dtype: torch.dtype, images: int) -> tuple[Tensor, Tensor, Modulation]:
+    """Latents, the checkpoint's two prompts, and the matrices of a different degradation for each image."""
+    multiple = network.multiple // network.vae_factor
+    channels = network.vae.config.latent_channels
+    latent = torch.randn(images, channels, multiple, 2 * multiple, generator=torch.Generator().manual_seed(3))
+    prompts = network.encode_prompts([network.config.positive_prompt, network.config.negative_prompt])
+    embedding = network.modulation.embedding
+    assert embedding is not None
+    hidden = embedding(DEGRADATIONS[:images].to(dtype))  # the network itself would round the scores to fp32
+    heads = (network.modulation.vae, network.modulation.unet)
+    return latent.to(dtype), prompts, Modulation(*(head(hidden) if head else None for head in heads))
+
+
+@torch.no_grad()
+def one_step(
+    network: S3Diff, mode: str, dtype: torch.dtype, prompts: Tensor | None, modulation: Tensor
+) -> tuple[OneStepUNet, ModulationSlot]:
+    """Make the UNet under test; merged and fused at the first image's matrices."""
+    slot = ModulationSlot()
+    make = {
+        "merged": lambda: merging(modulation[0], dtype),
+        "dynamic": lambda: branching(slot, dtype),
+        "fused": lambda: fusing(slot, dtype),
+    }[mode]()
+    by_image = slot if mode == "dynamic" else None
+    return OneStepUNet(network.unet, network.one_step.timestep, make, by_image, dtype, prompts).eval(), slot
+
+
+@pytest.mark.parametrize("runtime_prompts", [False, True], ids=["folded", "runtime"])
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_both_prompts_of_a_batch(
+    case: tuple[S3Diff, torch.dtype, float], mode: str, runtime_prompts: bool
+) -> None:
+    network, dtype, limit = case
+    latent, prompts, modulation = inputs(network, dtype, images=2)
+    assert modulation.unet is not None
+    matrices = modulation.unet
+    if mode != "dynamic":  # one degradation for the whole batch
+        matrices = matrices[:1]
+        modulation = Modulation(None, matrices.expand(2, -1, -1, -1))
+    truth = torch.cat(network.predict_noise_pair(latent, prompts[:1], prompts[1:], modulation))
+
+    unet, slot = one_step(network, mode, dtype, None if runtime_prompts else prompts, matrices)
+    with slot.holding(matrices):
+        found = unet(latent, prompts if runtime_prompts else None)
+    assert error(found, truth) <= limit
+    assert error(truth[:2], truth[2:]) > 100 * limit  # the prompts differ, so their order shows
+    assert error(truth[:1], truth[1:2]) > 100 * limit
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: str) -> None:
+    network, dtype, limit = case
+    latent, prompts, modulation = inputs(network, dtype, images=1)
+    assert modulation.unet is not None
+    unet, slot = one_step(network, mode, dtype, prompts[:1], modulation.unet)
+    with slot.holding(modulation.unet):
+        found = unet(latent)
+    assert error(found, network.predict_noise(latent, prompts[:1], modulation)) <= limit
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_runtime_prompts_may_change(network: S3Diff, mode: str) -> None:
+    latent, prompts, modulation = inputs(network, torch.float32, images=1)
+    assert modulation.unet is not None
+    unet, slot = one_step(network, mode, torch.float32, None, modulation.unet)
+    other = network.encode_prompts(OTHER_PROMPTS)
+    results = []
+    for given in (prompts, other):
+        truth = torch.cat(network.predict_noise_pair(latent, given[:1], given[1:], modulation))
+        with slot.holding(modulation.unet):
+            results.append(unet(latent, given))
+        assert error(results[-1], truth) <= 1e-5
+    assert error(*results) > 1e-3
+
+
+@torch.no_grad()
+def test_merged_is_one_degradation_and_the_others_are_any(network: S3Diff) -> None:
+    latent, prompts, modulation = inputs(network, torch.float32, images=2)
+    assert modulation.unet is not None
+    here, there = (Modulation(None, modulation.unet[i : i + 1]) for i in range(2))
+    truth = [network.predict_noise(latent[:1], prompts[:1], one) for one in (here, there)]
+    merged, _ = one_step(network, "merged", torch.float32, prompts[:1], here.unet)  # type: ignore[arg-type]
+    assert error(merged(latent[:1]), truth[0]) <= 1e-5
+    assert error(merged(latent[:1]), truth[1]) > 1e-3
+    for mode in ("dynamic", "fused"):
+        unet, slot = one_step(network, mode, torch.float32, prompts[:1], modulation.unet)
+        for one, expected in zip((here, there), truth, strict=True):
+            with slot.holding(one.unet):
+                assert error(unet(latent[:1]), expected) <= 1e-5
+
+
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_what_the_prompts_share_runs_once(networks: dict[str, S3Diff], mode: str) -> None:
+    """Until the first cross-attention the batch is that of the images, afterwards that times the prompts."""
+    network = networks["f4"]
+    latent, prompts, modulation = inputs(network, torch.float32, images=1)
+    assert modulation.unet is not None
+    unet, slot = one_step(network, mode, torch.float32, prompts, modulation.unet)
+    batches: dict[str, int] = {}
+    for name, module in unet.named_modules():
+        if name in ("conv_in", "down_blocks.0", "down_blocks.1.resnets.0", "mid_block.resnets.0", "conv_out"):
+            module.register_forward_hook(
+                lambda _, given, __, name=name: batches.update({name: given[0].shape[0]})
+            )
+    with slot.holding(modulation.unet):
+        unet(latent)
+    assert batches == {
+        "conv_in": 1,
+        "down_blocks.0": 1,
+        "down_blocks.1.resnets.0": 1,
+        "mid_block.resnets.0": 2,
+        "conv_out": 2,
+    }
+
+
+def test_folded_prompts_leave_no_keys_to_compute(networks: dict[str, S3Diff]) -> None:
+    network = networks["sd"]
+    _, prompts, modulation = inputs(network, torch.float32, images=1)
+    assert modulation.unet is not None
+    folded = {
+        mode: [
+            module.folded
+            for module in one_step(network, mode, torch.float32, prompts, modulation.unet)[0].modules()
+            if isinstance(module, PromptAttention)
+        ]
+        for mode in MODES
+    }
+    assert folded["merged"]
+    assert all(folded["merged"])
+    assert not any(folded["dynamic"] + folded["fused"])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@torch.no_grad()
+def test_the_network_stays_as_it_was(network: S3Diff, mode: str, precision: str) -> None:
+    """Bit for bit, module for module: it serves as the truth afterwards."""
+    tensors = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
+    modules = {name: id(module) for name, module in network.named_modules()}
+    latent, prompts, modulation = inputs(network, torch.float32, images=1)
+    before = network.predict_noise(latent, prompts[:1], modulation)
+    for graph in stage_graphs(network, GraphOptions(mode, precision), [("b", 0.2, 0.4)]):  # type: ignore[arg-type]
+        if graph.stage == "unet" and precision == "fp32":
+            graph.module(*graph_inputs(latent, modulation, mode))
+    assert {name: id(module) for name, module in network.named_modules()} == modules
+    for name, tensor in network.state_dict().items():
+        pointer, kept = tensors[name]
+        assert tensor.data_ptr() == pointer, name
+        assert torch.equal(tensor, kept), name
+    assert torch.equal(network.predict_noise(latent, prompts[:1], modulation), before)
+
+
+def graph_inputs(latent: Tensor, modulation: Modulation, mode: str) -> Iterator[Tensor]:
+    """What the UNet's stage takes, in its order."""
+    yield latent
+    yield torch.tensor(1.07)
+    if mode != "merged":
+        assert modulation.unet is not None
+        yield modulation.unet
+
+
+def test_stages_share_their_memory_with_the_network(networks: dict[str, S3Diff]) -> None:
+    """A full-size network is exported without a second copy of its weights."""
+    network = networks["sd"]
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+    for graph in stage_graphs(network, GraphOptions("dynamic", "fp32")):
+        copied = [
+            name
+            for name, parameter in graph.module.named_parameters()
+            if parameter.data_ptr() not in own and not name.endswith("conv1.base_layer.bias")
+        ]
+        assert copied == [], graph.stage
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"start_step": 200}, "start_step"),
+        ({"skip_connections": True}, "skip connections"),
+        ({"unet_targets": (*UNET_TARGETS, "time_emb_proj")}, "time path"),
+        ({"unet_targets": (*UNET_TARGETS, "linear_1")}, "time path"),
+    ],
+    ids=["starts from noise", "skips", "LoRA on a block's time", "LoRA on the time embedding"],
+)
+def test_networks_that_no_graph_can_hold_are_refused(
+    bases: dict[str, BaseModel], change: dict[str, object], named: str
+) -> None:
+    config = replace(SMALL_RANKS, **change)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=named):
+        list(stage_graphs(tiny_network(bases["sd"], config), GraphOptions("dynamic")))
+
+
+def test_all_that_is_wrong_is_said_at_once(bases: dict[str, BaseModel]) -> None:
+    config = NetworkConfig(rank_unet=2, rank_vae=2, start_step=1, skip_connections=True)
+    with pytest.raises(RequestError, match="start_step.*skip connections"):
+        list(stage_graphs(tiny_network(bases["f4"], config), GraphOptions()))
+    with pytest.raises(RequestError, match=r"lora_mode is 'x'.*precision is 'int8'"):
+        GraphOptions("x", "int8")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="one bin"):
+        list(stage_graphs(tiny_network(bases["f4"]), GraphOptions("merged")))
+
+
+def test_a_layer_without_its_matrices_says_so(networks: dict[str, S3Diff]) -> None:
+    lora = next(module for module in networks["f4"].unet.modules() if isinstance(module, ModulatedLoRA))
+    layer = fusing(ModulationSlot(), torch.float32)(lora)
+    assert isinstance(layer, nn.Module)
+    with pytest.raises(ValueError, match="without a modulation"):
+        layer(torch.zeros(1, 1, 1, 1))

@@ -1,0 +1,144 @@
+"""Bundles built from the released formats compute what the released code computed, in every mode.
+
+The truth is shared/reference, which the released code wrote, and for whole images PyTorch beside the bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from tests.export.models import error
+
+from s3diff_export.build import build
+from s3diff_export.graphs import GraphOptions
+from s3diff_export.options import BuildOptions, ModelSource
+from s3diff_export.reference import CheckCase, Reference, references
+from s3diff_export.verify import Gates, verify
+from s3diff_runtime import UpscaleOptions, Upscaler
+from s3diff_runtime.manifest import SHARED, Bin, LoraMode, Manifest
+from s3diff_runtime.session import OnnxEngine
+from s3diff_training.parity import reference_network
+
+Array = NDArray[Any]
+MODES = [
+    "dynamic",
+    pytest.param("fused", marks=pytest.mark.slow),
+    pytest.param("merged", marks=pytest.mark.slow),
+]
+CASE = "s0.d1"
+"""The case whose degradation is the merged bundle's only bin."""
+FIXES = ("wavelet", "adain", "none")
+
+
+@pytest.fixture(scope="module")
+def truth(shared: Path) -> dict[str, Array]:
+    return load_file(shared / "reference" / "reference.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cases(shared: Path) -> list[str]:
+    description = json.loads((shared / "reference" / "reference.json").read_text())
+    return [case["key"].rstrip(".") for case in description["cases"]]
+
+
+def applied(truth: dict[str, Array], case: str) -> tuple[float, float]:
+    """Noise and blur of a case; the released estimator gives blur first."""
+    blur, noise = truth[f"{case}.degradation"][0].tolist()
+    return noise, blur
+
+
+@pytest.fixture(scope="module", params=MODES)
+def bundle(
+    request: pytest.FixtureRequest,
+    shared: Path,
+    truth: dict[str, Array],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, Manifest]:
+    """Build from `s3diff.pkl` and `de_net.pth`; merged at the degradation of one case."""
+    mode: LoraMode = request.param
+    folder = shared / "reference"
+    noise, blur = applied(truth, CASE)
+    options = BuildOptions(
+        GraphOptions(mode, "fp32"), bins=(Bin(name="case", noise=noise, blur=blur),), verify=False
+    )
+    source = ModelSource(str(folder / "base"), folder / "s3diff.pkl", folder / "de_net.pth")
+    path = tmp_path_factory.mktemp("reference") / f"{mode}.bundle"
+    return path, build(source, path, options).manifest
+
+
+def epsilon(truth: dict[str, Array], case: str, x0: Array) -> Array:
+    """The noise behind an x0 of the case's latent, in float64."""
+    alpha = float(truth["alpha_cumprod_999"])
+    latent = truth[f"{case}.latent"].astype(np.float64)
+    return np.asarray((latent - math.sqrt(alpha) * x0.astype(np.float64)) / math.sqrt(1 - alpha))
+
+
+def test_the_unet_gives_the_released_noise(
+    bundle: tuple[Path, Manifest], truth: dict[str, Array], cases: list[str]
+) -> None:
+    folder, manifest = bundle
+    stage = manifest.stages["unet"]
+    session = OnnxEngine(threads=1).open(folder / next(iter(stage.graphs.values())), stage)
+    for case in [CASE] if manifest.bins else cases:
+        given: dict[str, Any] = {"latent": truth[f"{case}.latent"]}
+        if any(spec.name == "unet_modulation" for spec in stage.inputs):
+            given["unet_modulation"] = truth[f"{case}.unet_modulation"]
+        x0 = {
+            scale: np.asarray(session.run({**given, "guidance": np.float32(scale)})["x0"])
+            for scale in (0, 1, manifest.guidance.default)
+        }
+        assert error(epsilon(truth, case, x0[1]), truth[f"{case}.eps_pos"]) <= 1e-4, case
+        assert error(epsilon(truth, case, x0[0]), truth[f"{case}.eps_neg"]) <= 1e-4, case
+        assert error(x0[1], truth[f"{case}.single.x0"]) <= 1e-4, case
+        assert error(x0[manifest.guidance.default], truth[f"{case}.x0"]) <= 1e-4, case
+
+
+def test_every_stage_agrees_with_pytorch(
+    bundle: tuple[Path, Manifest], shared: Path, truth: dict[str, Array], cases: list[str]
+) -> None:
+    folder, manifest = bundle
+    network = reference_network(shared / "reference")
+    chosen = [
+        CheckCase(truth[f"{case.split('.')[0]}.lr_u8"], applied(truth, case), "case" if manifest.bins else None)
+        for case in ([CASE] if manifest.bins else cases[:3])
+    ]
+    truths: list[Reference] = list(references(network, chosen, FIXES))
+    report = verify(folder, manifest, truths, Gates(), engine=OnnxEngine(threads=1))
+    assert report, report.broken
+    checked = {row.quantity for row in report.quantities}
+    assert {"epsilon_positive", "epsilon_negative", "x0", "latent", "decoded", "degradation"} <= checked
+    assert set(report.psnr) == set(FIXES)
+    assert not verify(folder, manifest, truths, Gates(epsilon=1e-12), engine=OnnxEngine(threads=1))
+
+
+@pytest.mark.parametrize("fix", FIXES)
+def test_the_image_is_the_released_one(
+    bundle: tuple[Path, Manifest], truth: dict[str, Array], cases: list[str], fix: str
+) -> None:
+    folder, manifest = bundle
+    with Upscaler.open(folder, options=UpscaleOptions(threads=1, tile=None)) as upscaler:
+        for case in [CASE] if manifest.bins else cases:
+            noise, blur = applied(truth, case)
+            image = truth[f"{case.split('.')[0]}.lr_u8"]
+            found = upscaler(image, noise=noise, blur=blur, color_fix=fix)
+            released = truth[f"{case}.sr_{fix}"][0].transpose(1, 2, 0)
+            levels = torch.from_numpy(released * 255).round().numpy()
+            assert np.abs(found.pixels.astype(np.float32) - levels).max() <= 1, case
+
+
+def test_the_estimate_is_the_released_one(bundle: tuple[Path, Manifest], truth: dict[str, Array]) -> None:
+    folder, manifest = bundle
+    session = OnnxEngine(threads=1).open(
+        folder / manifest.stages["estimator"].graphs[SHARED], manifest.stages["estimator"]
+    )
+    found = np.asarray(session.run({"image": truth["s0.lr_u8"][None]})["degradation"])
+    assert error(found, truth["s0.estimate"]) <= 1e-5
+    assert manifest.degradation_axes == ("blur", "noise")
