@@ -107,7 +107,7 @@ def build(
     if options.verify:
         for number, case in enumerate(cases, start=1):
             clock(f"PyTorch in fp32, case {number} of {len(cases)}")
-            truths += references(network, [case], options.color_fixes)
+            truths += references(network, [case], options.color_fixes, options.graphs.guidance == "on")
     with replacing(output) as folder:
         folder.mkdir()
         manifest = _write(folder, network, sources, options, bins, clock)

@@ -189,6 +189,6 @@ def _report(message: str, exit_code: int) -> int:
 
 
 def main() -> None:
-    """Entry point of the console script `s3diff-export`. To be terminated is to be interrupted: it tidies up."""
+    """Entry point of the console script `s3diff-export`; a termination tidies up like an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(run(cli))

@@ -207,7 +207,7 @@ def verify(
         truths: list[Reference] = []
         for case in check_cases(check_images(images), manifest.bins):
             progress("PyTorch in fp32")
-            truths += references(network, [case], manifest.color_fixes)
+            truths += references(network, [case], manifest.color_fixes, manifest.guidance.mode == "on")
         parity = verify_bundle(bundle, manifest, truths, gates, progress)
     reports = {**manifest.reports, "parity": parity.to_dict()}
     manifest.model_copy(update={"reports": reports}).write(bundle)

@@ -65,9 +65,17 @@ def check_cases(images: Sequence[NDArray[np.uint8]], bins: Sequence[Bin]) -> lis
 
 @torch.no_grad()
 def references(
-    network: S3Diff, cases: Sequence[CheckCase], color_fixes: Sequence[str]
+    network: S3Diff, cases: Sequence[CheckCase], color_fixes: Sequence[str], guided: bool = True
 ) -> Iterator[Reference]:
-    """Run every case in fp32, with the mode of the posterior and the checkpoint's prompts and guidance."""
+    """Run every case in fp32, with the mode of the posterior and the checkpoint's prompts.
+
+    Args:
+        network: in evaluation mode.
+        cases: what to restore.
+        color_fixes: corrections to apply to each result.
+        guided: at the checkpoint's guidance; False takes the positive prompt alone, as a bundle without
+            guidance does.
+    """
     texts = [network.config.positive_prompt, network.config.negative_prompt]
     prompts = network.encode_prompts(texts)
     for case in cases:
@@ -79,7 +87,7 @@ def references(
         modulation = network.modulation(applied)
         encoded = network.encode(network.prepare(image), modulation)
         positive, negative = network.predict_noise_pair(encoded.latent, prompts[:1], prompts[1:], modulation)
-        scale = network.config.guidance
+        scale = network.config.guidance if guided else 1.0
         epsilon = positive if scale == 1 else guide(positive, negative, scale)
         x0 = network.one_step.denoise(encoded.latent, epsilon)
         decoded = network.decode(x0, modulation, encoded.skips)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from tests.export.models import LAYOUTS, Files, tiny_base, tiny_network, write_files
 

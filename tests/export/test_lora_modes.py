@@ -241,7 +241,7 @@ def test_networks_that_no_graph_can_hold_are_refused(
 
 def test_all_that_is_wrong_is_said_at_once(bases: dict[str, BaseModel]) -> None:
     config = NetworkConfig(rank_unet=2, rank_vae=2, start_step=1, skip_connections=True)
-    with pytest.raises(RequestError, match="start_step.*skip connections"):
+    with pytest.raises(RequestError, match=r"start_step.*skip connections"):
         list(stage_graphs(tiny_network(bases["f4"], config), GraphOptions()))
     with pytest.raises(RequestError, match=r"lora_mode is 'x'.*precision is 'int8'"):
         GraphOptions("x", "int8")  # type: ignore[arg-type]

@@ -107,7 +107,9 @@ def test_every_stage_agrees_with_pytorch(
     folder, manifest = bundle
     network = reference_network(shared / "reference")
     chosen = [
-        CheckCase(truth[f"{case.split('.')[0]}.lr_u8"], applied(truth, case), "case" if manifest.bins else None)
+        CheckCase(
+            truth[f"{case.split('.')[0]}.lr_u8"], applied(truth, case), "case" if manifest.bins else None
+        )
         for case in ([CASE] if manifest.bins else cases[:3])
     ]
     truths: list[Reference] = list(references(network, chosen, FIXES))

@@ -195,12 +195,10 @@ def assert_fp32_stages_agree(exported: Exported, truth: dict[str, Tensor]) -> No
 QUICK = [
     ("f4", "merged", "fp32"),
     ("f4", "dynamic", "fp32"),
-    ("f4", "fused", "fp32"),
-    ("f4", "dynamic", "fp16"),
     ("f4", "fused", "fp16"),
-    ("sd", "merged", "fp16"),
+    ("sd", "dynamic", "fp32"),
 ]
-SLOW = [("f4", "merged", "fp16"), ("sd", "dynamic", "fp16"), ("sd", "dynamic", "fp32"), ("sd", "fused", "fp32")]
+SLOW = [("f4", "merged", "fp16"), ("f4", "dynamic", "fp16"), ("f4", "fused", "fp32"), ("sd", "fused", "fp32")]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 
 
@@ -215,7 +213,7 @@ def test_every_stage_at_any_batch_and_size(
         assert_fp32_stages_agree(exported, truth)
 
 
-@pytest.mark.parametrize(("mode", "precision"), [("dynamic", "fp16"), ("fused", "fp16"), ("merged", "fp32")])
+@pytest.mark.parametrize(("mode", "precision"), [("dynamic", "fp32"), ("fused", "fp16"), ("merged", "fp32")])
 def test_the_graphs_are_valid_clean_and_typed(
     networks: dict[str, S3Diff], export: Export, mode: str, precision: str
 ) -> None:
@@ -247,7 +245,7 @@ def test_the_graphs_are_valid_clean_and_typed(
 
 
 def test_fused_takes_one_degradation_for_any_batch(networks: dict[str, S3Diff], export: Export) -> None:
-    exported = export(networks["f4"], lora_mode="fused", precision="fp32")
+    exported = export(networks["f4"], lora_mode="fused", precision="fp16")
     shapes = {
         spec.name: spec.shape[0]
         for stage in ("vae_encoder", "unet")
@@ -280,17 +278,21 @@ def test_prompts_of_the_text_encoder_guide_the_unet(networks: dict[str, S3Diff],
 
 @pytest.mark.parametrize("prompts", ["folded", "runtime"])
 def test_without_guidance_the_positive_prompt_alone(
-    networks: dict[str, S3Diff], export: Export, prompts: str
+    networks: dict[str, S3Diff], tmp_path: Path, prompts: str
 ) -> None:
-    network, only = networks["f4"], ("unet",)
-    exported = export(network, only, lora_mode="merged", precision="fp32", guidance="off", prompts=prompts)
+    network = networks["f4"]
+    options = GraphOptions("merged", "fp32", guidance="off", prompts=prompts)  # type: ignore[arg-type]
+    exported = Exported(network, options, tmp_path).in_torch()
     assert "guidance" not in exported.inputs("unet")
     truth = truth_of(network, photographs(2, 16, 24), DEGRADATIONS[:1])
     assert epsilon_error(exported, truth, "positive", prompts=truth["prompts"][:1]) <= 1e-4
 
 
 VARIANTS: dict[str, tuple[NetworkConfig, str]] = {
-    "LoRA in the decoder, dynamic": (replace(SMALL_RANKS, vae_targets=ENCODER_AND_DECODER_TARGETS), "dynamic"),
+    "LoRA in the decoder, dynamic": (
+        replace(SMALL_RANKS, vae_targets=ENCODER_AND_DECODER_TARGETS),
+        "dynamic",
+    ),
     "LoRA in the decoder, merged": (replace(SMALL_RANKS, vae_targets=ENCODER_AND_DECODER_TARGETS), "merged"),
     "no LoRA in the VAE": (replace(SMALL_RANKS, rank_vae=0), "fused"),
     "no LoRA in the UNet": (replace(SMALL_RANKS, rank_unet=0), "dynamic"),

@@ -178,6 +178,7 @@ def test_the_command_measures_and_writes_everything(
         (["--demo", "--base", "b"], "--demo brings its own weights"),
         (["--demo", "--lr", "low"], "pass --lr and --hr, or neither"),
         (["--demo", "--lr", "low", "--hr", "high"], "low is not a folder"),
+        (["--demo", "--device", "abacus"], "device abacus cannot be used"),
     ],
 )
 def test_wrong_requests_are_refused(

