@@ -72,11 +72,11 @@ def truth(networks: dict[str, S3Diff]) -> S3Diff:
 
 
 @pytest.fixture(scope="module")
-def fused(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fused(files: Files, small: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build a verified fused bundle once; tests that change it take a copy."""
     path = tmp_path_factory.mktemp("built") / "fused.bundle"
     arguments = ["build", *files.arguments(), "-o", str(path), "--lora-mode", "fused", "--precision", "fp32"]
-    assert run(cli, [*arguments, "--color-fix", "wavelet", "--color-fix", "none"]) == 0
+    assert run(cli, [*arguments, *small, "--color-fix", "wavelet", "--color-fix", "none"]) == 0
     return path
 
 
@@ -120,8 +120,14 @@ def test_fused_with_two_colour_corrections(fused: Path, truth: S3Diff) -> None:
 
 
 def test_merged_bins_and_what_they_cost(
-    command: Command, files: Files, truth: S3Diff, small: tuple[str, str], tmp_path: Path
+    command: Command,
+    files: Files,
+    truth: S3Diff,
+    small: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("s3diff_export.bins.MEASURED_GRIDS", (1, 6))
     path = tmp_path / "merged.bundle"
     done = command(
         *("build", *files.arguments(), "-o", path, "--lora-mode", "merged", "--bins", "2x1"),
@@ -179,7 +185,7 @@ def test_an_existing_output_is_kept_unless_forced(
     command: Command, files: Files, bundle: Path, small: tuple[str, str]
 ) -> None:
     before = contents(bundle)
-    options = ("--no-verify", "--precision", "fp32", *ONE_FIX, *small)
+    options = ("--no-verify", "--lora-mode", "fused", "--precision", "fp32", "--color-fix", "adain", *small)
     arguments = ("build", *files.arguments(), "-o", bundle, *options)
     refused = command(*arguments)
     assert refused.code == 2
@@ -187,7 +193,7 @@ def test_an_existing_output_is_kept_unless_forced(
     assert contents(bundle) == before
     assert command(*arguments, "--force").code == 0
     manifest = Manifest.read(bundle, "hashes")
-    assert manifest.lora_mode == "dynamic"
+    assert manifest.color_fixes == ("adain",)
     assert "parity" not in manifest.reports
     assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
 

@@ -30,7 +30,7 @@ BIN = ("here", 0.9, 0.15)
 """At the first of `DEGRADATIONS`, whose axes are (blur, noise)."""
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
 """Of relative errors. Random weights magnify fp16's rounding: PyTorch's own half precision is 1e-2 away here.
-Trained weights, and the reference model, are held to 5e-3."""
+The gate of `build` holds trained weights to 5e-3."""
 IMAGES = {"1 of 48x64": (1, 48, 64), "3 of 37x53": (3, 37, 53), "2 of 5x1": (2, 5, 1), "1 of 1x1": (1, 1, 1)}
 DATA_STAGES = ("vae_encoder", "unet", "vae_decoder")
 FIXES: tuple[ColorFix, ...] = get_args(ColorFix)

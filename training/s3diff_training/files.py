@@ -29,7 +29,12 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         if path.is_dir():  # a rename cannot put one folder in the place of another that holds files
             path.replace(outdated)
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if outdated.exists():
+                outdated.replace(path)
+            raise
     except OSError as error:
         reason = error.strerror or error
         raise JobError(f"could not write {path}: {reason}; check the disk and its permissions") from error
