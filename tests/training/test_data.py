@@ -16,6 +16,7 @@ from s3diff_training.data import (
     PhotographFolder,
     contact_sheet,
     from_uint8,
+    image_size,
     read_image,
     save_image,
     to_uint8,
@@ -118,12 +119,16 @@ def test_damage_found_late_is_reported_and_does_not_change_later_draws(folder: P
     assert torch.equal(photographs.crops(20, 32, generator), fresh.crops(20, 32, again))
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6  # the camera lay on its side: turn clockwise
-    Image.fromarray(photograph(40, 100)).save(tmp_path / "p.png", exif=exif)
-    assert torch.equal(read_image(tmp_path / "p.png"), from_uint8(np.rot90(photograph(40, 100), -1).copy()))
-    assert len(PhotographFolder(tmp_path, min_side=40)) == 1
+    path = tmp_path / f"p.{suffix}"
+    Image.fromarray(photograph(40, 100)).save(path, exif=exif)
+    assert torch.equal(read_image(path), from_uint8(np.rot90(photograph(40, 100), -1).copy()))
+    assert image_size(path) == (100, 40)
+    crops = PhotographFolder(tmp_path, min_side=40).crops(30, 40, torch.Generator().manual_seed(0))
+    assert crops.shape == (30, 3, 40, 40)  # from its whole height, not from sides that were swapped twice
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))

@@ -9,6 +9,7 @@ import click
 from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint, write_released
 from s3diff_training.data import read_image, save_image
 from s3diff_training.errors import RequestError
+from s3diff_training.logs import set_up_logging
 from s3diff_training.network import load_base
 
 _FILE = click.Path(path_type=Path)
@@ -26,6 +27,7 @@ def convert_checkpoint(source: Path, estimator: Path | None, output: Path, force
 
     .pkl is the released format: s3diff.pkl, and de_net.pth in the same folder.
     """
+    set_up_logging()
     outputs = {".safetensors": [output], ".pkl": [output, output.with_name("de_net.pth")]}.get(output.suffix)
     if outputs is None:
         raise RequestError(f"{output} names no checkpoint format; expected the suffix .safetensors or .pkl")
@@ -60,6 +62,7 @@ def restore(
     force: bool,
 ) -> None:
     """Upscale IMAGE x4 with the PyTorch network."""
+    set_up_logging()
     _refuse_existing(output, force)
     network = build_network(load_base(base), read_checkpoint(checkpoint, estimator))
     restored = network.restore(read_image(image)[None], noise=noise, blur=blur)

@@ -162,9 +162,7 @@ class PhotographFolder:
                 continue
             try:
                 with _opened(path, self.max_pixels) as image:
-                    width, height = image.size
-                    if image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS:
-                        width, height = height, width
+                    height, width = _upright_size(image)
             except RequestError as error:
                 self.skipped.append((path, str(error)))
                 continue
@@ -184,13 +182,13 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """`(height, width)` as stored, read from the header alone.
+    """`(height, width)` of the upright image, read from the header alone.
 
     Raises:
         RequestError: as `read_image`.
     """
     with _opened(path, max_pixels) as image:
-        return image.height, image.width
+        return _upright_size(image)
 
 
 def save_image(image: Tensor, path: Path) -> None:
@@ -255,6 +253,12 @@ def _same_height(row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
         to_uint8(F.interpolate(image.detach().float()[None], size, mode="nearest"))
         for image, size in zip(row, sizes, strict=True)
     ]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width after the EXIF orientation; Pillow gives those of a TIFF as turned already."""
+    sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
+    return (image.width, image.height) if sideways else (image.height, image.width)
 
 
 def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -24,9 +24,8 @@ from s3diff_training.train.lora import LoraOptions, LoraTrainer
 from s3diff_training.train.new_base import BaseArchitecture, new_base
 from s3diff_training.train.options import options_of
 from s3diff_training.train.pairs import HeldOut, PairOptions, TrainingPairs, load_lpips
-from s3diff_training.train.run import OnExisting
+from s3diff_training.train.run import OnExisting, RunFolder
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 _PATH = click.Path(path_type=Path)
 
 BASE_LOOP = LoopOptions(
@@ -81,6 +80,11 @@ class RunOptions:
     def on_existing(self) -> OnExisting:
         """The same for `TrainLoop.run`."""
         return "resume" if self.resume else "replace" if self.force else "refuse"
+
+    def check(self, output: Path) -> None:
+        """Raise `RequestError` for a folder in the way, before anything is loaded."""
+        if self.on_existing == "refuse":
+            RunFolder(output).require_empty()
 
 
 _PAIR_HELP = {
@@ -186,6 +190,7 @@ def base(
 
     Writes OUTPUT/base, a diffusers folder for `train lora --base`.
     """
+    run.check(output)
     pairs = replace(pairs, data=data)
     loop = TrainLoop(options)  # first, so that the weights follow the seed
     model = new_base(architecture)
@@ -208,6 +213,7 @@ def estimator(data: Path, output: Path, run: RunOptions, pairs: PairOptions, opt
 
     Writes OUTPUT/de_net.pth, for `train lora --estimator`.
     """
+    run.check(output)
     pairs = replace(pairs, data=data)
     loop = TrainLoop(options)
     trainer = EstimatorTrainer(DegradationEstimator(), pairs)
@@ -255,6 +261,7 @@ def lora(
 
     Writes OUTPUT/checkpoint.safetensors, for `build`, `restore` and `convert-checkpoint`.
     """
+    run.check(output)
     if objective.lambda_gan and dino is None:
         raise RequestError(
             f"the GAN loss needs DINO: pass --dino with a local folder, or --dino {DEFAULT_DINO} to download "

@@ -66,12 +66,18 @@ class RunFolder:
             run._check_same(options, free)
         elif on_existing == "replace":
             run._clear()
-        if path.is_dir() and any(path.iterdir()) and on_existing == "refuse":
-            raise RequestError(
-                f"{path} is not empty; resume the run in it, replace it, or give the new run another folder"
-            )
+        else:
+            run.require_empty()
         run._write_config(options)
         return run
+
+    def require_empty(self) -> None:
+        """Raise `RequestError` when there is something in the folder."""
+        if self.path.is_dir() and any(self.path.iterdir()):
+            raise RequestError(
+                f"{self.path} is not empty; resume the run in it, replace it, or give the new run another "
+                "folder"
+            )
 
     def read_config(self) -> dict[str, Any]:
         """What `config.json` holds: `options` and `versions`.
