@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format demo-model
+.PHONY: help setup demo test test-slow gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,11 +24,15 @@ demo: $(STAMP) ## build a bundle of the shipped small model and upscale a real p
 	$(BIN)/s3diff-export upscale demo-output/input.png -o demo-output/upscaled.png \
 		--bundle demo-output/demo.bundle --compare --force
 
+# One thread a process: the models of the tests are too small to gain from more.
 test: $(STAMP) ## run the quick tests
-	$(BIN)/pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/pytest -q -m slow --timeout 1800
+
+gpu-check: $(STAMP) ## on a machine with a GPU: build, run and measure every engine; writes gpu-check/
+	$(BIN)/python tools/gpu_check.py gpu-check
 
 demo-model: $(STAMP) ## train the small model that ships, from nothing: about two hours on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/make_demo_model.sh

@@ -22,6 +22,7 @@ from torch import nn
 
 from s3diff_export.bins import bin_costs
 from s3diff_export.check_images import check_images
+from s3diff_export.engines import AddedEngines, add_engines, require_builder
 from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import StageGraph, export_onnx, stage_graphs
 from s3diff_export.options import BuildOptions, ModelSource
@@ -52,6 +53,8 @@ class Built:
     """By step of the build."""
     peak_memory: int
     """Bytes, of the whole process."""
+    engines: AddedEngines | None = None
+    """None when none were asked for."""
 
 
 class _Clock:
@@ -77,7 +80,9 @@ def build(
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Built:
-    """Load, measure, export, verify, publish. The bundle at `output` is whole or, after a failure, as before.
+    """Load, measure, export, verify, build engines, publish.
+
+    The bundle at `output` is whole or, after a failure, as before.
 
     Args:
         source: the weights.
@@ -92,10 +97,14 @@ def build(
     """
     if output.exists() and not force:
         raise RequestError(f"{output} exists; pass --force to replace it")
+    if options.engines is not None:
+        require_builder(options.engines)
     clock = _Clock(progress)
     images = check_images(options.check_folder)
     clock("loading the weights")
     network, sources = load_network(source)
+    if options.engines is not None:
+        options.engines.profile(network.multiple)  # refuses sizes that do not fit, before hours of work
     bins = options.bins if options.graphs.lora_mode == "merged" else ()
     _require_space(output, network, options, len(bins))
     cases = check_cases(images, bins)
@@ -116,12 +125,17 @@ def build(
         parity = _check(folder, manifest, cases, truths, options, clock)
         if parity is not None:
             reports["parity"] = parity.to_dict()
+        engines = None
+        if options.engines is not None:
+            clock("building engines")
+            engines = add_engines(folder, options.engines, progress=progress)
+            manifest = engines.manifest
         clock("")
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         reports["build"] = {"seconds": clock.seconds, "peak_memory": peak}
         manifest = manifest.model_copy(update={"reports": reports})
         manifest.write(folder)
-    return Built(output, manifest, parity, clock.seconds, peak)
+    return Built(output, manifest, parity, clock.seconds, peak, engines)
 
 
 def load_network(source: ModelSource) -> tuple[S3Diff, dict[str, Source]]:

@@ -21,16 +21,20 @@ import click
 OPTIONAL_MODULES = frozenset(
     {
         "accelerate",
+        "cuda",
         "diffusers",
         "huggingface_hub",
         "kornia",
         "onnx",
+        "onnx_graphsurgeon",
         "onnx_ir",
         "onnxruntime",
         "onnxscript",
         "peft",
         "polygraphy",
         "safetensors",
+        "tensorrt",
+        "tensorrt_rtx",
         "tokenizers",
         "torch",
         "transformers",
@@ -63,6 +67,11 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
         ),
         "upscale": Subcommand(
             "s3diff_runtime.commands:upscale", "Upscale photographs ×4 with a bundle.", "cpu"
+        ),
+        "engines": Subcommand(
+            "s3diff_export.engine_commands:engines",
+            "Build TensorRT engines on this machine and add them to a bundle.",
+            "tensorrt",
         ),
         "verify": Subcommand(
             "s3diff_export.commands:verify", "Compare a bundle with PyTorch in fp32.", "export,cpu"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -13,15 +12,19 @@ from rich.console import Console
 from rich.table import Table
 
 from s3diff_export.bins import parse_bins
-from s3diff_export.build import Built, Progress, load_network
+from s3diff_export.build import Built, load_network
 from s3diff_export.build import build as build_bundle
 from s3diff_export.check_images import check_images
+from s3diff_export.engine_commands import chosen_engines, engine_options, show_engines
+from s3diff_export.engines.layers import LayerReport, compare_layers
 from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
+from s3diff_export.progress import live_progress
 from s3diff_export.reference import Reference, check_cases, references
 from s3diff_export.verify import Gates, ParityReport
 from s3diff_export.verify import verify as verify_bundle
+from s3diff_runtime.engine_records import Flavour
 from s3diff_runtime.manifest import ColorFix, Manifest
 from s3diff_training.demo import demo_model
 
@@ -121,6 +124,12 @@ def _gates(command: Command) -> Command:
 )
 @_gates
 @click.option("--no-verify", is_flag=True, help="Publish without comparing with PyTorch.")
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(Flavour)),
+    help="Also build engines, as s3diff-export engines does.",
+)
+@engine_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
@@ -140,14 +149,17 @@ def build(
     gate_psnr: float | None,
     gate_stage: float | None,
     no_verify: bool,
+    engine: str | None,
     force: bool,
     as_json: bool,
+    **engines: Any,  # noqa: ANN401
 ) -> None:
     """Turn S3Diff weights into a bundle that upscales without torch.
 
     \b
       s3diff-export build --demo -o demo.bundle
       s3diff-export build --base sd-turbo/ --checkpoint s3diff.pkl --estimator de_net.pth -o s3diff.bundle
+      s3diff-export build --demo -o demo.bundle --engine tensorrt --max-size 512
     """
     options = BuildOptions(
         graphs=GraphOptions(lora_mode=lora_mode, precision=precision, prompts=prompts, guidance=guidance),  # type: ignore[arg-type]
@@ -156,20 +168,33 @@ def build(
         gates=Gates(gate_epsilon, gate_psnr, gate_stage),
         verify=not no_verify,
         check_folder=images,
+        engines=chosen_engines(engine, engines),
     )
     source = _source(demo, base, checkpoint, estimator)
-    with _progress() as progress:
+    with live_progress() as progress:
         built = build_bundle(source, output, options, force, progress)
     click.echo(json.dumps(_summary(built), indent=2) if as_json else output)
     if not as_json:
         _show_bins(built.manifest.reports.get("bins", []))
         _show_parity(built.parity)
+        if built.engines is not None:
+            show_engines(built.engines)
 
 
 @click.command()
 @click.argument("bundle", type=_FILE)
 @_weights
 @_gates
+@click.option(
+    "--layers",
+    is_flag=True,
+    help="Instead, compare every layer with the same computed in fp32; needs no weights.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(Flavour)),
+    help="With --layers: compare the layers of an engine with ONNX Runtime's, on this machine's GPU.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(
     bundle: Path,
@@ -181,17 +206,29 @@ def verify(
     gate_epsilon: float | None,
     gate_psnr: float | None,
     gate_stage: float | None,
+    layers: bool,
+    engine: Flavour | None,
     as_json: bool,
 ) -> None:
     """Compare BUNDLE with PyTorch in fp32, stage by stage and end to end.
 
     Needs the weights that it was built from, and checks that they are the same. Writes the report into the
-    bundle. Exits 1 when a gate fails, naming the stage that broke first.
+    bundle. Exits 1 when a gate fails, naming the stage that broke first; --layers finds where in that stage.
     """
     manifest = Manifest.read(bundle, check="hashes")
-    source = _source(demo, base, checkpoint, estimator)
     gates = Gates(gate_epsilon, gate_psnr, gate_stage)
-    with _progress() as progress:
+    if layers:
+        with live_progress() as progress:
+            found = compare_layers(bundle, manifest, check_images(images)[0], gates, engine, progress)
+        if as_json:
+            click.echo(json.dumps([report.to_dict() for report in found], indent=2))
+        else:
+            _show_layers(found)
+        return
+    if engine is not None:
+        raise RequestError("--engine goes with --layers; engines as a whole are checked by make gpu-check")
+    source = _source(demo, base, checkpoint, estimator)
+    with live_progress() as progress:
         progress("loading the weights")
         network, records = load_network(source)
         other = [
@@ -232,20 +269,10 @@ def _source(demo: bool, base: str | None, checkpoint: Path | None, estimator: Pa
     return ModelSource(base, checkpoint, estimator)
 
 
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    """A line on standard error for every step: live on a terminal, plain elsewhere."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda step: console.print(step, highlight=False) if step else None
-        return
-    with console.status("starting") as status:
-        yield lambda step: status.update(step)
-
-
 def _summary(built: Built) -> dict[str, Any]:
     size = sum(record.size for record in built.manifest.files.values())
-    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports}
+    engines = {} if built.engines is None else {"engines": built.engines.to_dict()}
+    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines}
 
 
 def _show_bins(costs: list[dict[str, Any]]) -> None:
@@ -261,6 +288,18 @@ def _show_bins(costs: list[dict[str, Any]]) -> None:
             *(f"{cost[f'image_psnr_{kind}']:.1f} dB" for kind in ("mean", "min")),
         )
     Console(stderr=True).print(table)
+
+
+def _show_layers(reports: list[LayerReport]) -> None:
+    """What broke first in each stage, and the worst layers."""
+    for report in reports:
+        table = Table(title=f"{report.stage}: {report.found} against {report.truth}, {report.count} layers")
+        for column in ("", "layer", "operator", "relative error"):
+            table.add_column(column, overflow="fold")
+        first = [] if report.first is None else [("first above the gate", report.first)]
+        for role, layer in (*first, *(("worst", layer) for layer in report.worst)):
+            table.add_row(role, layer.name, layer.operator, f"{layer.relative:.2e}")
+        Console(stderr=True).print(table)
 
 
 def _show_parity(parity: ParityReport | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from s3diff_export.bins import grid
+from s3diff_export.engines.options import EngineOptions
 from s3diff_export.errors import RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.verify import Gates
@@ -44,6 +45,8 @@ class BuildOptions:
     """Compare the bundle with PyTorch before it is published."""
     check_folder: Path | None = None
     """Folder of low-resolution photographs to verify with; None draws pictures."""
+    engines: EngineOptions | None = None
+    """Engines to put into the bundle before it is published; None builds none."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -144,7 +144,7 @@ def verify(
         for session, index in _sessions(folder, manifest, stage, cases, engine):
             reference = references[index]
             for quantity, found in _quantities(manifest, stage, session, reference):
-                errors.setdefault(quantity, []).append(_errors(found, reference.tensors[quantity]))
+                errors.setdefault(quantity, []).append(errors_of(found, reference.tensors[quantity]))
             advance(manifest, stage, session, chains[index], cases[index])
     rows = tuple(
         _worst(quantity, found, limits)
@@ -195,8 +195,7 @@ def advance(
     Raises:
         BuildError: when an output is not finite, all equal or saturated.
     """
-    given = {"guidance": np.asarray(manifest.guidance.default, np.float32), **chain}
-    outputs = _run(session, _wanted(manifest, stage, given))
+    outputs = _run(session, stage_inputs(manifest, stage, chain))
     for name, value in outputs.items():
         fault = _fault(value)
         if fault:
@@ -210,6 +209,12 @@ def advance(
     if stage.startswith("finish_"):
         outputs = {stage.replace("finish", "upscaled"): outputs["upscaled"]}
     chain.update(outputs)
+
+
+def stage_inputs(manifest: Manifest, stage: str, chain: Mapping[str, Array]) -> dict[str, Array]:
+    """What a stage takes of a chain, with the bundle's guidance."""
+    guidance = np.asarray(manifest.guidance.default, np.float32)
+    return _wanted(manifest, stage, {"guidance": guidance, **chain})
 
 
 def _sessions(
@@ -257,7 +262,7 @@ def _wanted(manifest: Manifest, stage: str, given: Mapping[str, Array]) -> dict[
     return inputs
 
 
-def _errors(found: Array, truth: Array) -> tuple[float, float, float]:
+def errors_of(found: Array, truth: Array) -> tuple[float, float, float]:
     """Relative, largest and mean absolute error, in float64; not a number counts as infinite."""
     difference = np.abs(np.float64(found) - np.float64(truth))
     norm = float(np.linalg.norm(np.float64(truth)))

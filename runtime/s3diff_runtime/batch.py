@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from s3diff_runtime.comparison import before_and_after
 from s3diff_runtime.errors import JobError, RuntimeRoomError
+from s3diff_runtime.fleet import Fleet
 from s3diff_runtime.images import MAX_PIXELS, Photograph, open_photograph, photograph_size
 from s3diff_runtime.jobs import Job
 from s3diff_runtime.saving import QUALITY, require_fit, save
@@ -25,7 +27,7 @@ Status = Literal["done", "skipped", "failed", "not done"]
 
 _READERS = _WRITERS = 2
 _CHUNK_SECONDS = 2.0
-"""About how long the network works before progress is shown; longer chunks batch a little better."""
+"""About how long an upscaler works before progress is shown; longer chunks batch a little better."""
 _LARGEST_CHUNK = 8
 """Batches in a chunk, at most."""
 _CHUNK_PIXELS = 4_000_000
@@ -106,14 +108,14 @@ class _Read:
 class Batch:
     """Upscales the pictures of a list of jobs.
 
-    Two threads read ahead and two write behind the calling one, which runs the network. What waits between
+    Two threads read ahead and two write behind those of the fleet, which run the network. What waits between
     them is bounded, in pictures before the network and in pixels after it.
 
     Attributes:
         outcomes: one for each job, in order; complete once `run` ended, and true at any time before.
 
     Args:
-        upscaler: an open one.
+        fleet: the open upscalers, of one bundle.
         jobs: see `plan_jobs`.
         options: for all pictures.
         on_outcome: called with each outcome that is settled, from any thread.
@@ -121,16 +123,18 @@ class Batch:
 
     def __init__(
         self,
-        upscaler: Upscaler,
+        fleet: Fleet,
         jobs: Sequence[Job],
         options: BatchOptions,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         """See the class."""
         self.outcomes = [Outcome(job) for job in jobs]
-        self._upscaler, self._options, self._on_outcome = upscaler, options, on_outcome
-        self._scale = upscaler.manifest.scale
+        self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
+        self._scale, self._batch = fleet.manifest.scale, fleet.options.batch
+        self._chunk_length = self._batch
         self._waiting: deque[tuple[Future[None], int]] = deque()  # writes, with their result pixels
+        self._making_room = Lock()
         self._disk_error: JobError | None = None
 
     def run(self) -> None:
@@ -147,22 +151,31 @@ class Batch:
             ThreadPoolExecutor(_READERS, "read") as readers,
         ):
             try:
-                for chunk in self._chunks(self._read_ahead(readers)):
-                    self._make_room(sum(read.pixels for read in chunk) * self._scale**2)
-                    for read, result in self._upscaled(chunk):
-                        write = writers.submit(self._write, read, result)
-                        self._waiting.append((write, read.pixels * self._scale**2))
-                    self._raise_disk_error()
+                chunks = self._chunks(self._read_ahead(readers))
+                self._fleet.drain(chunks, lambda upscaler, chunk: self._do(upscaler, chunk, writers))
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
         self._make_room(_WAITING_PIXELS)  # all of it: waits for the last write
+        self._raise_disk_error()
+
+    def _do(self, upscaler: Upscaler, chunk: list[_Read], writers: ThreadPoolExecutor) -> None:
+        """Upscale a chunk and leave the results to the writers."""
+        self._make_room(sum(read.pixels for read in chunk) * self._scale**2)
+        start = perf_counter()
+        for read, result in self._upscaled(upscaler, chunk):
+            write = writers.submit(self._write, read, result)
+            with self._making_room:
+                self._waiting.append((write, read.pixels * self._scale**2))
+        per_picture = (perf_counter() - start) / len(chunk)
+        length = min(_LARGEST_CHUNK * self._batch, int(_CHUNK_SECONDS / per_picture))
+        self._chunk_length = max(self._batch, length)
         self._raise_disk_error()
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_Read]:
         ahead: deque[Future[_Read | None]] = deque()
         for number in range(len(self.outcomes)):
             ahead.append(readers.submit(self._read, number))
-            if len(ahead) > 2 * self._upscaler.options.batch:
+            if len(ahead) > 2 * self._batch * len(self._fleet.upscalers):
                 yield from _present(ahead.popleft().result())
         while ahead:
             yield from _present(ahead.popleft().result())
@@ -175,6 +188,7 @@ class Batch:
                 self._settle(number, replace(outcome, status="skipped"))
                 return None
             photograph = open_photograph(outcome.job.source, self._options.max_pixels)
+            self._fleet.check_size(*photograph.pixels.shape[:2])
             width, height = (side * self._scale for side in photograph.size)
             require_fit(outcome.job.target, width, height, photograph.alpha is not None)
         except RuntimeRoomError as error:
@@ -191,41 +205,38 @@ class Batch:
 
     def _chunks(self, pictures: Iterator[_Read]) -> Iterator[list[_Read]]:
         """Lists of pictures for one call of the upscaler, which batches those that go together."""
-        batch = self._upscaler.options.batch
-        length, chunk = batch, list[_Read]()
+        chunk = list[_Read]()
         for picture in pictures:
             if chunk and sum(read.pixels for read in chunk) + picture.pixels > _CHUNK_PIXELS:
                 yield chunk
                 chunk = []
             chunk.append(picture)
-            if len(chunk) >= length:
-                start = perf_counter()
+            if len(chunk) >= self._chunk_length:
                 yield chunk
-                per_picture = (perf_counter() - start) / len(chunk)
-                length = max(batch, min(_LARGEST_CHUNK * batch, int(_CHUNK_SECONDS / per_picture)))
                 chunk = []
         if chunk:
             yield chunk
 
-    def _upscaled(self, chunk: list[_Read]) -> Iterator[tuple[_Read, Result]]:
+    def _upscaled(self, upscaler: Upscaler, chunk: list[_Read]) -> Iterator[tuple[_Read, Result]]:
         """The results of a chunk; when it fails, its pictures are tried one by one."""
         try:
             pixels = [read.photograph.pixels for read in chunk]
-            results = self._upscaler.upscale_pixels(pixels, **self._options.settings)
+            results = upscaler.upscale_pixels(pixels, **self._options.settings)
         except JobError as error:
             if len(chunk) == 1:
                 number = chunk[0].number
                 self._settle(number, replace(self.outcomes[number], status="failed", error=str(error)))
             else:
                 for read in chunk:
-                    yield from self._upscaled([read])
+                    yield from self._upscaled(upscaler, [read])
             return
         yield from zip(chunk, results, strict=True)
 
     def _make_room(self, pixels: int) -> None:
         """Wait until so many result pixels may join those that wait to be written."""
-        while self._waiting and sum(held for _, held in self._waiting) + pixels > _WAITING_PIXELS:
-            self._waiting.popleft()[0].result()
+        with self._making_room:
+            while self._waiting and sum(held for _, held in self._waiting) + pixels > _WAITING_PIXELS:
+                self._waiting.popleft()[0].result()
 
     def _write(self, read: _Read, result: Result) -> None:
         start, outcome = perf_counter(), self.outcomes[read.number]

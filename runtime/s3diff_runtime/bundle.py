@@ -8,6 +8,9 @@ from pathlib import Path
 from threading import RLock
 from typing import Literal, Self
 
+from s3diff_runtime.engine_records import EngineSet
+from s3diff_runtime.errors import OutOfMemory
+from s3diff_runtime.integrity import checked_content
 from s3diff_runtime.manifest import SHARED, Bin, Manifest
 from s3diff_runtime.session import Engine, Session
 
@@ -18,6 +21,8 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+    engines: EngineSet | None = None
+    """The engines that take the place of the ONNX graphs; None runs the graphs."""
 
     @classmethod
     def open(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:
@@ -28,10 +33,19 @@ class Bundle:
         """Under which name `stage` keeps the graph that serves `bin`."""
         return SHARED if bin is None or SHARED in self.manifest.stages[stage].graphs else bin.name
 
+    def graph(self, stage: str, key: str) -> str:
+        """Name of the file that runs: an ONNX graph or an engine."""
+        graphs = self.engines.graphs[stage] if self.engines else self.manifest.stages[stage].graphs
+        return graphs[key]
+
     def size(self, stage: str, key: str) -> int:
-        """Bytes of a graph with its weights."""
-        graph, files = self.manifest.stages[stage].graphs[key], self.manifest.files
+        """Bytes of what runs, with its weights."""
+        graph, files = self.graph(stage, key), self.manifest.files
         return sum(files[name].size for name in (graph, f"{graph}.data") if name in files)
+
+    def read(self, name: str) -> bytes:
+        """The content of a file, after its size and hash were checked. Raises `BundleError`."""
+        return checked_content(self.folder, name, self.manifest.files.get(name))
 
     def nearest_bin(self, noise: float, blur: float) -> Bin | None:
         """The bin closest to the degradation, the first of equally close ones; None unless merged."""
@@ -49,11 +63,14 @@ class SessionPool:
         bundle: where the graphs are.
         engine: opens them.
         memory_bytes: budget for the sessions of bins.
+
+    Attributes:
+        engine: as given.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:
         """See the class."""
-        self._bundle, self._engine, self._budget = bundle, engine, memory_bytes
+        self._bundle, self.engine, self._budget = bundle, engine, memory_bytes
         self._shared: dict[str, Session] = {}
         self._binned: OrderedDict[tuple[str, str], Session] = OrderedDict()
         self._lock = RLock()
@@ -68,7 +85,7 @@ class SessionPool:
                 return self._shared[stage]
             if (stage, key) not in self._binned:
                 self._make_room(self._bundle.size(stage, key))
-                self._binned[stage, key] = self._open(stage, key)
+                self._binned[stage, key] = self._open_instead(stage, key)
             self._binned.move_to_end((stage, key))
             return self._binned[stage, key]
 
@@ -83,6 +100,16 @@ class SessionPool:
             key, _session = self._binned.popitem(last=False)
             held -= self._bundle.size(*key)
 
+    def _open_instead(self, stage: str, key: str) -> Session:
+        """Open a session, at the cost of other bins where the device has not the memory for all."""
+        while True:
+            try:
+                return self._open(stage, key)
+            except OutOfMemory:
+                if not self._binned:
+                    raise
+            self._binned.popitem(last=False)
+
     def _open(self, stage: str, key: str) -> Session:
-        spec = self._bundle.manifest.stages[stage]
-        return self._engine.open(self._bundle.folder / spec.graphs[key], spec)
+        path = self._bundle.folder / self._bundle.graph(stage, key)
+        return self.engine.open(path, self._bundle.manifest.stages[stage])

@@ -45,8 +45,18 @@ _SCORE = click.FloatRange(0, 1)
 )
 @click.option("--prompt", help="Text to guide towards, for bundles built with --prompts runtime.")
 @click.option("--negative-prompt", help="Text to guide away from, for the same bundles.")
-@click.option("--engine", default="auto", show_default=True, help="What runs the graphs: onnx, or auto.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, or cuda:N.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+)
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.",
+)
 @click.option(
     "--tile", type=int, default=128, show_default=True, help="Input pixels of a tile's side; 0 never cuts."
 )

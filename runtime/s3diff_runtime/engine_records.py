@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,10 @@ class Range(Part):
         if not self.min <= self.opt <= self.max:
             raise ValueError(f"{self.min}, {self.opt}, {self.max}: expected min <= opt <= max")
         return self
+
+    def sizes(self) -> tuple[int, int, int]:
+        """All three, ascending."""
+        return self.min, self.opt, self.max
 
 
 class Profile(Part):
@@ -66,6 +71,16 @@ class EngineSet(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._+-]*$")
     identity: EngineIdentity
     graphs: dict[str, dict[str, RelativePath]]
+
+    def paths(self) -> Iterator[str]:
+        """The engines' paths."""
+        for graphs in self.graphs.values():
+            yield from graphs.values()
+
+
+def sidecar_path(engine: str) -> str:
+    """Where the sidecar of an engine lies: `.json` in the place of `.engine`."""
+    return f"{engine.removesuffix('.engine')}.json"
 
 
 class EngineSidecar(Part):

@@ -21,3 +21,7 @@ class BundleError(RequestError):
 
 class JobError(RuntimeRoomError):
     """The request was sound and the work failed: out of memory, a result that is not finite, a full disk."""
+
+
+class OutOfMemory(JobError):
+    """The device or the host has not the memory that the work needs; smaller tiles or batches need less."""

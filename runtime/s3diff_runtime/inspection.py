@@ -29,6 +29,9 @@ def show_manifest(manifest: Manifest, folder: Path, checked: bool) -> None:
     if manifest.bins:
         bins = [(bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins]
         console.print(_table("Bins", ("name", "noise", "blur"), bins))
+    if manifest.engines:
+        columns = ("set", "TensorRT", "runs on", "height", "width", "batch", "engines", "size")
+        console.print(_table("Engines", columns, _engines(manifest)))
     for name, report in manifest.reports.items():
         console.print(_table(f"Report: {name}", ("", ""), list(_flat(report)), header=False))
 
@@ -65,6 +68,21 @@ def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
         size = sum(manifest.files[path].size for path in files)
         graphs = "1, shared" if "shared" in stage.graphs else f"{len(stage.graphs)}, one per bin"
         yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
+
+
+def _engines(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for engines in manifest.engines:
+        identity, paths = engines.identity, list(engines.paths())
+        runs_on = f"compute capability {', '.join(identity.targets)}"
+        if identity.gpu is not None:
+            runs_on = f"{identity.gpu} ({runs_on})"
+        if identity.hardware_compatibility != "none":
+            runs_on += f", {identity.hardware_compatibility.replace('_', ' ')}"
+        profile = identity.profile
+        ranges = (profile.height, profile.width, profile.batch)
+        shown = ("{}, {}, {}".format(*each.sizes()) for each in ranges)
+        size = _bytes(sum(manifest.files[path].size for path in paths))
+        yield engines.name, f"{identity.flavour} {identity.version}", runs_on, *shown, str(len(paths)), size
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3diff_runtime.errors import BundleError
+
 if TYPE_CHECKING:
     from s3diff_runtime.manifest import FileRecord
 
@@ -66,3 +68,28 @@ def sha256(path: Path) -> str:
     """The hash of a file in hexadecimal. Raises `OSError` when it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked_content(folder: Path, name: str, record: FileRecord | None) -> bytes:
+    """Read a file of a bundle once, and return the very bytes whose size and hash were found right.
+
+    Raises:
+        BundleError: when the manifest does not name the file, or it is not what the manifest says.
+    """
+    again = "copy the bundle again, or rebuild it"
+    if record is None:
+        raise BundleError(f"{name} is not among the files of the manifest of {folder}; {again}")
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{name} is a link that leaves the bundle {folder}; {again}")
+        with path.open("rb") as file:
+            content = file.read(record.size + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {again}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if len(content) != record.size or found != record.sha256:
+        raise BundleError(
+            f"{path} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…); {again}"
+        )
+    return content

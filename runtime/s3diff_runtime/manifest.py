@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from s3diff_runtime.engine_records import EngineSet
+from s3diff_runtime.engine_records import EngineSet, sidecar_path
 from s3diff_runtime.errors import BundleError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.integrity import file_problems
@@ -157,9 +157,10 @@ class Manifest(Part):
             temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     def graph_folders(self) -> set[str]:
-        """The folders, relative to the bundle, that hold graphs."""
-        graphs = (graph for stage in self.stages.values() for graph in stage.graphs.values())
-        return {str(PurePosixPath(graph).parent) for graph in graphs}
+        """The folders, relative to the bundle, that hold graphs or engines."""
+        graphs = [graph for stage in self.stages.values() for graph in stage.graphs.values()]
+        engines = [engine for each in self.engines for engine in each.paths()]
+        return {str(PurePosixPath(path).parent) for path in graphs + engines}
 
     @classmethod
     def _parse(cls, folder: Path) -> Self:
@@ -189,6 +190,7 @@ class Manifest(Part):
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         problems = [*self._field_problems(), *self._stage_problems(), *self._wiring_problems()]
+        problems += self._engine_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -251,6 +253,30 @@ class Manifest(Part):
             if unet and (tensor in unet) != wanted:
                 verb = "lacks" if wanted else "has"
                 yield f"stage unet {verb} the input {tensor}, against the mode of {tensor}"
+
+    def _engine_problems(self) -> Iterator[str]:
+        """Every set of engines has all graphs, its files, and sides that the graphs' padding allows."""
+        names = [engines.name for engines in self.engines]
+        if len(set(names)) != len(names):
+            yield f"names of engine sets must differ, found {names}"
+        expected = {name: set(stage.graphs) for name, stage in self.stages.items()}
+        padding = self.multiple // SCALE
+        for engines in self.engines:
+            where = f"engine set {engines.name}"
+            if {name: set(graphs) for name, graphs in engines.graphs.items()} != expected:
+                yield f"{where} has other stages or bins than the bundle"
+            if engines.identity.precision != self.precision:
+                yield f"{where} is {engines.identity.precision} and the bundle {self.precision}"
+            profile = engines.identity.profile
+            sides = {size for side in (profile.height, profile.width) for size in side.sizes()}
+            for side in sorted(side for side in sides if side % padding):
+                yield f"{where} has a side of {side}, expected multiples of {padding}"
+            for path in engines.paths():
+                if not path.startswith(f"engines/{engines.name}/") or not path.endswith(".engine"):
+                    yield f"{path!r} of {where} is no engine in engines/{engines.name}"
+                for file in (path, sidecar_path(path)):
+                    if file not in self.files:
+                        yield f"{file!r} of {where} is missing in files"
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.manifest import SHARED, Bin
 from s3diff_runtime.prompts import PromptEncoder
-from s3diff_runtime.session import Value
+from s3diff_runtime.session import Lane, Value
 from s3diff_runtime.settings import Conditions, Degradation
 from s3diff_runtime.tiling import Pixels
 
+T = TypeVar("T", bound=np.generic)
+
 _STAGES = ("modulation", "vae_encoder", "unet", "vae_decoder")
-
-
-class Clock:
-    """Seconds spent in each stage, of all the work that was given this clock."""
-
-    def __init__(self) -> None:
-        """Starts with no stage."""
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def running(self, stage: str) -> Iterator[None]:
-        """Count the time of the block for `stage`."""
-        start = perf_counter()
-        yield
-        self.add({stage: perf_counter() - start})
-
-    def add(self, seconds: dict[str, float], share: float = 1.0) -> None:
-        """Count a share of what another clock shows."""
-        for stage, spent in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + share * spent
 
 
 class Network:
@@ -51,6 +34,7 @@ class Network:
     def __init__(self, bundle: Bundle, sessions: SessionPool, check_finite: bool = False) -> None:
         """See the class."""
         self._bundle, self._sessions, self._check_finite = bundle, sessions, check_finite
+        self._least_batch = bundle.engines.identity.profile.batch.min if bundle.engines else 1
         self._encode_prompts = PromptEncoder(bundle, sessions)
 
     def open_shared(self) -> None:
@@ -65,9 +49,11 @@ class Network:
         Raises:
             JobError: when a stage fails, or gives no finite scores.
         """
-        tensors: dict[str, Value] = {"image": images}
-        self._run("estimator", None, tensors, clock)
-        scores = np.asarray(tensors["degradation"])
+        filled = _filled(images, self._least_batch)
+        with self._sessions.engine.lane(clock) as lane:
+            tensors: dict[str, Value] = {"image": lane.upload("image", filled)}
+            self._run("estimator", None, tensors, lane)
+            scores = np.asarray(tensors["degradation"])[: len(images)]
         if not np.isfinite(scores).all():
             raise JobError("stage estimator gave scores that are not finite; set noise and blur by hand")
         axes = self._bundle.manifest.degradation_axes
@@ -97,24 +83,38 @@ class Network:
             JobError: when a stage fails, or its output is not finite and that is checked.
         """
         manifest = self._bundle.manifest
-        rows = degradations[:1] if manifest.lora_mode == "fused" else degradations
-        scores = [[getattr(row, axis) for axis in manifest.degradation_axes] for row in rows]
-        tensors: dict[str, Value] = {"image": images, "degradation": np.array(scores, np.float32)}
+        finish = f"finish_{conditions.color_fix}"
+        stages = [stage for stage in (*_STAGES, finish) if self._graphs(stage)]
+        read = {tensor.name for stage in stages for tensor in manifest.stages[stage].inputs}
+        given = self._given(images, degradations, conditions, clock)
+        with self._sessions.engine.lane(clock) as lane:
+            tensors = {name: lane.upload(name, given[name]) for name in given if name in read}
+            for stage in stages:
+                self._run(stage, bin, tensors, lane)
+            return np.asarray(tensors["upscaled"])[: len(images)]
+
+    def _given(
+        self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
+    ) -> dict[str, NDArray[Any]]:
+        """What the host gives to the stages."""
+        axes, one_for_all = self._bundle.manifest.degradation_axes, self._bundle.manifest.lora_mode == "fused"
+        scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
+        given: dict[str, NDArray[Any]] = {
+            "image": _filled(images, self._least_batch),
+            "degradation": scores[:1] if one_for_all else _filled(scores, self._least_batch),
+        }
         if conditions.guidance is not None:
-            tensors["guidance"] = np.array(conditions.guidance, np.float32)
+            given["guidance"] = np.array(conditions.guidance, np.float32)
         if conditions.prompts:
             with clock.running("text_encoder"):
-                tensors["prompts"] = self._encode_prompts(conditions.prompts)
-        for stage in (*_STAGES, f"finish_{conditions.color_fix}"):
-            if self._graphs(stage):
-                self._run(stage, bin, tensors, clock)
-        return np.asarray(tensors["upscaled"])
+                given["prompts"] = self._encode_prompts(conditions.prompts)
+        return given
 
-    def _run(self, stage: str, bin: Bin | None, tensors: dict[str, Value], clock: Clock) -> None:
+    def _run(self, stage: str, bin: Bin | None, tensors: dict[str, Value], lane: Lane) -> None:
         """Feed a stage from `tensors` by name, and put its outputs there."""
         session = self._sessions.get(stage, bin)
         spec = self._bundle.manifest.stages[stage]
-        with clock.running(stage):
+        with lane.timed(stage):
             outputs = session.run({tensor.name: tensors[tensor.name] for tensor in spec.inputs})
         for name, value in outputs.items() if self._check_finite else ():
             if not np.isfinite(np.asarray(value)).all():
@@ -128,3 +128,9 @@ class Network:
         """The stage's graphs by bin; empty where the bundle has no such stage."""
         spec = self._bundle.manifest.stages.get(stage)
         return spec.graphs if spec else {}
+
+
+def _filled(rows: NDArray[T], count: int) -> NDArray[T]:
+    """Engines may take no batch below some size: the last row again and again; its results are dropped."""
+    missing = max(count - len(rows), 0)
+    return np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)]) if missing else rows

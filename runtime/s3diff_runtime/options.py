@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -21,12 +20,12 @@ class UpscaleOptions:
 
     tile: int | None = 128
     """Images with a longer side are cut into tiles of this side, in low-resolution pixels: by default what
-    the network was trained on. None or 0 never cuts."""
+    the network was trained on. None or 0 never cuts. The default gives way to what engines take."""
     overlap: int | None = None
     """Low-resolution pixels over which neighbouring tiles blend into each other, at most half a tile. None
     takes a quarter of the tile."""
     batch: int = 4
-    """Images or tiles that run through the network at once."""
+    """Images or tiles that run through the network at once. The default gives way to what engines take."""
     threads: int | None = None
     """Threads that work on one operator on the CPU; None takes the machine's cores."""
     memory_mib: int = 4096
@@ -56,17 +55,6 @@ class UpscaleOptions:
         if self.check not in ("sizes", "hashes"):
             yield f"check is {self.check!r}, expected sizes or hashes"
 
-    @property
-    def overlap_of_tiles(self) -> int:
-        """`overlap`, settled."""
-        return (self.tile or 0) // 4 if self.overlap is None else self.overlap
-
-    def check_tile(self, manifest: Manifest) -> None:
-        """Raise `RequestError` when the bundle would pad every tile, and waste the work on the padding."""
-        multiple = manifest.multiple // manifest.scale
-        if self.tile and self.tile % multiple:
-            lower = self.tile // multiple * multiple
-            choices = " or ".join(str(size) for size in (lower, lower + multiple) if size)
-            raise RequestError(
-                f"tile is {self.tile}, expected a multiple of {multiple} for this bundle: {choices}"
-            )
+    def overlap_of(self, tile: int) -> int:
+        """`overlap`, settled for tiles of this side, which may be smaller than was asked for."""
+        return tile // 4 if self.overlap is None else min(self.overlap, tile // 2)

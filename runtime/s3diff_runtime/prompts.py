@@ -6,10 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s3diff_runtime.bundle import Bundle, SessionPool
 from s3diff_runtime.errors import BundleError, RequestError
-from s3diff_runtime.session import Value
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -21,9 +21,9 @@ class PromptEncoder:
     def __init__(self, bundle: Bundle, sessions: SessionPool) -> None:
         """Loads nothing; the first prompts do."""
         self._bundle, self._sessions = bundle, sessions
-        self._last: tuple[tuple[str, ...], Value] | None = None
+        self._last: tuple[tuple[str, ...], NDArray[np.float32]] | None = None
 
-    def __call__(self, texts: tuple[str, ...]) -> Value:
+    def __call__(self, texts: tuple[str, ...]) -> NDArray[np.float32]:
         """Embeddings float32 `[len(texts), tokens, width]`; texts beyond the encoder's length are cut.
 
         Raises:
@@ -35,7 +35,8 @@ class PromptEncoder:
             tokens = np.array(
                 [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int64
             )
-            last = texts, self._sessions.get("text_encoder").run({"tokens": tokens})["prompts"]
+            outputs = self._sessions.get("text_encoder").run({"tokens": tokens})
+            last = texts, np.asarray(outputs["prompts"])  # on the host, so that every lane can have it
             self._last = last
         return last[1]
 

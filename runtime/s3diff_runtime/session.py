@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.errors import BundleError, JobError, RequestError
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.devices import Device
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 from s3diff_runtime.manifest import Stage, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-_DEVICE = re.compile(r"cpu|cuda(?::(\d{1,3}))?")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_TYPES = {
     "uint8": "tensor(uint8)",
@@ -26,6 +28,11 @@ _ORT_TYPES = {
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
 }
+_NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate memory|smaller than requested bytes|bad[ _]alloc|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+"""What ONNX Runtime and the CUDA libraries below it say when memory runs out; it has no error of its own."""
 
 
 class Value(Protocol):
@@ -47,8 +54,21 @@ class Session(Protocol):
             inputs: every input of the stage by name, with the dtypes and shapes of the manifest.
 
         Raises:
-            JobError: when the engine fails, for want of memory or on shapes that do not fit.
+            JobError: when the engine fails, for example on shapes that do not fit; `OutOfMemory` for want of
+                memory.
         """
+        ...
+
+
+class Lane(Protocol):
+    """Where one chain of stages runs. What lies on it is gone when the chain ends."""
+
+    def upload(self, name: str, array: NDArray[Any]) -> Value:
+        """Bring a tensor to the device, once for all stages that read it. Raises `OutOfMemory`."""
+        ...
+
+    def timed(self, stage: str) -> AbstractContextManager[None]:
+        """Count the time of the block, or of the device on what the block asks of it, for `stage`."""
         ...
 
 
@@ -58,11 +78,18 @@ class Engine(Protocol):
     name: str
     device: str
 
+    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
+        """Room for one chain of stages, whose times go to `clock` when it ends.
+
+        Results must be brought to the host within. Callers on other threads get other lanes.
+        """
+        ...
+
     def open(self, graph: Path, stage: Stage) -> Session:
         """Load a graph.
 
         Args:
-            graph: path of the ONNX file.
+            graph: path of the ONNX file, or of what the engine has in its place.
             stage: what the manifest says of it.
 
         Raises:
@@ -87,17 +114,19 @@ class OnnxEngine:
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
         """See the class."""
-        match = _DEVICE.fullmatch(device)
-        if not match:
-            raise RequestError(f"unknown device {device!r}; expected cpu, cuda, or cuda:N")
+        self._kind, self._index = Device.parse(device)
         self.device = device
-        self._kind, self._index = device.partition(":")[0], int(match[1] or 0)
         self._provider = _PROVIDERS[self._kind]
         self._ort = _import_onnxruntime()
         self._require(self._ort.get_available_providers(), "install s3diff-export[gpu] in place of [cpu]")
         if self._kind == "cuda":
             self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
         self._options = self._session_options(threads)
+
+    @contextmanager
+    def lane(self, clock: Clock) -> Iterator[OnnxLane]:
+        """See `Engine.lane`."""
+        yield OnnxLane(self._ort, self._kind, self._index, clock)
 
     def open(self, graph: Path, stage: Stage) -> OnnxSession:
         """See `Engine.open`."""
@@ -138,6 +167,25 @@ class OnnxEngine:
         return options
 
 
+class OnnxLane:
+    """A chain of stages in ONNX Runtime, which waits for each of them."""
+
+    def __init__(self, ort: ModuleType, device: str, index: int, clock: Clock) -> None:
+        """Count times with `clock`; values go to device number `index` of its kind."""
+        self._ort, self._device, self._index = ort, device, index
+        self.timed = clock.running
+
+    def upload(self, name: str, array: NDArray[Any]) -> Value:
+        """See `Lane.upload`; on the CPU there is nothing to do."""
+        if self._device == "cpu":
+            return array
+        try:
+            value: Value = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
+        except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+            raise _failure(f"copying {name} to {self._device} failed", error) from error
+        return value
+
+
 class OnnxSession:
     """A graph in ONNX Runtime. Outputs stay on the device until `numpy.asarray` fetches them."""
 
@@ -161,25 +209,7 @@ class OnnxSession:
             self._session.run_with_iobinding(binding)
             return dict(zip(self._outputs, binding.get_outputs(), strict=True))
         except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
-            raise JobError(
-                f"stage {self._stage} failed on {self._device} ({_line(error)}); "
-                "where memory ran out, a smaller tile or batch needs less"
-            ) from error
-
-
-ENGINES: Mapping[str, Callable[[str, int | None], Engine]] = MappingProxyType({"onnx": OnnxEngine})
-"""What makes an engine from device and threads, by name; the fastest first, which `auto` prefers."""
-
-
-def open_engine(name: str, device: str = "cpu", threads: int | None = None) -> Engine:
-    """Make the engine called `name`, or with `auto` the best one that is there.
-
-    Raises:
-        RequestError: for an unknown name, a device that the engine does not serve, or a missing package.
-    """
-    if name not in ("auto", *ENGINES):
-        raise RequestError(f"unknown engine {name!r}; expected auto, {', '.join(ENGINES)}")
-    return ENGINES[next(iter(ENGINES)) if name == "auto" else name](device, threads)
+            raise _failure(f"stage {self._stage} failed on {self._device}", error) from error
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -212,6 +242,12 @@ def _require_tensors(graph: Path, kind: str, found: list[Any], expected: tuple[T
 
 def _named(tensors: list[tuple[str, str]]) -> str:
     return ", ".join(f"{name} {dtype}" for name, dtype in tensors) or "none"
+
+
+def _failure(what: str, error: Exception) -> JobError:
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return OutOfMemory(f"{what} for want of memory ({_line(error)}); smaller tiles or batches need less")
+    return JobError(f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less")
 
 
 def _line(error: Exception) -> str:

@@ -119,20 +119,24 @@ class TilePlan:
         return result
 
 
-def estimate_windows(height: int, width: int) -> list[tuple[slice, slice]]:
+def estimate_windows(
+    height: int, width: int, least: int = 1, most: int | None = None
+) -> list[tuple[slice, slice]]:
     """The parts of an image that its degradation is estimated from: rows and columns of each.
 
-    All of it up to `ESTIMATE_PIXELS`. Beyond, windows of 128 pixels (what the network was trained on), spread
-    evenly from border to border, in rows and columns as the image is long: a sample whose cost and memory do
-    not grow with the image. Degradations are properties of the whole photograph, so their mean serves.
+    All of it up to `ESTIMATE_PIXELS` and sides of `most`. Beyond, windows of 128 pixels (what the network was
+    trained on), spread evenly from border to border, in rows and columns as the image is long: a sample whose
+    cost and memory do not grow with the image. Degradations are properties of the whole photograph, so their
+    mean serves. Engines may want windows larger than 128 pixels (`least`), or smaller ones (`most`).
     """
-    if height * width <= ESTIMATE_PIXELS:
+    side = max(_ESTIMATE_SIDE, least) if most is None else min(max(_ESTIMATE_SIDE, least), most)
+    if height * width <= ESTIMATE_PIXELS and (most is None or max(height, width) <= most):
         return [(slice(0, height), slice(0, width))]
     rows = min(max(round((ESTIMATE_WINDOWS * height / width) ** 0.5), 1), ESTIMATE_WINDOWS)
-    return list(product(_spread(height, rows), _spread(width, ESTIMATE_WINDOWS // rows)))
+    return list(product(_spread(height, side, rows), _spread(width, side, ESTIMATE_WINDOWS // rows)))
 
 
-def _spread(length: int, count: int) -> list[slice]:
-    side = min(_ESTIMATE_SIDE, length)
+def _spread(length: int, side: int, count: int) -> list[slice]:
+    side = min(side, length)
     starts = np.linspace(0, length - side, count).round().astype(int).tolist()
     return [slice(start, start + side) for start in sorted(set(starts))]

@@ -15,13 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from s3diff_runtime.backoff import Backoff, Sizes
 from s3diff_runtime.bundle import Bundle, SessionPool
-from s3diff_runtime.errors import JobError, RequestError
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines import open_engine
+from s3diff_runtime.errors import OutOfMemory, RequestError
 from s3diff_runtime.images import Photograph, open_photograph
+from s3diff_runtime.limits import Limits
 from s3diff_runtime.manifest import Bin, Manifest
-from s3diff_runtime.network import Clock, Network
+from s3diff_runtime.network import Network
 from s3diff_runtime.options import UpscaleOptions
-from s3diff_runtime.session import open_engine
 from s3diff_runtime.settings import Conditions, Degradation, UpscaleSettings
 from s3diff_runtime.tiling import Pixels, TilePlan, estimate_windows
 
@@ -78,7 +81,7 @@ class Upscaler:
     Attributes:
         manifest: of the bundle.
         engine, device: what runs it.
-        options: as opened with.
+        options: as opened with, fitted to the engines.
     """
 
     def __init__(
@@ -87,8 +90,10 @@ class Upscaler:
         """Put the parts together that `open` makes."""
         self.manifest: Manifest = bundle.manifest
         self.engine, self.device, self.options = engine, device, options
-        self._bundle = bundle
+        self._bundle, self._limits = bundle, Limits.of(bundle)
         self._network: Network | None = network
+        sizes, limits = Sizes(options.batch, options.tile or 0), self._limits
+        self._backoff = Backoff(sizes, limits.least_batch, limits.least_tile, limits.multiple)
 
     @classmethod
     def open(
@@ -102,19 +107,20 @@ class Upscaler:
 
         Args:
             bundle: its folder.
-            engine: `onnx`, or `auto` for the fastest that the bundle and this machine offer.
+            engine: `onnx`, `tensorrt`, `tensorrt-rtx`; `auto` for engines that fit this machine, else `onnx`.
             device: `cpu`, `cuda`, or `cuda:N`. Another device is never taken in its place.
             options: tiles, batches, threads, memory, checks.
 
         Raises:
             BundleError: for a bundle that is damaged, altered, newer than this version, or does not load.
-            RequestError: for an unknown engine or device, one that this machine lacks, or a tile that does
-                not fit the bundle.
+            RequestError: for an unknown engine or device, one that this machine lacks, engines that were
+                built for another machine, and a tile or batch that does not fit the bundle.
+            JobError: when the device has not the memory for the weights.
         """
         options = options or UpscaleOptions()
         opened = Bundle.open(Path(bundle), options.check)
-        options.check_tile(opened.manifest)
-        runner = open_engine(engine, device, options.threads)
+        runner, opened = open_engine(opened, engine, device, options.threads)
+        options = Limits.of(opened).settle(options)
         sessions = SessionPool(opened, runner, options.memory_mib * 2**20)
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()
@@ -167,6 +173,10 @@ class Upscaler:
         """Upscale arrays that are pixels already: uint8 RGB `[H, W, 3]` of any sizes. See `__call__`."""
         return self._upscale(images, [None] * len(images), settings)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raise `RequestError` when an image, in pixels, is smaller or larger than the engines take."""
+        self._limits.check_size(height, width, self._backoff.sizes.tile)
+
     def _upscale(
         self,
         images: Sequence[Pixels],
@@ -176,38 +186,49 @@ class Upscaler:
         start = perf_counter()
         conditions = Conditions.of(self.manifest, **settings)
         _require_pixels(images)
+        for image in images:
+            self.check_size(*image.shape[:2])
         if self._network is None:
             raise RequestError("this upscaler is closed; open the bundle again")
-        try:
-            works = list(self._conditioned(self._network, images, conditions))
-            self._restore(self._network, works, conditions)
-        except MemoryError as error:
-            raise JobError("out of memory; smaller images, tiles or batches need less") from error
+        works = self._worked(self._network, images, conditions)
         _count_host_time(works, perf_counter() - start)
         return [self._result(work, photograph) for work, photograph in zip(works, photographs, strict=True)]
 
+    def _worked(self, network: Network, images: Sequence[Pixels], conditions: Conditions) -> list[_Work]:
+        """Run the network, from the beginning again with smaller batches or tiles where memory runs out."""
+        while True:
+            sizes = self._backoff.sizes
+            try:
+                works = list(self._conditioned(network, images, conditions, sizes))
+                self._restore(network, works, conditions, sizes)
+                return works
+            except (OutOfMemory, MemoryError) as error:
+                longest = max(max(image.shape[:2]) for image in images)
+                self._backoff.shrink(sizes, len(images), longest, str(error) or "out of memory on the host")
+
     def _conditioned(
-        self, network: Network, images: Sequence[Pixels], conditions: Conditions
+        self, network: Network, images: Sequence[Pixels], conditions: Conditions, sizes: Sizes
     ) -> Iterator[_Work]:
         """Settle degradation and bin of every image."""
         clocks = [Clock() for _ in images]
-        found = self._estimates(network, images, clocks) if conditions.needs_estimate else {}
+        found = self._estimates(network, images, clocks, sizes) if conditions.needs_estimate else {}
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
             yield _Work(image, clock, estimate, degradation, self._bundle.nearest_bin(*degradation))
 
     def _estimates(
-        self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock]
+        self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes
     ) -> dict[int, Degradation]:
         """The degradation of every image by its number."""
+        least, most = self._limits.least_tile, self._limits.most_side
         samples = [
             (number, image[window])
             for number, image in enumerate(images)
-            for window in estimate_windows(*image.shape[:2])
+            for window in estimate_windows(image.shape[0], image.shape[1], least, most)
         ]
         found: dict[int, list[Degradation]] = {}
-        for batch in _batches(samples, lambda sample: sample[1].shape, self.options.batch):
+        for batch in _batches(samples, lambda sample: sample[1].shape, sizes.batch):
             clock = Clock()
             estimates = network.estimate(np.stack([pixels for _, pixels in batch]), clock)
             for (number, _), estimate in zip(batch, estimates, strict=True):
@@ -215,11 +236,12 @@ class Upscaler:
                 clocks[number].add(clock.seconds, 1 / len(batch))
         return {number: Degradation(*np.mean(parts, axis=0).tolist()) for number, parts in found.items()}
 
-    def _restore(self, network: Network, works: Sequence[_Work], conditions: Conditions) -> None:
+    def _restore(
+        self, network: Network, works: Sequence[_Work], conditions: Conditions, sizes: Sizes
+    ) -> None:
         """Run large images tile by tile, and small ones with all that can share a batch with them."""
-        tile = self.options.tile
-        small = [work for work in works if not tile or max(work.pixels.shape[:2]) <= tile]
-        for batch in _batches(small, self._companions, self.options.batch):
+        small = [work for work in works if not sizes.tile or max(work.pixels.shape[:2]) <= sizes.tile]
+        for batch in _batches(small, self._companions, sizes.batch):
             clock = Clock()
             images = np.stack([work.pixels for work in batch])
             degradations = [work.degradation for work in batch]
@@ -229,14 +251,14 @@ class Upscaler:
                 work.clock.add(clock.seconds, 1 / len(batch))
         for work in works:
             if work.upscaled is None:
-                self._restore_tiled(network, work, conditions)
+                self._restore_tiled(network, work, conditions, sizes)
 
-    def _restore_tiled(self, network: Network, work: _Work, conditions: Conditions) -> None:
+    def _restore_tiled(self, network: Network, work: _Work, conditions: Conditions, sizes: Sizes) -> None:
         height, width, _ = work.pixels.shape
-        plan = TilePlan.of(height, width, self.options.tile or 0, self.options.overlap_of_tiles)
+        plan = TilePlan.of(height, width, sizes.tile, self.options.overlap_of(sizes.tile))
 
         def restored() -> Iterator[Pixels]:
-            for tiles in _chunks(plan.cut(work.pixels), self.options.batch):
+            for tiles in _chunks(plan.cut(work.pixels), sizes.batch):
                 degradations = [work.degradation] * len(tiles)
                 yield from network.restore(np.stack(tiles), degradations, work.bin, conditions, work.clock)
 

@@ -30,15 +30,16 @@ from rich.progress import (
 from rich.text import Text
 
 from s3diff_runtime.batch import Batch, BatchOptions, Outcome, Status, is_whole
+from s3diff_runtime.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError, RuntimeRoomError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.fleet import Fleet
 from s3diff_runtime.images import photograph_size
 from s3diff_runtime.jobs import Job, output_folder, plan_jobs, refuse_existing
 from s3diff_runtime.manifest import Manifest
 from s3diff_runtime.options import UpscaleOptions
 from s3diff_runtime.saving import require_fit
 from s3diff_runtime.settings import Conditions, UpscaleSettings
-from s3diff_runtime.upscaler import Upscaler
 
 
 @dataclass(frozen=True)
@@ -120,20 +121,20 @@ def run_upscale(request: UpscaleRequest) -> None:
             Conditions.of(manifest, **request.settings)
             _show_plan(request, jobs, manifest.scale)
             return
-        with Upscaler.open(bundle, request.engine, request.device, options) as upscaler:
-            Conditions.of(upscaler.manifest, **request.settings)
+        with Fleet.open(bundle, request.engine, listed_devices(request.device), options) as fleet:
+            Conditions.of(fleet.manifest, **request.settings)
             if request.report:
                 _require_writable(request.report.parent)
             _require_writable(output_folder(request.output))
-            _run(request, upscaler, jobs)
+            _run(request, fleet, jobs)
 
 
-def _run(request: UpscaleRequest, upscaler: Upscaler, jobs: Sequence[Job]) -> None:
+def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
     options = BatchOptions(request.settings, request.quality, request.resume, request.max_pixels)
     started, start = datetime.now(UTC), perf_counter()
     ending: BaseException | None = None
     with _progress(len(jobs)) as show:
-        batch = Batch(upscaler, jobs, options, show)
+        batch = Batch(fleet, jobs, options, show)
         try:
             batch.run()
         except BaseException as error:  # an interruption too: the report says how far the batch came
@@ -141,7 +142,7 @@ def _run(request: UpscaleRequest, upscaler: Upscaler, jobs: Sequence[Job]) -> No
     seconds = perf_counter() - start
     _print_summary(batch.outcomes, seconds, ending)
     if request.report:
-        _write_report(request.report, _report(request, upscaler, batch.outcomes, started, seconds, ending))
+        _write_report(request.report, _report(request, fleet, batch.outcomes, started, seconds, ending))
     if ending is not None:
         raise ending
     failed = [outcome for outcome in batch.outcomes if outcome.status == "failed"]
@@ -217,7 +218,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 
 def _report(
     request: UpscaleRequest,
-    upscaler: Upscaler,
+    fleet: Fleet,
     outcomes: Sequence[Outcome],
     started: datetime,
     seconds: float,
@@ -229,8 +230,8 @@ def _report(
         "seconds": round(seconds, 3),
         "images_per_second": round(counts["done"] / seconds, 4),
         "bundle": str(request.bundle),
-        "engine": upscaler.engine,
-        "device": upscaler.device,
+        "engine": fleet.engine,
+        "device": fleet.device,
         "settings": request.settings,
         "ended_by": None if ending is None else str(ending) or type(ending).__name__,
         "counts": counts,

@@ -18,6 +18,7 @@ from tests.runtime.pictures import PICTURE, enlarged
 from s3diff_runtime import batch as batch_module
 from s3diff_runtime.batch import Batch, BatchOptions, Outcome, is_whole
 from s3diff_runtime.errors import BundleError, JobError
+from s3diff_runtime.fleet import Fleet
 from s3diff_runtime.jobs import Job, plan_jobs
 from s3diff_runtime.options import UpscaleOptions
 from s3diff_runtime.upscaler import Result, Upscaler
@@ -32,6 +33,9 @@ class Enlarger:
         self.calls: list[list[tuple[int, int]]] = []
         self.before_call: Callable[[], object] = lambda: None
         self._seconds, self._failing = seconds, set(failing)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Takes every size."""
 
     def upscale_pixels(self, images: Sequence[np.ndarray], **settings: object) -> list[Result]:
         """Enlarge; a picture whose width is one of the failing ones fails its whole list."""
@@ -56,7 +60,7 @@ class Enlarger:
 
 
 def run(upscaler: Enlarger, jobs: Sequence[Job], resume: bool = False) -> list[Outcome]:
-    batch = Batch(cast(Upscaler, upscaler), jobs, BatchOptions(resume=resume))
+    batch = Batch(Fleet([cast(Upscaler, upscaler)]), jobs, BatchOptions(resume=resume))
     batch.run()
     return batch.outcomes
 
@@ -77,7 +81,7 @@ def statuses(outcomes: Sequence[Outcome]) -> list[str]:
 
 def test_results_are_written_and_outcomes_keep_the_order(jobs: list[Job]) -> None:
     settled: list[Outcome] = []
-    batch = Batch(cast(Upscaler, Enlarger(batch=2)), jobs, BatchOptions(), settled.append)
+    batch = Batch(Fleet([cast(Upscaler, Enlarger(batch=2))]), jobs, BatchOptions(), settled.append)
     batch.run()
     assert [outcome.job for outcome in batch.outcomes] == jobs
     assert statuses(batch.outcomes) == ["done"] * 3 + ["failed"] + ["done"] * 8
@@ -129,7 +133,7 @@ def test_broken_bundle_ends_the_batch(jobs: list[Job], monkeypatch: pytest.Monke
             raise BundleError("a graph does not load")
 
     upscaler.before_call = break_third
-    batch = Batch(cast(Upscaler, upscaler), jobs, BatchOptions())
+    batch = Batch(Fleet([cast(Upscaler, upscaler)]), jobs, BatchOptions())
     with pytest.raises(BundleError):
         batch.run()
     assert statuses(batch.outcomes)[:2] == ["done", "done"], "what was computed is written all the same"
@@ -191,7 +195,7 @@ def test_full_disk_ends_the_batch_and_loses_nothing(jobs: list[Job], monkeypatch
 
     monkeypatch.setattr(Image.Image, "save", filling)
     upscaler = Enlarger(seconds=0.02)
-    batch = Batch(cast(Upscaler, upscaler), jobs, BatchOptions())
+    batch = Batch(Fleet([cast(Upscaler, upscaler)]), jobs, BatchOptions())
     with pytest.raises(JobError, match=r"No space left on device.*stopped, and --resume goes on from here"):
         batch.run()
     done = [outcome for outcome in batch.outcomes if outcome.status == "done"]

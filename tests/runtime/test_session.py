@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -15,9 +16,10 @@ import pytest
 from tests.runtime.fake_bundle import BINS, write_fake_bundle
 
 from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import BundleError, JobError, RequestError
 from s3diff_runtime.manifest import Stage
-from s3diff_runtime.session import OnnxEngine, Session, Value, open_engine
+from s3diff_runtime.session import Lane, OnnxEngine, Session, Value
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +94,6 @@ def test_threads_are_as_asked(fused: Bundle) -> None:
 # --- engines and devices --------------------------------------------------------------------------
 
 
-def test_unknown_engine() -> None:
-    with pytest.raises(RequestError, match=r"unknown engine 'fast'; expected auto, onnx"):
-        open_engine("fast")
-
-
-@pytest.mark.parametrize("name", ["auto", "onnx"])
-def test_engines_by_name(name: str) -> None:
-    engine = open_engine(name, "cpu", 1)
-    assert (engine.name, engine.device) == ("onnx", "cpu")
-
-
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cuda:-1", "CPU", "cpu:0", ""])
 def test_unknown_device(device: str) -> None:
     with pytest.raises(RequestError, match=rf"unknown device '{device}'; expected cpu, cuda, or cuda:N"):
@@ -175,6 +166,9 @@ class CountingEngine:
         sleep(self.seconds)
         self.opened.append(f"{graph.parent.name}/{graph.stem}")
         return CountingSession()
+
+    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
+        raise AssertionError("a pool opens no lanes")
 
 
 class CountingSession:

@@ -272,9 +272,9 @@ def test_tiles_fill_batches_across_rows(bundles: dict[str, Path], calls: Calls) 
 
 
 def test_overlap_is_a_quarter_of_the_tile() -> None:
-    assert UpscaleOptions().overlap_of_tiles == 32
-    assert UpscaleOptions(tile=64).overlap_of_tiles == 16
-    assert UpscaleOptions(tile=64, overlap=0).overlap_of_tiles == 0
+    assert UpscaleOptions().overlap_of(128) == 32
+    assert UpscaleOptions(tile=64, overlap=24).overlap_of(32) == 16
+    assert UpscaleOptions(tile=64, overlap=0).overlap_of(64) == 0
 
 
 @pytest.mark.parametrize("tile", [0, None])

@@ -1,0 +1,134 @@
+"""Where figures were taken: processor, memory, GPU, driver, clocks, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+_PACKAGES = (
+    "s3diff-export",
+    "numpy",
+    "pillow",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "cuda-bindings",
+    "torch",
+    "diffusers",
+    "peft",
+)
+
+
+class Gpu(BaseModel):
+    """One GPU, as NVML describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    driver: str
+    cuda: str
+    """Newest CUDA that the driver serves."""
+    memory_mib: int
+    sm_clock_mhz: int
+    """At the moment of asking, as the next one."""
+    memory_clock_mhz: int
+    power_limit_w: float | None
+
+
+class Machine(BaseModel):
+    """Everything of a machine that figures depend on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    processor: str
+    cores: int
+    """That this process may use."""
+    memory_mib: int
+    system: str
+    python: str
+    load: float
+    """Average number of running programs over the minute before."""
+    packages: dict[str, str]
+    gpus: tuple[Gpu, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The short name under which figures of this machine stand in tables."""
+        if self.gpus:
+            return self.gpus[0].name
+        return f"{self.processor}, {self.cores} core{'s' if self.cores > 1 else ''}"
+
+
+def describe_machine() -> Machine:
+    """The machine that this process runs on, now."""
+    return Machine(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        system=platform.platform(terse=True),
+        python=platform.python_version(),
+        load=round(os.getloadavg()[0], 2),
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        gpus=tuple(_gpus()),
+    )
+
+
+@contextmanager
+def nvml() -> Iterator[Any]:
+    """NVML, ready to be asked, or None where there is no NVIDIA driver or no nvidia-ml-py."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no package, or an error class of its own for every way of missing a driver
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpus() -> Iterator[Gpu]:
+    with nvml() as ml:
+        for index in range(ml.nvmlDeviceGetCount() if ml else 0):
+            handle = ml.nvmlDeviceGetHandleByIndex(index)
+            cuda = ml.nvmlSystemGetCudaDriverVersion()
+            try:
+                limit = ml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
+            except ml.NVMLError:  # not every GPU has one
+                limit = None
+            yield Gpu(
+                name=ml.nvmlDeviceGetName(handle),
+                driver=ml.nvmlSystemGetDriverVersion(),
+                cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+                memory_mib=ml.nvmlDeviceGetMemoryInfo(handle).total // 2**20,
+                sm_clock_mhz=ml.nvmlDeviceGetClockInfo(handle, ml.NVML_CLOCK_SM),
+                memory_clock_mhz=ml.nvmlDeviceGetClockInfo(handle, ml.NVML_CLOCK_MEM),
+                power_limit_w=limit,
+            )
+
+
+def _processor() -> str:
+    """The model's name, which Linux tells better than Python."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,260 @@
+"""Builds one engine: parse, profile, build, with progress and an end at any step."""
+
+from __future__ import annotations
+
+import resource
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3diff_export.engines.api import DTYPES, TensorRt
+from s3diff_export.engines.messages import join_reasons
+from s3diff_export.engines.options import EngineOptions
+from s3diff_export.engines.shapes import Shapes
+from s3diff_export.errors import BuildError
+from s3diff_runtime.files import replacing
+from s3diff_runtime.manifest import Stage
+from s3diff_runtime.parts import TensorSpec
+
+Progress = Callable[[str], None]
+_POLL = 0.1  # seconds
+_STATM = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plan that was written, and what it took."""
+
+    seconds: float
+    parse_seconds: float
+    """The part of `seconds` that reading the graph took."""
+    peak_memory: int
+    """Bytes of host memory that the process held at most meanwhile, sampled."""
+
+
+@dataclass(frozen=True)
+class EngineBuilder:
+    """Builds engines one after the other with one set of options."""
+
+    tensorrt: TensorRt
+    options: EngineOptions
+
+    def build(
+        self,
+        graph: Path,
+        stage: Stage,
+        shapes: Mapping[str, Shapes],
+        path: Path,
+        name: str,
+        progress: Progress = lambda _: None,
+    ) -> Built:
+        """Build the engine of one graph and write its plan to `path`.
+
+        TensorRT works in a thread of its own, so that an exception in this one, an interruption above all,
+        stops it at its next step; the call returns only when it has stopped.
+
+        Args:
+            graph: the ONNX file; its weights lie beside it.
+            stage: what the manifest says of it.
+            shapes: of all its inputs.
+            path: of the plan; its folder exists.
+            name: how progress and errors call the stage.
+            progress: told of the phases and percentages of the build.
+
+        Raises:
+            BuildError: when TensorRT refuses, with what it says, the node if it names one, and what to try.
+            RequestError: when the timing cache does not fit.
+        """
+        start = time.monotonic()
+        watch = _Watch(self.tensorrt.module)
+        self.tensorrt.messages.clear()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
+            work = pool.submit(self._build, graph, stage, shapes, path, name, watch)
+            try:
+                peak = _follow(work, watch, name, progress)
+            except BaseException:
+                watch.cancelled.set()
+                raise
+        return Built(time.monotonic() - start, work.result(), peak)
+
+    def _build(
+        self,
+        graph: Path,
+        stage: Stage,
+        shapes: Mapping[str, Shapes],
+        path: Path,
+        name: str,
+        watch: _Watch,
+    ) -> float:
+        """All that happens in TensorRT's thread; the seconds that reading the graph took."""
+        tensorrt, start = self.tensorrt, time.monotonic()
+        builder = tensorrt.module.Builder(tensorrt.logger)
+        network = tensorrt.network(builder)
+        self._parse(network, graph, name)
+        self._compare(network, stage, name)
+        parsed = time.monotonic() - start
+        config = tensorrt.configure(builder, self.options)
+        self._add_profile(builder, config, stage, shapes, name)
+        config.progress_monitor = watch.monitor
+        plan = builder.build_serialized_network(network, config)
+        if watch.cancelled.is_set():
+            return parsed  # nobody waits for the result
+        if plan is None:
+            raise self._failure(name)
+        with path.open("wb") as file:
+            file.write(memoryview(plan))
+        self._keep_timing_cache(config)
+        return parsed
+
+    def _parse(self, network: Any, graph: Path, name: str) -> None:  # noqa: ANN401
+        parser = self.tensorrt.module.OnnxParser(network, self.tensorrt.logger)
+        if parser.parse_from_file(str(graph)):
+            return
+        errors = [parser.get_error(number) for number in range(parser.num_errors)]
+        nodes = dict.fromkeys(
+            f"{error.node_name()} ({error.node_operator()})" for error in errors if error.node_name()
+        )
+        where = f" at node {', '.join(nodes)}" if nodes else ""
+        raise BuildError(
+            f"{self._who} cannot read the graph of stage {name}{where}: "
+            f"{join_reasons([error.desc() for error in errors])}; check the bundle with s3diff-export "
+            "inspect BUNDLE --check, or update TensorRT"
+        )
+
+    def _compare(self, network: Any, stage: Stage, name: str) -> None:  # noqa: ANN401
+        """What TensorRT read must be what the manifest says: names, types and ranks."""
+        for side, specs, count, get in (
+            ("inputs", stage.inputs, network.num_inputs, network.get_input),
+            ("outputs", stage.outputs, network.num_outputs, network.get_output),
+        ):
+            found = {_signature(get(number)) for number in range(count)}
+            expected = {_expected(spec) for spec in specs}
+            if found != expected:
+                raise BuildError(
+                    f"the graph of stage {name} has the {side} {_listed(found)}, the manifest says "
+                    f"{_listed(expected)}; rebuild the bundle with s3diff-export build"
+                )
+
+    def _add_profile(
+        self,
+        builder: Any,  # noqa: ANN401
+        config: Any,  # noqa: ANN401
+        stage: Stage,
+        shapes: Mapping[str, Shapes],
+        name: str,
+    ) -> None:
+        free = [spec.name for spec in stage.inputs if any(isinstance(axis, str) for axis in spec.shape)]
+        if not free:
+            return
+        profile = builder.create_optimization_profile()
+        for tensor in free:
+            profile.set_shape(tensor, *shapes[tensor])
+        if config.add_optimization_profile(profile) < 0:
+            raise self._failure(name)
+
+    def _keep_timing_cache(self, config: Any) -> None:  # noqa: ANN401
+        path = self.options.timing_cache
+        if path is None:
+            return
+        with replacing(path) as temporary:
+            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+
+    def _failure(self, name: str) -> BuildError:
+        return BuildError(
+            f"{self._who} could not build stage {name}: {self.tensorrt.messages.reason()}; try a larger "
+            "--workspace-mib, a smaller --max-size or --max-batch, or free memory on the device and the host"
+        )
+
+    @property
+    def _who(self) -> str:
+        return f"{self.tensorrt.flavour} {self.tensorrt.version}"
+
+
+class _Watch:
+    """Follows a build through its phases, and can end it."""
+
+    def __init__(self, module: Any) -> None:  # noqa: ANN401
+        self.cancelled = threading.Event()
+        self._phases: dict[str, _Phase] = {}
+        watch = self
+
+        class Monitor(module.IProgressMonitor):
+            def __init__(self) -> None:
+                module.IProgressMonitor.__init__(self)
+
+            def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+                watch._phases[phase_name] = _Phase(parent_phase, num_steps)
+
+            def step_complete(self, phase_name: str, step: int) -> bool:
+                if phase_name in watch._phases:
+                    watch._phases[phase_name].done = step + 1
+                return not watch.cancelled.is_set()
+
+            def phase_finish(self, phase_name: str) -> None:
+                watch._phases.pop(phase_name, None)
+
+        self.monitor = Monitor()
+
+    def __str__(self) -> str:
+        """The outermost phase that runs, and how much of it is done."""
+        phases = dict(self._phases)
+        root = next((name for name, phase in phases.items() if phase.parent is None), None)
+        if root is None:
+            return "reading the graph"
+        innermost = next(reversed(phases))
+        return f"{_done(phases, root):.0%}, {innermost.lower()}"
+
+
+@dataclass
+class _Phase:
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+def _done(phases: Mapping[str, _Phase], name: str) -> float:
+    """The share of a phase that is done, with that of the phase that runs inside it."""
+    phase = phases[name]
+    inside = max((_done(phases, child) for child in phases if phases[child].parent == name), default=0.0)
+    return min(1.0, (phase.done + inside) / max(phase.steps, 1))
+
+
+def _follow(work: Future[float], watch: _Watch, name: str, progress: Progress) -> int:
+    """Wait for the work and tell how it goes; the most memory that was seen."""
+    peak, told = _resident(), None
+    while not wait_for([work], timeout=_POLL).done:
+        peak = max(peak, _resident())
+        state = f"building {name}: {watch}"
+        if state != told:
+            progress(state)
+            told = state
+    work.result()
+    return max(peak, _resident())
+
+
+def _resident() -> int:
+    """Bytes of the process in memory now; where the system does not tell, the most it ever had."""
+    try:
+        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+_Signature = tuple[str, str, int]
+
+
+def _signature(tensor: Any) -> _Signature:  # noqa: ANN401 - an ITensor
+    return tensor.name, DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), len(tensor.shape)
+
+
+def _expected(spec: TensorSpec) -> _Signature:
+    return spec.name, spec.dtype, len(spec.shape)
+
+
+def _listed(tensors: set[_Signature]) -> str:
+    return ", ".join(f"{name} {dtype} of rank {rank}" for name, dtype, rank in sorted(tensors))

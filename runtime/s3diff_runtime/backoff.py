@@ -1,0 +1,82 @@
+"""What to do when memory runs out: smaller batches, then smaller tiles, and at last an error."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from threading import Lock
+
+from s3diff_runtime.errors import JobError
+
+_logger = logging.getLogger("s3diff_runtime")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much runs at once."""
+
+    batch: int
+    """Images or tiles."""
+    tile: int
+    """Longest side that is not cut, in low-resolution pixels; 0 never cuts."""
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"batches of {self.batch}, {f'tiles of {self.tile}' if self.tile else 'uncut'}"
+
+
+class Backoff:
+    """The sizes in use. They only shrink, so that what was found to fit is not searched for again.
+
+    Safe to use from several threads: where many run out of memory with the same sizes, these shrink once.
+
+    Args:
+        sizes: to begin with.
+        least_batch: below it, batches save nothing.
+        least_tile: the smallest tile that the network takes.
+        multiple: of tiles.
+    """
+
+    def __init__(self, sizes: Sizes, least_batch: int, least_tile: int, multiple: int) -> None:
+        """See the class."""
+        self._sizes, self._lock = sizes, Lock()
+        self._least_batch, self._least_tile, self._multiple = least_batch, least_tile, multiple
+
+    @property
+    def sizes(self) -> Sizes:
+        """What to run with."""
+        return self._sizes
+
+    def shrink(self, tried: Sizes, images: int, longest: int, reason: str) -> None:
+        """Memory ran out with the sizes `tried`: halve the batch, or else the tile, with a warning.
+
+        Args:
+            tried: what the work ran with.
+            images: how many it had; a batch was no larger, unless an image was cut.
+            longest: the longest side of its images.
+            reason: for the warning and the error. Text, because an error would keep alive, in whatever logs
+                it, the memory of the frames that it came through.
+
+        Raises:
+            JobError: when nothing smaller is left.
+        """
+        with self._lock:
+            if tried != self._sizes:  # another thread has shrunk them meanwhile
+                return
+            smaller = self._smaller(tried, images, longest)
+            if smaller is None:
+                raise JobError(
+                    f"out of memory even with {tried}, the least there is ({reason}); free memory on the "
+                    "device, or use another device"
+                )
+            _logger.warning("out of memory with %s; going on with %s (%s)", tried, smaller, reason)
+            self._sizes = smaller
+
+    def _smaller(self, tried: Sizes, images: int, longest: int) -> Sizes | None:
+        is_cut = 0 < tried.tile < longest
+        batch = tried.batch if is_cut else min(tried.batch, images)
+        if batch > self._least_batch:
+            return Sizes(max(batch // 2, self._least_batch), tried.tile)
+        side = tried.tile if is_cut else longest
+        half = max(side // 2 // self._multiple * self._multiple, self._least_tile)
+        return Sizes(tried.batch, half) if half < side else None

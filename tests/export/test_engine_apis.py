@@ -1,0 +1,179 @@
+"""Every call of TensorRT 10, 11 and TensorRT-RTX exists in their real bindings, under the right conditions."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.export.tensorrt_double import BINDINGS, CACHE, PLAN, Asked, members, tensorrt_double
+
+from s3diff_export.engines import api
+from s3diff_export.engines.api import TensorRt
+from s3diff_export.engines.building import EngineBuilder
+from s3diff_export.engines.options import EngineOptions
+from s3diff_export.engines.shapes import Shapes
+from s3diff_export.errors import BuildError, RequestError
+from s3diff_runtime.engine_records import Flavour
+from s3diff_runtime.manifest import Stage
+from s3diff_runtime.parts import TensorSpec
+from s3diff_runtime.tensorrt.cuda import Gpu
+
+STAGE = Stage(
+    inputs=(
+        TensorSpec(name="image", dtype="uint8", shape=("batch", "height", "width", 3)),
+        TensorSpec(name="guidance", dtype="float32", shape=()),
+    ),
+    outputs=(TensorSpec(name="latent", dtype="float32", shape=("batch", 4, "height", "width")),),
+    graphs={"shared": "onnx/vae_encoder.onnx"},
+)
+SHAPES = {
+    "image": Shapes((1, 1, 1, 3), (1, 128, 128, 3), (4, 256, 256, 3)),
+    "guidance": Shapes((), (), ()),
+}
+GPU = Gpu(index=0, name="NVIDIA A10", compute_capability="8.6", driver="13.0")
+FULL = [binding for binding in BINDINGS if binding.startswith("tensorrt ")]
+(RTX,) = set(BINDINGS) - set(FULL)
+
+Found = Callable[..., tuple[EngineBuilder, Asked]]
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> Found:
+    """Find the bindings of a version as if they were installed beside a GPU."""
+
+    def find(binding: str, **options: Any) -> tuple[EngineBuilder, Asked]:  # noqa: ANN401
+        module, asked = tensorrt_double(binding, STAGE)
+        monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
+        monkeypatch.setattr(api, "_find_gpu", lambda: GPU)
+        flavour: Flavour = "tensorrt-rtx" if binding == RTX else "tensorrt"
+        chosen = EngineOptions(flavour, **options)
+        return EngineBuilder(TensorRt.find(chosen), chosen), asked
+
+    return find
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "vae_encoder.onnx"
+    path.write_bytes(b"read by the double as that of STAGE")
+    return path
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_builds_with_the_names_of_every_binding(binding: str, found: Found, graph: Path) -> None:
+    builder, asked = found(binding, workspace_mib=512, optimization_level=4)
+    told: list[str] = []
+    built = builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder", told.append)
+    assert graph.with_suffix(".engine").read_bytes() == PLAN
+    assert built.peak_memory > 2**20 and 0 <= built.parse_seconds <= built.seconds
+    assert asked.profiles == [{"image": tuple(SHAPES["image"])}]  # inputs without free axes need no shape
+    (config,) = asked.configs
+    module = builder.tensorrt.module
+    assert config.builder_optimization_level == 4
+    assert config._pools == {module.MemoryPoolType.WORKSPACE: 512 * 2**20}
+
+
+@pytest.mark.parametrize("binding", BINDINGS)
+def test_networks_are_typed_in_every_version(binding: str, found: Found, graph: Path) -> None:
+    builder, asked = found(binding)
+    builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+    typed = 1 << int(builder.tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    assert asked.flags == [typed if binding.startswith("tensorrt 10.") else 0]
+
+
+@pytest.mark.parametrize("binding", FULL)
+def test_timing_cache_and_hardware_compatibility(
+    binding: str, found: Found, graph: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "caches" / "a10.cache"
+    options = {"timing_cache": cache, "hardware_compatibility": "ampere_plus"}
+    for expected in (b"", CACHE):
+        builder, asked = found(binding, **options)
+        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+        (config,) = asked.configs
+        levels = builder.tensorrt.module.HardwareCompatibilityLevel
+        assert config.hardware_compatibility_level is levels.AMPERE_PLUS
+        assert config._given == expected
+        assert cache.read_bytes() == CACHE
+    asked.refuses_cache = True
+    with pytest.raises(RequestError, match=r"a10\.cache is no timing cache of tensorrt .* delete it"):
+        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+
+
+def test_rtx_builds_for_compute_capabilities(found: Found, graph: Path) -> None:
+    builder, asked = found(RTX, compute_capabilities=("12.0", "8.0", "8.0"))
+    builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+    (config,) = asked.configs
+    capabilities = builder.tensorrt.module.ComputeCapability
+    assert config._targets == {0: capabilities.SM80, 1: capabilities.SM120}
+    assert builder.tensorrt.gpu is None
+    with pytest.raises(
+        RequestError, match=r"cannot build for compute capability 9\.0; expected some of 7\.5"
+    ):
+        found(RTX, compute_capabilities=("9.0", "8.9"))
+
+
+@pytest.mark.parametrize("binding", FULL)
+def test_failures_carry_what_tensorrt_said(binding: str, found: Found, graph: Path) -> None:
+    builder, asked = found(binding)
+    asked.fails_with = "Error Code 10: Could not find any implementation for node /conv_in/Conv."
+    with pytest.raises(BuildError, match=r"stage unet: .*node /conv_in/Conv\..*--workspace-mib.*--max-size"):
+        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "unet")
+    assert not graph.with_suffix(".engine").exists()
+
+
+def test_a_graph_that_is_not_the_manifests_is_refused(found: Found, graph: Path) -> None:
+    builder, _ = found(FULL[-1])
+    latent = TensorSpec(name="latent", dtype="float16", shape=("batch", 4, "height", "width"))
+    other = STAGE.model_copy(update={"outputs": (latent,)})
+    with pytest.raises(
+        BuildError, match="outputs latent float32 of rank 4, the manifest says latent float16"
+    ):
+        builder.build(graph, other, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "10.11.0.33"])
+def test_older_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = tensorrt_double(FULL[0], STAGE)
+    module.__version__ = version
+    monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
+    monkeypatch.setattr(api, "_find_gpu", lambda: GPU)
+    with pytest.raises(RequestError, match=rf"tensorrt {version} is too old, expected 10\.12 or later"):
+        TensorRt.find(EngineOptions("tensorrt"))
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    with pytest.raises(RequestError, match=r"pip install 's3diff-export\[tensorrt\]'"):
+        TensorRt.find(EngineOptions("tensorrt"))
+
+
+def test_a_gpu_is_looked_for_before_anything_of_tensorrt_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = tensorrt_double(FULL[-1], STAGE)
+    for name in ("Builder", "OnnxParser", "ILogger"):
+        delattr(module, name)
+    monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RequestError, match="builds on the GPU that is to run the engines: no usable GPU"):
+        TensorRt.find(EngineOptions("tensorrt"))
+
+
+def test_the_installed_rtx_is_the_recorded_one() -> None:
+    module = importlib.import_module("tensorrt_rtx")
+    assert f"tensorrt_rtx {module.__version__}" == RTX, "run python tools/tensorrt_names.py"
+    for name in ("Builder", "IBuilderConfig", "OnnxParser", "IProgressMonitor", "ITimingCache"):
+        real = {member for member in dir(getattr(module, name)) if not member.startswith("_")}
+        assert members(name, RTX) == real
+
+
+def test_the_double_has_no_other_names() -> None:
+    module, _ = tensorrt_double(RTX, STAGE)
+    config = module.Builder(None).create_builder_config()
+    config.num_compute_capabilities = 1
+    full, _ = tensorrt_double(FULL[0], STAGE)
+    with pytest.raises(AttributeError, match="has no num_compute_capabilities"):
+        full.Builder(None).create_builder_config().num_compute_capabilities = 1
+    with pytest.raises(AttributeError):
+        _ = full.ComputeCapability

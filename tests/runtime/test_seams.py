@@ -1,0 +1,86 @@
+"""Tiles leave no visible seam in photographs that the shipped model upscales: minutes, so marked slow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from skimage import data
+
+from s3diff_export.build import build
+from s3diff_export.graphs import GraphOptions
+from s3diff_export.options import BuildOptions, ModelSource
+from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.tiling import Cut, TilePlan
+from s3diff_runtime.upscaler import Upscaler
+from s3diff_training.demo import demo_model
+
+SIDE, TILE = 512, 128
+WHOLE = 224  # pixels a side that fit into memory uncut
+SHIFT = 48  # between two ways of cutting a picture: seams of one fall within tiles of the other
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base, checkpoint = demo_model()
+    output = tmp_path_factory.mktemp("seams") / "demo.bundle"
+    options = BuildOptions(GraphOptions(precision="fp32"), color_fixes=("wavelet",), verify=False)
+    return build(ModelSource(str(base), checkpoint), output, options).path
+
+
+def photographs() -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Squares of 512 pixels of real photographs, the smaller ones enlarged a little."""
+    for name in ("astronaut", "coffee", "rocket"):
+        image = Image.fromarray(getattr(data, name)()[..., :3])
+        factor = max(1.0, SIDE / min(image.size))
+        image = image.resize(
+            [round(side * factor) for side in image.size], Image.Resampling.BICUBIC
+        ).crop((0, 0, SIDE, SIDE))  # fmt: skip
+        yield name, np.asarray(image)
+
+
+def seam_energy(image: NDArray[np.uint8], cuts: tuple[Cut, Cut], start: int, scale: int) -> float:
+    """Mean squared step across the seams of an image from which `start` pixels were cut at top and left."""
+    found = []
+    for axis, cut in enumerate(cuts):
+        energy = np.mean(np.diff(image.astype(np.float64).mean(-1), axis=axis) ** 2, axis=1 - axis)
+        seams = [(earlier + later + cut.side) // 2 - start for earlier, later in pairwise(cut.starts)]
+        found += [energy[seam * scale - 1] for seam in seams]
+    return float(np.sum(found))
+
+
+def test_seams_are_not_visible(bundle: Path) -> None:
+    """The same lines of the same picture, once along seams and once within tiles: photographs vary too much
+    for a comparison of lines with their neighbours."""
+    with Upscaler.open(bundle, options=UpscaleOptions(tile=TILE)) as upscaler:
+        plan = TilePlan.of(SIDE, SIDE, TILE, upscaler.options.overlap_of(TILE))
+        cuts, scale = (plan.rows, plan.columns), upscaler.manifest.scale
+        for name, pixels in photographs():
+            scores = upscaler(pixels[:TILE, :TILE]).applied  # equal for both
+            cut_here = upscaler(pixels, **scores).pixels[SHIFT * scale :, SHIFT * scale :]
+            cut_elsewhere = upscaler(pixels[SHIFT:, SHIFT:], **scores).pixels
+            on, off = (seam_energy(image, cuts, SHIFT, scale) for image in (cut_here, cut_elsewhere))
+            report = (
+                f"{name}: energy along the seams is {on / off:.3f} of that of the same lines within tiles"
+            )
+            print(report)  # noqa: T201 - with -s, for notes and documents
+            assert on / off <= 1.05, report
+
+
+def test_tiles_give_what_the_whole_image_gives(bundle: Path) -> None:
+    results = []
+    for tile in (None, TILE):  # one after the other: attention over a whole image takes much memory
+        with Upscaler.open(bundle, options=UpscaleOptions(tile=tile)) as upscaler:
+            results.append([upscaler(pixels[:WHOLE, :WHOLE]).pixels for _, pixels in photographs()])
+    for (name, _), expected, found in zip(photographs(), *results, strict=True):
+        psnr = 10 * np.log10(255**2 / np.mean((found.astype(np.float64) - expected) ** 2))
+        report = f"{name}: tiles are {psnr:.1f} dB from the whole image"
+        print(report)  # noqa: T201 - with -s, for notes and documents
+        assert psnr >= 35, report

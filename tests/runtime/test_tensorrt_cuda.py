@@ -1,0 +1,296 @@
+"""The layer over the CUDA runtime and the one over TensorRT: errors, names, what is freed."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import sys
+from contextlib import suppress
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda.bindings import runtime as real
+from tests.runtime import fake_tensorrt
+from tests.runtime.fake_cuda import FakeCuda
+
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.errors import JobError, OutOfMemory, RequestError
+from s3diff_runtime.tensorrt.api import TensorRt
+from s3diff_runtime.tensorrt.buffers import Buffers, host_view
+from s3diff_runtime.tensorrt.cuda import Cuda, Gpu, Handle, count_gpus, load_runtime
+from s3diff_runtime.tensorrt.graphs import GraphCache
+from s3diff_runtime.tensorrt.lanes import LanePool
+
+
+def calls_of(fake: FakeCuda) -> list[str]:
+    return [name for name, _ in inspect.getmembers(fake, inspect.ismethod) if name.startswith("cuda")]
+
+
+def has_gpu() -> bool:
+    error, count = real.cudaGetDeviceCount()
+    return error == real.cudaError_t.cudaSuccess and bool(count)
+
+
+# --- what the fakes stand for ---------------------------------------------------------------------
+
+
+def test_fake_calls_are_real_ones_with_as_many_arguments() -> None:
+    fake = FakeCuda()
+    assert len(calls_of(fake)) > 20
+    for name in calls_of(fake):
+        documented = getattr(real, name).__doc__.splitlines()[0]  # "cudaMalloc(size_t size)"
+        listed = documented.partition("(")[2].rpartition(")")[0]
+        expected = len(inspect.signature(getattr(fake, name)).parameters)
+        assert len([part for part in listed.split(",") if part]) == expected, documented
+
+
+@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeConfig", "ILogger"])
+def test_fake_objects_have_only_what_tensorrt_rtx_has(name: str) -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    fake, genuine = getattr(fake_tensorrt, name), getattr(module, name)
+    public = [member for member in vars(fake) if not member.startswith("_")]
+    assert [member for member in public if not hasattr(genuine, member)] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DataType",
+        "TensorIOMode",
+        "ExecutionContextAllocationStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+        "ILogger.Severity",
+    ],
+)
+def test_fake_enumerators_are_real_ones(name: str) -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    fake, genuine = fake_tensorrt, module
+    for part in name.split("."):
+        fake, genuine = getattr(fake, part), getattr(genuine, part)
+    assert [member.name for member in fake if not hasattr(genuine, member.name)] == []  # type: ignore[attr-defined]
+
+
+def test_names_of_dtypes_are_those_of_tensorrt_rtx() -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    assert [module.DataType.HALF.name, module.DataType.UINT8.name] == ["HALF", "UINT8"]
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(has_gpu(), reason="this machine has a GPU")
+def test_machine_without_a_gpu_is_refused_before_tensorrt_is_touched() -> None:
+    with pytest.raises(RequestError, match=r"no usable GPU was found .*nvidia-smi.*use device cpu"):
+        count_gpus(load_runtime())
+
+
+def test_missing_bindings_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(RequestError, match=r"pip install 's3diff-export\[tensorrt\]', or \[gpu\]"):
+        load_runtime()
+
+
+@pytest.mark.parametrize(("gpus", "index"), [(0, 0), (2, 2)])
+def test_gpu_that_is_not_there(gpus: int, index: int) -> None:
+    with pytest.raises(RequestError, match=r"no usable GPU|cuda:2 was asked for, .* has 2 GPU"):
+        Cuda(FakeCuda(gpus=gpus), index)
+
+
+def test_gpu_is_described() -> None:
+    assert Cuda(FakeCuda(gpus=2), 1).gpu == Gpu(1, "Fake GPU", "8.9", "13.0")
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_want_of_memory_has_its_own_error() -> None:
+    cuda = Cuda(FakeCuda(memory=1000))
+    with pytest.raises(OutOfMemory, match=r"Fake GPU ran out of memory \(cudaMalloc\); smaller tiles"):
+        cuda.allocate(1001)
+
+
+def use_everything(cuda: Cuda) -> None:
+    """One call of every function of the layer; frees all of it."""
+    cuda.activate()
+    assert cuda.free_memory() > 0
+    stream, start, end = cuda.make_stream(), cuda.make_event(), cuda.make_event()
+    device, pinned = cuda.allocate(64), cuda.allocate_pinned(64)
+    content = host_view(int(pinned), (16,), "float32")
+    try:
+        content[...] = np.arange(16)
+        cuda.record(start, stream)
+        cuda.copy_to_device(int(device), int(pinned), 64, stream)
+        cuda.record(end, stream)
+        cuda.synchronize(stream)
+        assert cuda.seconds_between(start, end) == pytest.approx(0.001)
+        content[...] = 0
+        fetching = cuda.capture(stream, lambda: cuda.copy_to_host(int(pinned), int(device), 64, stream))
+        assert not content.any()
+        cuda.launch(fetching, stream)
+        cuda.synchronize(stream)
+        fetching.close()
+        np.testing.assert_array_equal(content, np.arange(16))
+    finally:
+        with suppress(JobError):
+            cuda.synchronize(stream)
+        for handle in (device, pinned, start, end, stream):
+            handle.close()
+
+
+def test_everything_works_and_is_freed() -> None:
+    fake = FakeCuda()
+    use_everything(Cuda(fake))
+    assert (fake.leaks(), fake.violations) == ([], [])
+
+
+@pytest.mark.parametrize("name", [name for name in calls_of(FakeCuda()) if name != "cudaGetErrorString"])
+def test_no_error_code_is_overlooked(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Calls that make or run something raise; calls that free something cannot, and log."""
+    fake = FakeCuda()
+    frees = "Free" in name or "Destroy" in name
+    fake.fail(name)
+    if frees:
+        with caplog.at_level(logging.WARNING):
+            use_everything(Cuda(fake))
+        assert f"{name} failed: cudaErrorUnknown" in caplog.text
+    else:
+        with pytest.raises((JobError, RequestError), match=r"cudaErrorUnknown"):
+            use_everything(Cuda(fake))
+        gc.collect()
+        assert fake.leaks() == []
+
+
+def test_handles_free_once() -> None:
+    freed: list[int] = []
+    handle = Handle(7, lambda: freed.append(7))
+    handle.close()
+    handle.close()
+    del handle
+    assert freed == [7]
+    Handle(8, lambda: freed.append(8))
+    assert freed == [7, 8], "the last reference frees, too"
+
+
+# --- buffers and graphs ---------------------------------------------------------------------------
+
+
+def test_buffers_grow_and_stay() -> None:
+    fake = FakeCuda()
+    buffers = Buffers(Cuda(fake).allocate)
+    first, second = buffers.take("image", 100), buffers.take("image", 100)
+    assert first != second, "what was taken is not given again in the same round"
+    for size in (100, 40):
+        buffers.rewind()
+        assert (buffers.take("image", size), buffers.take("image", size)) == (first, second)
+    assert (buffers.generation, fake.used()) == (0, 200)
+    buffers.rewind()
+    assert buffers.take("image", 300) != first
+    assert (buffers.generation, fake.used()) == (1, 400)
+    waited: list[bool] = []
+    shared = buffers.share("scratch", 10, lambda: waited.append(True))
+    assert buffers.share("scratch", 8, lambda: waited.append(True)) == shared
+    assert not waited
+    buffers.share("scratch", 20, lambda: waited.append(True))
+    assert waited == [True]
+    buffers.release()
+    assert (fake.leaks(), fake.violations) == ([], [])
+
+
+def test_buffer_that_cannot_grow_is_not_counted_on() -> None:
+    fake = FakeCuda(memory=100)
+    buffers = Buffers(Cuda(fake).allocate)
+    buffers.take("image", 60)
+    buffers.rewind()
+    with pytest.raises(OutOfMemory):
+        buffers.take("image", 200)
+    buffers.rewind()
+    assert fake.block(buffers.take("image", 50), 50, "device").live
+    buffers.release()
+    assert (fake.leaks(), fake.violations) == ([], [])
+
+
+def test_least_recently_used_graph_leaves() -> None:
+    fake = FakeCuda()
+    cuda = Cuda(fake)
+    stream, device, pinned = cuda.make_stream(), cuda.allocate(8), cuda.allocate_pinned(8)
+    graphs = GraphCache(cuda, stream, most=2)
+
+    def run(key: str, generation: int = 0) -> bool:
+        if graphs.launch(key, generation):
+            return True
+        graphs.run(key, lambda: cuda.copy_to_device(int(device), int(pinned), 8, stream))
+        return False
+
+    assert [run(key) for key in "aabbabcc"] == [False] * 4 + [True, True] + [False] * 2
+    assert [run("b"), run("c"), len(graphs)] == [True, True, 2]
+    assert run("a") is False
+    assert run("c", generation=1) is False
+    assert len(graphs) == 0
+    cuda.synchronize(stream)
+    for handle in (device, pinned, stream):
+        handle.close()
+    assert (fake.leaks(), fake.violations) == ([], [])
+
+
+def test_want_of_memory_frees_the_lanes_that_nobody_uses() -> None:
+    fake = FakeCuda()
+    lanes = LanePool(Cuda(fake))
+    with lanes.lane(Clock()) as first, lanes.lane(Clock()) as second:
+        for lane in (first, second):
+            lane.upload("image", np.ones(100, np.uint8))
+    assert fake.used() == 200
+    with pytest.raises(OutOfMemory), lanes.lane(Clock()):
+        raise OutOfMemory("no room")
+    assert (fake.leaks(), fake.violations) == ([], [])
+
+
+# --- TensorRT -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+def test_missing_package_names_the_extra(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, flavour.replace("-", "_"), None)
+    with pytest.raises(RequestError, match=rf"engine {flavour} needs .*s3diff-export\[{flavour}\]'"):
+        TensorRt.load(flavour)  # type: ignore[arg-type]
+
+
+def test_importing_makes_no_object_of_tensorrt() -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    assert TensorRt.load("tensorrt-rtx").version == module.__version__
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("OutOfMemory (Requested size was 5 bytes.)", OutOfMemory),
+        ("[defaultAllocator.cpp] Cuda failure: out of memory", OutOfMemory),
+        ("Requested amount of GPU memory could not be allocated", OutOfMemory),
+        ("Engine deserialization failed: version tag", JobError),
+        ("", JobError),
+    ],
+)
+def test_failures_carry_the_log(message: str, kind: type[JobError]) -> None:
+    fake = FakeCuda()
+    count_gpus(fake)
+    api = TensorRt("tensorrt", fake_tensorrt.fake_tensorrt(fake))
+    severity = fake_tensorrt.Severity
+    if message:
+        api._logger.log(severity.ERROR, message)
+    api._logger.log(severity.WARNING, "chatter")
+    failure = api.failure("loading")
+    assert type(failure) is kind
+    assert str(failure).endswith(f"failed loading: {message or 'it gave no reason'}")
+    assert str(api.failure("loading")).endswith("it gave no reason"), "reasons are told once"
+
+
+def test_unknown_dtypes_keep_their_name() -> None:
+    engine = SimpleNamespace(
+        num_io_tensors=1,
+        get_tensor_name=lambda index: "x",
+        get_tensor_dtype=lambda name: SimpleNamespace(name="BF16"),
+        get_tensor_mode=lambda name: fake_tensorrt.TensorIOMode.OUTPUT,
+    )
+    (tensor,) = TensorRt("tensorrt", fake_tensorrt.fake_tensorrt(FakeCuda())).tensors(engine)
+    assert (tensor.name, tensor.dtype, tensor.is_input) == ("x", "BF16", False)

@@ -1,0 +1,295 @@
+"""Bundles on TensorRT engines, over a fake GPU that checks every call: what they compute, what they copy."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.runtime.fake_bundle import BINS, dark_noise, write_fake_bundle
+from tests.runtime.fake_cuda import DeviceFault, FakeCuda
+from tests.runtime.fake_tensorrt import IExecutionContext, add_engines, install_fakes
+
+from s3diff_runtime import JobError, Result, UpscaleOptions, Upscaler
+from s3diff_runtime.bundle import Bundle
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engine_records import Profile, Range
+from s3diff_runtime.engines import open_engine
+from s3diff_runtime.session import Engine, Session
+
+OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1)
+ENGINES = ("tensorrt", "onnx")
+KINDS: dict[str, dict[str, Any]] = {
+    "merged": {"lora_mode": "merged"},
+    "dynamic": {"lora_mode": "dynamic"},
+    "fused": {"lora_mode": "fused"},
+    "prompts": {"lora_mode": "dynamic", "prompts": "runtime"},
+    "unguided": {"lora_mode": "fused", "guidance": "off"},
+}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bundles")
+    made = {name: write_fake_bundle(folder / name, **options) for name, options in KINDS.items()}
+    for bundle in made.values():
+        add_engines(bundle)
+    return made
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A GPU whose contract was kept and whose memory is free when the test ends."""
+    cuda = FakeCuda(gpus=2)
+    install_fakes(monkeypatch, cuda)
+    yield cuda
+    gc.collect()
+    assert cuda.violations == []
+    assert cuda.leaks() == []
+
+
+def upscale(bundle: Path, images: list[np.ndarray], engine: str, **asked: Any) -> list[Result]:  # noqa: ANN401
+    device = "cpu" if engine == "onnx" else "cuda"
+    with Upscaler.open(bundle, engine, device, OPTIONS) as upscaler:
+        return upscaler(images, **asked)
+
+
+def opened(bundle: Path, stage: str) -> tuple[Engine, Session]:
+    engine, chosen = open_engine(Bundle.open(bundle), "tensorrt", "cuda")
+    return engine, engine.open(chosen.folder / chosen.graph(stage, "shared"), chosen.manifest.stages[stage])
+
+
+# --- what comes out -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_results_equal_those_of_onnx_runtime(bundles: dict[str, Path], gpu: FakeCuda, kind: str) -> None:
+    sides = [(16, 12), (40, 50), (16, 12), (31, 9), (70, 33), (16, 12), (16, 12), (1, 1)]
+    images = [dark_noise(*side, seed=number) for number, side in enumerate(sides)]
+    results = upscale(bundles[kind], images, "tensorrt", color_fix="wavelet")
+    for found, expected in zip(results, upscale(bundles[kind], images, "onnx"), strict=True):
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert (found.estimated, found.bin, found.tiles) == (expected.estimated, expected.bin, expected.tiles)
+        assert (found.engine, found.device, expected.engine) == ("tensorrt", "cuda:0", "onnx")
+
+
+def test_settings_reach_the_stages(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    image, asked = dark_noise(20, 24), {"noise": 0.5, "guidance": 1.5, "color_fix": "none"}
+    prompts = {"prompt": "dark", "negative_prompt": ""}
+    found, expected = (upscale(bundles["prompts"], [image], engine, **asked, **prompts) for engine in ENGINES)
+    np.testing.assert_array_equal(found[0].pixels, expected[0].pixels)
+    assert found[0].applied == expected[0].applied
+
+
+def test_rtx_engines_run_alike(tmp_path: Path, gpu: FakeCuda) -> None:
+    bundle = write_fake_bundle(tmp_path, "dynamic")
+    add_engines(bundle, "tensorrt-rtx", gpu=None)
+    image = dark_noise(20, 24)
+    found, expected = (upscale(bundle, [image], engine)[0] for engine in ("tensorrt-rtx", "onnx"))
+    np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert found.engine == "tensorrt-rtx"
+
+
+def test_small_batches_are_filled_for_engines_of_one_batch(tmp_path: Path, gpu: FakeCuda) -> None:
+    four = Range(min=4, opt=4, max=4)
+    sides = Range(min=4, opt=16, max=32)
+    bundle = write_fake_bundle(tmp_path, "dynamic")
+    add_engines(bundle, profile=Profile(batch=four, height=sides, width=sides))
+    images = [dark_noise(12, 16, seed=seed) for seed in range(6)]
+    with Upscaler.open(bundle, device="cuda") as upscaler:
+        assert (upscaler.options.batch, upscaler.options.tile) == (4, 32)
+        results = upscaler(images)
+    for found, expected in zip(results, upscale(bundle, images, "onnx"), strict=True):
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+
+
+def test_several_threads_share_an_upscaler(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    images = [dark_noise(8 + seed % 5, 16, seed=seed) for seed in range(24)]
+    expected = upscale(bundles["dynamic"], images, "onnx")
+    with (
+        Upscaler.open(bundles["dynamic"], "tensorrt", "cuda:1", OPTIONS) as upscaler,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        for _ in range(3):
+            for found, wanted in zip(threads.map(upscaler, images), expected, strict=True):
+                np.testing.assert_array_equal(found.pixels, wanted.pixels)
+        assert len([stream for stream in gpu.streams.values() if stream.live]) <= 2, "lanes are bounded"
+
+
+# --- what is copied, kept and replayed -------------------------------------------------------------
+
+
+def test_only_the_image_and_scores_cross_the_bus(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    image = dark_noise(16, 24)
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        gpu.copied.clear()
+        upscaler([image, image], color_fix="wavelet")
+    pixels, scores, guidance = 2 * image.nbytes, 2 * 2 * 4, 4
+    estimated = [("in", pixels), ("out", scores)]
+    assert gpu.copied == [*estimated, ("in", pixels), ("in", scores), ("in", guidance), ("out", 16 * pixels)]
+
+
+def test_memory_is_kept_and_graphs_are_replayed(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        image = dark_noise(16, 24)
+        first = upscaler(image)
+        upscaler(image)  # in the first run later stages have moved the memory that all share
+        upscaler(image)
+        allocations = gpu.calls["cudaMalloc"], gpu.calls["cudaMallocHost"]
+        launches = gpu.calls["cudaGraphLaunch"]
+        assert gpu.calls["cudaGraphInstantiate"] == 6, "the stages are captured when they come again"
+        for _ in range(3):
+            np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+        assert gpu.calls["cudaGraphLaunch"] == launches + 3 * 6
+        upscaler(dark_noise(8, 8))  # a smaller image finds room in the same buffers
+        np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+        assert (gpu.calls["cudaMalloc"], gpu.calls["cudaMallocHost"]) == allocations
+        launches += 4 * 6 + 1  # the modulation of the small image is as large as that of the other
+        assert gpu.calls["cudaGraphLaunch"] == launches
+        assert gpu.calls["cudaGraphInstantiate"] == 6
+        upscaler(dark_noise(32, 32))
+        assert gpu.calls["cudaMalloc"] > allocations[0], "a larger one does not"
+        np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+        assert gpu.calls["cudaGraphLaunch"] == launches, "graphs over freed buffers are gone"
+
+
+def test_work_that_cannot_be_captured_runs_without_graphs(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    image = dark_noise(16, 24)
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        first = upscaler(image)
+        for number in range(1, 7):
+            gpu.fail("cudaStreamEndCapture", number, gpu.cudaError_t.cudaErrorStreamCaptureUnsupported)
+        for _ in range(3):
+            np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+    assert gpu.calls["cudaGraphLaunch"] == 0
+    assert gpu.calls["cudaStreamBeginCapture"] == 6, "each stage tries once"
+
+
+def test_stages_are_timed_on_the_device(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    """The fake device's clock goes on by a millisecond an event."""
+    result = upscale(bundles["dynamic"], [dark_noise(16, 24)], "tensorrt")[0]
+    stages = ["estimator", "modulation", "vae_encoder", "unet", "vae_decoder", "finish_wavelet"]
+    assert [*result.seconds] == [*stages, "host"]
+    assert [result.seconds[stage] for stage in stages] == pytest.approx([0.001] * 6)
+
+
+def test_a_bin_that_leaves_stays_until_its_work_is_done(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    """With room for one bin only, each stage drops the one before, whose work has only been queued."""
+    images = [dark_noise(12, 12, seed=seed) for seed in range(3)]
+    options = UpscaleOptions(memory_mib=1, threads=1)
+    with Upscaler.open(bundles["merged"], "tensorrt", "cuda", options) as upscaler:
+        assert upscaler._network is not None
+        upscaler._network._sessions._budget = 1
+        for bin in BINS[:4]:
+            for found in upscaler(images, noise=bin.noise, blur=bin.blur):
+                assert found.bin == bin
+        assert len(upscaler._network._sessions.resident()) == 1
+
+
+# --- a session by itself --------------------------------------------------------------------------
+
+
+def test_arrays_give_arrays(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    _engine, session = opened(bundles["dynamic"], "estimator")
+    image = dark_noise(8, 12)[None]
+    first = session.run({"image": image})["degradation"]
+    assert isinstance(first, np.ndarray)
+    session.run({"image": np.full_like(image, 200)})
+    np.testing.assert_allclose(first, image.mean((1, 2))[:, :2] / 255, rtol=1e-5)
+
+
+def test_tensors_are_gone_with_their_lane(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    engine, session = opened(bundles["dynamic"], "estimator")
+    image = dark_noise(8, 12)[None]
+    with engine.lane(Clock()) as lane:
+        uploaded = lane.upload("image", image)
+        scores = session.run({"image": uploaded})["degradation"]
+        np.testing.assert_array_equal(np.asarray(uploaded), image)
+    for use in (lambda: np.asarray(scores), lambda: session.run({"image": uploaded})):
+        with pytest.raises(JobError, match=r"after its lane was given back"):
+            use()
+
+
+def test_tensors_of_one_chain_do_not_overwrite_each_other(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    engine, session = opened(bundles["dynamic"], "estimator")
+    images = [dark_noise(8, 12, seed=seed)[None] for seed in range(3)]
+    with engine.lane(Clock()) as lane:
+        scores = [session.run({"image": lane.upload("image", image)})["degradation"] for image in images]
+        for image, score in zip(images, scores, strict=True):
+            np.testing.assert_allclose(np.asarray(score), image.mean((1, 2))[:, :2] / 255, rtol=1e-5)
+
+
+def test_tensors_of_two_lanes_do_not_mix(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    engine, session = opened(bundles["dynamic"], "vae_encoder")
+    matrices = np.zeros((1, 2, 2, 2), np.float32)
+    with engine.lane(Clock()) as first, engine.lane(Clock()) as second:
+        inputs = {
+            "image": first.upload("image", dark_noise(8, 8)[None]),
+            "vae_modulation": second.upload("vae_modulation", matrices),
+        }
+        with pytest.raises(JobError, match=r"on several lanes"):
+            session.run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((1, 97, 8, 3), np.uint8), r"uint8 \[1, 97, 8, 3\]"),
+        (np.zeros((7, 8, 8, 3), np.uint8), r"uint8 \[7, 8, 8, 3\]"),
+        (np.zeros((8, 8, 3), np.uint8), r"uint8 \[8, 8, 3\]"),
+        (np.zeros((1, 8, 8, 3), np.float32), r"float32 \[1, 8, 8, 3\]"),
+    ],
+)
+def test_shapes_beyond_the_profile(
+    bundles: dict[str, Path], gpu: FakeCuda, image: np.ndarray, found: str
+) -> None:
+    _engine, session = opened(bundles["dynamic"], "estimator")
+    limits = r"the engine takes uint8 from \[1, 1, 1, 3\] to \[6, 96"
+    with pytest.raises(JobError, match=rf"stage estimator failed .*image is {found}, and {limits}"):
+        session.run({"image": image})
+
+
+def test_fault_on_the_device_names_the_call(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = dark_noise(8, 8)
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        expected = upscaler(image)
+        with monkeypatch.context() as patch:
+            patch.setattr("tests.runtime.fake_tensorrt._compute", _faulty)
+            with pytest.raises(JobError, match=r"cudaStreamSynchronize: cudaErrorIllegalAddr.*nvidia-smi"):
+                upscaler(image)
+        np.testing.assert_array_equal(upscaler(image).pixels, expected.pixels)
+
+
+def _faulty(*_: object) -> None:
+    raise DeviceFault
+
+
+def test_refusal_of_tensorrt_comes_with_its_reason(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(context: IExecutionContext, stream_handle: int) -> bool:
+        context._engine.logger.log(context._engine.logger.Severity.ERROR, "no kernel\nimage")
+        context._engine.logger.log(context._engine.logger.Severity.WARNING, "chatter")
+        return False
+
+    monkeypatch.setattr(IExecutionContext, "execute_async_v3", refuse)
+    message = r"stage estimator failed on the GPU: tensorrt 10.* failed queueing the stage: no kernel image$"
+    with pytest.raises(JobError, match=message):
+        upscale(bundles["dynamic"], [dark_noise(8, 8)], "tensorrt")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_values_that_are_not_finite_are_found_on_request(tmp_path: Path, gpu: FakeCuda) -> None:
+    bundle = write_fake_bundle(tmp_path, "dynamic")
+    add_engines(bundle)
+    options = UpscaleOptions(check_finite=True, threads=1)
+    with Upscaler.open(bundle, "tensorrt", "cuda", options) as upscaler:
+        upscaler(dark_noise(8, 8))
+        with pytest.raises(JobError, match=r"stage unet gave values of x0 that are not finite"):
+            upscaler(dark_noise(8, 8), guidance=3e38 * 8)

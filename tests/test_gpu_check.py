@@ -1,0 +1,145 @@
+"""The check of a GPU machine: its steps, its time, what it makes of failures; its commands only pretend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+Told = Mapping[str, tuple[int, str, str]]
+"""By words that stand in a command: code, output and error."""
+
+PARITY = {"quantities": [{"quantity": "epsilon_positive", "relative": 1e-3}], "psnr": {"wavelet": 51.0}}
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "tools" / "gpu_check.py"
+    spec = importlib.util.spec_from_file_location("gpu_check", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+class Commands:
+    """Stands for s3diff-export: each command takes ten seconds and does what it was told by its words."""
+
+    def __init__(self, tool: ModuleType, told: Told | None = None) -> None:
+        self.tool, self.told, self.now = tool, told or {}, 0.0
+        self.seen: list[str] = []
+
+    def clock(self) -> float:
+        return self.now
+
+    def __call__(self, command: Sequence[str], seconds: float) -> object:
+        line = " ".join(command)
+        self.seen.append(line)
+        if seconds < 10:
+            self.now += seconds
+            raise subprocess.TimeoutExpired(command, seconds)
+        self.now += 10
+        for words, (code, output, error) in self.told.items():
+            if words in line:
+                return self.tool.Ran(code, output, error)
+        return self.tool.Ran(0, json.dumps(PARITY if " verify " in line else {}), "")
+
+
+def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -> Any:  # noqa: ANN401 - a class of `tool`
+    commands = Commands(tool, told)
+    check = tool.Check(seconds, commands, commands.clock)
+    tool.check_bundle(check, "small", (), ("--demo",), Path("small.bundle"), "cuda")
+    return check
+
+
+def test_every_engine_is_built_compared_and_measured(tool: ModuleType) -> None:
+    check = checked(tool)
+    assert [step.status for step in check.steps] == ["ok"] * 9
+    commands = [" ".join(step.command[1:]) for step in check.steps]
+    assert commands[0].startswith("build --demo -o small.bundle")
+    for flavour in tool.FLAVOURS:
+        assert any(line.startswith(f"engines small.bundle --engine {flavour}") for line in commands)
+    for engine in ("onnx", *tool.FLAVOURS):
+        assert any(
+            line.startswith("verify") and f"--engine {engine} --device cuda" in line for line in commands
+        )
+        assert any(
+            line.startswith("bench latency") and f"--engine {engine} --device cuda" in line
+            for line in commands
+        )
+    assert tool.passed(check.steps)
+
+
+def test_an_engine_that_is_not_there_is_skipped_with_its_reason(tool: ModuleType) -> None:
+    missing = (2, "", "Error: tensorrt is not installed: pip install 's3diff-export[tensorrt]'")
+    check = checked(tool, told={"--engine tensorrt --json": missing})
+    found = {step.name: step for step in check.steps}
+    assert found["small: build tensorrt engines"].reason == missing[2]
+    assert found["small: tensorrt against PyTorch in fp32"].status == "skipped"
+    assert found["small: tensorrt latency"].reason == "small: build tensorrt engines skipped"
+    assert found["small: tensorrt-rtx latency"].status == "ok"
+    assert tool.passed(check.steps)
+
+
+def test_a_crash_is_a_finding_and_the_rest_goes_on(tool: ModuleType) -> None:
+    check = checked(tool, told={"--engine tensorrt-rtx --device cuda --json": (-11, "", "")})
+    found = {step.name: step for step in check.steps}
+    assert found["small: tensorrt-rtx against PyTorch in fp32"].reason == "the process ended with code -11"
+    assert found["small: tensorrt-rtx latency"].status == "ok"
+    assert not tool.passed(check.steps)
+
+
+def test_nothing_starts_after_the_time_is_up(tool: ModuleType) -> None:
+    check = checked(tool, seconds=35)
+    statuses = [step.status for step in check.steps]
+    assert statuses == ["ok", "ok", "ok", "failed", *["skipped"] * 5]
+    assert check.steps[3].reason == "out of time"
+    assert "35 s" in check.steps[-1].reason
+
+
+def test_nothing_compared_is_no_pass(tool: ModuleType) -> None:
+    assert not tool.passed(checked(tool, seconds=5).steps)
+
+
+def test_without_a_gpu_it_says_so(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = tool.describe_machine().model_copy(update={"gpus": ()})
+    monkeypatch.setattr(tool, "describe_machine", lambda: machine)
+    result = CliRunner().invoke(tool.main, [str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "no NVIDIA GPU here" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_has_what_the_commands_said(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "run_command", Commands(tool))
+    result = CliRunner().invoke(tool.main, [str(tmp_path), "--device", "cpu", "--small-only"])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "gpu-check.json").read_text())
+    assert report["passed"] and report["machine"]["processor"]
+    names = [step["name"] for step in report["steps"]]
+    assert names == [
+        "small: build",
+        "small: onnx against PyTorch in fp32",
+        "small: onnx latency",
+        "full size",
+    ]
+    assert report["steps"][1]["result"] == PARITY
+    assert report["steps"][3]["reason"] == "--small-only"
+
+
+def test_a_command_that_hangs_is_killed(tool: ModuleType) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        tool.run_command(("sleep", "20"), 0.2)
+    ran = tool.run_command(("sh", "-c", "echo '{}'; echo first >&2; echo last >&2; exit 3"), 10)
+    assert (ran.code, ran.output, ran.error) == (3, "{}\n", "last")

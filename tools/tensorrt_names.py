@@ -1,0 +1,175 @@
+"""Write the names that the Python bindings of TensorRT have, tests/export/tensorrt_names.json.
+
+    python tools/tensorrt_names.py
+
+The tests drive our calls of TensorRT through these names, where TensorRT itself is not installed. The wheels of
+the bindings are small and install everywhere, but load libraries of gigabytes. So each is downloaded with pip,
+given empty libraries of the names that it wants, imported in a process of its own, and looked at; nothing of
+it is called. Needs Linux, pip, a C compiler and readelf; TensorRT-RTX must be installed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from s3diff_runtime.files import replacing
+
+TARGET = Path(__file__).resolve().parents[1] / "tests" / "export" / "tensorrt_names.json"
+WHEELS = {  # the oldest and the newest of each generation
+    "10.12.0.36": "tensorrt-cu12-bindings",
+    "10.16.1.11": "tensorrt-cu12-bindings",
+    "11.0.0.114": "tensorrt-cu13-bindings",
+    "11.4.0.106": "tensorrt-cu13-bindings",
+}
+RTX = "tensorrt_rtx"
+CLASSES = (
+    "Builder",
+    "IBuilderConfig",
+    "ICudaEngine",
+    "IExecutionContext",
+    "IHostMemory",
+    "ILogger",
+    "INetworkDefinition",
+    "IOptimizationProfile",
+    "IProgressMonitor",
+    "IRuntimeConfig",
+    "ITensor",
+    "ITimingCache",
+    "OnnxParser",
+    "ParserError",
+    "Runtime",
+)
+ENUMS = (
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "DataType",
+    "DynamicShapesKernelSpecializationStrategy",
+    "ExecutionContextAllocationStrategy",
+    "HardwareCompatibilityLevel",
+    "MemoryPoolType",
+    "NetworkDefinitionCreationFlag",
+    "TensorIOMode",
+)
+_LAYERS = re.compile("add_(?!optimization_profile)")  # of networks: we parse, and add no layers ourselves
+_PROBE = f"""
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+public = lambda thing: [name for name in dir(thing) if not name.startswith("_")]
+print(json.dumps({{
+    "version": module.__version__,
+    "classes": {{name: public(getattr(module, name)) for name in {CLASSES} if hasattr(module, name)}},
+    "enums": {{
+        name: {{key: int(value) for key, value in getattr(module, name).__members__.items()}}
+        for name in {ENUMS} if hasattr(module, name)
+    }},
+}}))
+"""
+
+
+def looked_at(module: str, folders: tuple[Path, Path] | None = None) -> dict[str, Any]:
+    """The names of a module.
+
+    Args:
+        module: to import.
+        folders: where it is, and where the libraries are that it loads; None where it is installed.
+    """
+    environment = dict(os.environ)
+    if folders is not None:
+        environment |= {"PYTHONPATH": str(folders[0]), "LD_LIBRARY_PATH": str(folders[1])}
+    command = [sys.executable, "-c", _PROBE, module]
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    result: dict[str, Any] = json.loads(found.stdout)
+    return result
+
+
+def unpacked(package: str, version: str, folder: Path) -> Path:
+    """Download a wheel of bindings and unpack it; the folder to import from."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    subprocess.run([*pip, f"{package}=={version}"], check=True)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "wheel")
+    return folder / "wheel"
+
+
+def stub_libraries(binding: Path, folder: Path) -> Path:
+    """Make libraries of the names that a binding loads, with empty functions of the names that it calls.
+
+    Args:
+        binding: the shared object of the bindings.
+        folder: for the libraries.
+    """
+    described = subprocess.run(
+        ["readelf", "--wide", "--dynamic", "--dyn-syms", binding], check=True, capture_output=True, text=True
+    ).stdout
+    functions = sorted(set(re.findall(r" UND (\w*(?:INTERNAL|Plugin\w*|NvOnnxParserVersion))\b", described)))
+    source = folder / "stub.c"
+    source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in functions))
+    for library in re.findall(r"\[(libnv\S+)\]", described):
+        output = ["-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", str(folder / library)]
+        subprocess.run(["cc", *output, str(source)], check=True)
+    return folder
+
+
+def names() -> dict[str, Any]:
+    """The content of the file: of every class what all versions have and what only some have; enumerators."""
+    bindings: dict[str, dict[str, Any]] = {}
+    for version, package in WHEELS.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = unpacked(package, version, Path(scratch))
+            libraries = stub_libraries(folder / "tensorrt_bindings" / "tensorrt.so", Path(scratch))
+            bindings[f"tensorrt {version}"] = looked_at("tensorrt_bindings", (folder, libraries))
+    rtx = looked_at(RTX)
+    bindings[f"{RTX} {rtx['version']}"] = rtx
+    return {
+        "bindings": list(bindings),
+        "classes": {name: _by_version(name, bindings) for name in CLASSES},
+        "enums": {
+            name: {
+                which: binding["enums"][name]
+                for which, binding in bindings.items()
+                if name in binding["enums"]
+            }
+            for name in ENUMS
+        },
+    }
+
+
+def _by_version(name: str, bindings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    members = {
+        which: {member for member in binding["classes"][name] if not _LAYERS.match(member)}
+        for which, binding in bindings.items()
+        if name in binding["classes"]
+    }
+    common = set.intersection(*members.values())
+    some = sorted(set.union(*members.values()) - common)
+    return {
+        "in": list(members),
+        "always": sorted(common),
+        "sometimes": {member: [which for which in members if member in members[which]] for member in some},
+    }
+
+
+@click.command(help=__doc__)
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=TARGET)
+def main(path: Path) -> None:
+    """Write the file and print where it is."""
+    content = json.dumps(names(), indent=1) + "\n"
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
+    click.echo(path)
+
+
+if __name__ == "__main__":
+    main()
