@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow gpu-check lint format demo-model
+.PHONY: help setup demo test test-slow bench gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,16 @@ demo: $(STAMP) ## build a bundle of the shipped small model and upscale a real p
 	$(BIN)/s3diff-export build --demo -o demo-output/demo.bundle --force
 	$(BIN)/s3diff-export upscale demo-output/input.png -o demo-output/upscaled.png \
 		--bundle demo-output/demo.bundle --compare --force
+
+# Photographs to score on, and their truths: make bench LR=folder HR=folder. Else 20 pairs of RealSR where they
+# lie beside the clone, or one photograph.
+REALSR := ../shared/data/realsr20
+LR ?= $(if $(wildcard $(REALSR)),$(REALSR)/LR,bench-input/lr)
+HR ?= $(if $(wildcard $(REALSR)),$(REALSR)/HR,bench-input/hr)
+
+bench: $(STAMP) ## measure speed, memory and quality of the shipped small model: about 10 minutes on two cores
+	$(BIN)/python tools/demo_photo.py bench-input/lr/coffee.png --truth bench-input/hr/coffee.png
+	$(BIN)/s3diff-export bench all --demo --lr $(LR) --hr $(HR) -o bench-output --html --force
 
 # One thread a process: the models of the tests are too small to gain from more.
 test: $(STAMP) ## run the quick tests

@@ -1,6 +1,7 @@
 """Write the photograph that `make demo` restores: a degraded quarter-size crop of scikit-image's `coffee`.
 
     python tools/demo_photo.py demo-output/input.png
+    python tools/demo_photo.py bench-input/lr/coffee.png --truth bench-input/hr/coffee.png
 
 The degradation is what a cheap camera and a messenger do: blur, ÷4 in size, sensor noise, JPEG. The same
 file comes out every time.
@@ -25,13 +26,17 @@ JPEG_QUALITY = 75
 SEED = 7
 
 
-def degraded_crop() -> Image.Image:
-    """Return the low-resolution RGB image, 128×96."""
+def crop() -> Image.Image:
+    """Return the truth: an RGB crop of the photograph, 512×384."""
     photograph = Image.fromarray(skimage.data.coffee())
     left, top = (photograph.width - CROP_WIDTH) // 2, (photograph.height - CROP_HEIGHT) // 2
-    crop = photograph.crop((left, top, left + CROP_WIDTH, top + CROP_HEIGHT))
-    blurred = crop.filter(ImageFilter.GaussianBlur(BLUR_RADIUS))
-    small = blurred.resize((CROP_WIDTH // SCALE, CROP_HEIGHT // SCALE), Image.Resampling.BICUBIC)
+    return photograph.crop((left, top, left + CROP_WIDTH, top + CROP_HEIGHT))
+
+
+def degraded(truth: Image.Image) -> Image.Image:
+    """Return the low-resolution RGB image, a quarter of the truth in each direction."""
+    blurred = truth.filter(ImageFilter.GaussianBlur(BLUR_RADIUS))
+    small = blurred.resize((truth.width // SCALE, truth.height // SCALE), Image.Resampling.BICUBIC)
     noise = np.random.default_rng(SEED).normal(0.0, NOISE_SIGMA, (small.height, small.width, 3))
     noisy = np.clip(np.rint(np.asarray(small) + noise), 0, 255).astype(np.uint8)
     compressed = io.BytesIO()
@@ -41,13 +46,24 @@ def degraded_crop() -> Image.Image:
 
 @click.command(help=__doc__)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-def main(output: Path) -> None:
+@click.option(
+    "--truth", type=click.Path(dir_okay=False, path_type=Path), help="Also write what was degraded."
+)
+def main(output: Path, truth: Path | None) -> None:
     """Write the photograph to OUTPUT."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(output.name + ".partial")
-    degraded_crop().save(partial, "PNG")
-    os.replace(partial, output)
-    click.echo(str(output))
+    original = crop()
+    write(degraded(original), output)
+    if truth is not None:
+        write(original, truth)
+
+
+def write(image: Image.Image, path: Path) -> None:
+    """Write a PNG file atomically and print where it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    image.save(partial, "PNG")
+    os.replace(partial, path)
+    click.echo(str(path))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python tools/tensorrt_names.py
 
-The tests drive our calls of TensorRT through these names, where TensorRT itself is not installed. The wheels of
-the bindings are small and install everywhere, but load libraries of gigabytes. So each is downloaded with pip,
-given empty libraries of the names that it wants, imported in a process of its own, and looked at; nothing of
-it is called. Needs Linux, pip, a C compiler and readelf; TensorRT-RTX must be installed.
+The tests drive our calls of TensorRT through these names, where TensorRT itself is not installed. The
+wheels of the bindings are small and install everywhere, but load libraries of gigabytes. So each is
+downloaded with pip, given empty libraries of the names that it wants, imported in a process of its own, and
+looked at; nothing of it is called. Needs Linux, pip, a C compiler and readelf; TensorRT-RTX must be
+installed.
 """
 
 from __future__ import annotations

@@ -1,36 +1,45 @@
-"""Write the JSON Schema of a bundle's manifest, docs/manifest.schema.json.
+"""Write the JSON Schemas of a bundle's manifest and of a benchmark's report into docs/.
 
     python tools/write_schema.py
 
-To be run after every change of `s3diff_runtime.manifest`; a test fails while the file is out of date.
+To be run after every change of `s3diff_runtime.manifest` or `s3diff_benchmarks.report`; a test fails while a
+file is out of date.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import click
+from pydantic import BaseModel
 
+from s3diff_benchmarks.report import Report
 from s3diff_runtime.files import replacing
 from s3diff_runtime.manifest import Manifest
 
-SCHEMA = Path(__file__).resolve().parents[1] / "docs" / "manifest.schema.json"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {"manifest.schema.json": Manifest, "bench-report.schema.json": Report}
+)
 
 
-def manifest_schema() -> str:
-    """The text of the file."""
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Manifest.model_json_schema()}
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+def schema(model: type[BaseModel]) -> str:
+    """The text of a model's file."""
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
 @click.command(help=__doc__)
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=SCHEMA)
-def main(path: Path) -> None:
-    """Write the file and print where it is."""
-    with replacing(path) as temporary:
-        temporary.write_text(manifest_schema(), encoding="utf-8")
-    click.echo(path)
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=DOCS)
+def main(folder: Path) -> None:
+    """Write the files and print where they are."""
+    for name, model in SCHEMAS.items():
+        with replacing(folder / name) as temporary:
+            temporary.write_text(schema(model), encoding="utf-8")
+        click.echo(folder / name)
 
 
 if __name__ == "__main__":

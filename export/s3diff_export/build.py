@@ -28,6 +28,7 @@ from s3diff_export.graphs import StageGraph, export_onnx, stage_graphs
 from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_export.reference import CheckCase, Reference, check_cases, references
 from s3diff_export.verify import ParityReport, check_sane, verify
+from s3diff_runtime.bundle import Bundle
 from s3diff_runtime.integrity import sha256
 from s3diff_runtime.manifest import SHARED, Bin, FileRecord, Guidance, Manifest, Prompts, Source, Stage
 from s3diff_training.checkpoints import build_network, read_checkpoint
@@ -272,9 +273,9 @@ def _check(
 ) -> ParityReport | None:
     """Verify, or at least run the bundle; a bundle that fails is never published."""
     if not truths:
-        check_sane(folder, manifest, cases, clock)
+        check_sane(Bundle(folder, manifest), cases, clock)
         return None
-    parity = verify(folder, manifest, truths, options.gates, clock)
+    parity = verify(Bundle(folder, manifest), truths, options.gates, clock)
     if not parity:
         raise BuildError(
             f"the bundle does not compute what PyTorch computes: {parity.broken}; nothing was published; "

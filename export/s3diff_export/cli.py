@@ -25,6 +25,7 @@ OPTIONAL_MODULES = frozenset(
         "diffusers",
         "huggingface_hub",
         "kornia",
+        "matplotlib",
         "onnx",
         "onnx_graphsurgeon",
         "onnx_ir",
@@ -32,7 +33,9 @@ OPTIONAL_MODULES = frozenset(
         "onnxscript",
         "peft",
         "polygraphy",
+        "pynvml",
         "safetensors",
+        "scipy",
         "tensorrt",
         "tensorrt_rtx",
         "tokenizers",
@@ -75,6 +78,11 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
         ),
         "verify": Subcommand(
             "s3diff_export.commands:verify", "Compare a bundle with PyTorch in fp32.", "export,cpu"
+        ),
+        "bench": Subcommand(
+            "s3diff_benchmarks.commands:bench",
+            "Measure speed, memory and quality of bundles, beside the paper's figures.",
+            "bench,cpu",
         ),
         "inspect": Subcommand("s3diff_runtime.commands:inspect", "Show what a bundle is and can do.", "cpu"),
         "convert-checkpoint": Subcommand(

@@ -24,7 +24,9 @@ from s3diff_export.progress import live_progress
 from s3diff_export.reference import Reference, check_cases, references
 from s3diff_export.verify import Gates, ParityReport
 from s3diff_export.verify import verify as verify_bundle
+from s3diff_runtime.bundle import Bundle
 from s3diff_runtime.engine_records import Flavour
+from s3diff_runtime.engines import ENGINES, open_engine
 from s3diff_runtime.manifest import ColorFix, Manifest
 from s3diff_training.demo import demo_model
 
@@ -192,9 +194,12 @@ def build(
 )
 @click.option(
     "--engine",
-    type=click.Choice(get_args(Flavour)),
-    help="With --layers: compare the layers of an engine with ONNX Runtime's, on this machine's GPU.",
+    type=click.Choice(ENGINES),
+    default="onnx",
+    show_default=True,
+    help="That runs the bundle; with --layers, TensorRT's layers are compared with ONNX Runtime's.",
 )
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(
     bundle: Path,
@@ -207,7 +212,8 @@ def verify(
     gate_psnr: float | None,
     gate_stage: float | None,
     layers: bool,
-    engine: Flavour | None,
+    engine: str,
+    device: str,
     as_json: bool,
 ) -> None:
     """Compare BUNDLE with PyTorch in fp32, stage by stage and end to end.
@@ -218,15 +224,15 @@ def verify(
     manifest = Manifest.read(bundle, check="hashes")
     gates = Gates(gate_epsilon, gate_psnr, gate_stage)
     if layers:
+        flavour = next((each for each in get_args(Flavour) if each == engine), None)
         with live_progress() as progress:
-            found = compare_layers(bundle, manifest, check_images(images)[0], gates, engine, progress)
+            found = compare_layers(bundle, manifest, check_images(images)[0], gates, flavour, progress)
         if as_json:
             click.echo(json.dumps([report.to_dict() for report in found], indent=2))
         else:
             _show_layers(found)
         return
-    if engine is not None:
-        raise RequestError("--engine goes with --layers; engines as a whole are checked by make gpu-check")
+    runner, opened = open_engine(Bundle(bundle, manifest), engine, device)
     source = _source(demo, base, checkpoint, estimator)
     with live_progress() as progress:
         progress("loading the weights")
@@ -245,8 +251,9 @@ def verify(
         for case in check_cases(check_images(images), manifest.bins):
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes, manifest.guidance.mode == "on")
-        parity = verify_bundle(bundle, manifest, truths, gates, progress)
-    reports = {**manifest.reports, "parity": parity.to_dict()}
+        parity = verify_bundle(opened, truths, gates, progress, runner)
+    ran = "" if (engine, device) == ("onnx", "cpu") else f" of {engine} on {device}"
+    reports = {**manifest.reports, f"parity{ran}": parity.to_dict()}
     manifest.model_copy(update={"reports": reports}).write(bundle)
     if as_json:
         click.echo(json.dumps(parity.to_dict(), indent=2))

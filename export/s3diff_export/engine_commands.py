@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -66,9 +67,9 @@ def chosen_engines(engine: str | None, given: dict[str, Any]) -> EngineOptions |
         RequestError: naming everything that is wrong; or for options of engines where none was asked for.
     """
     if engine is None:
-        context = click.get_current_context()
-        usual = {option.name: option.get_default(context) for option in context.command.params}
-        idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value != usual[name]]
+        source = click.get_current_context().get_parameter_source
+        typed = [name for name in given if source(name) is ParameterSource.COMMANDLINE]
+        idle = [f"--{name.replace('_', '-')}" for name in typed]
         if idle:
             raise RequestError(f"{', '.join(idle)} without an engine; add --engine tensorrt or tensorrt-rtx")
         return None

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.reference import Array, CheckCase, Reference
+from s3diff_runtime.bundle import Bundle
 from s3diff_runtime.manifest import SHARED, Manifest
 from s3diff_runtime.session import Engine, OnnxEngine, Session
 
@@ -112,8 +113,7 @@ class ParityReport:
 
 
 def verify(
-    folder: Path,
-    manifest: Manifest,
+    bundle: Bundle,
     references: Sequence[Reference],
     gates: Gates,
     progress: Callable[[str], None] = lambda _: None,
@@ -124,8 +124,7 @@ def verify(
     One session is open at a time, so the largest stage bounds the memory.
 
     Args:
-        folder: of the bundle.
-        manifest: its manifest.
+        bundle: with the engines that `engine` runs, if it runs any.
         references: PyTorch's results; for merged bundles, one or more of every bin.
         gates: limits.
         progress: told of each stage.
@@ -134,14 +133,15 @@ def verify(
     Raises:
         BuildError: when a stage's output is not finite, all equal or saturated; names stage and case.
     """
+    manifest = bundle.manifest
     limits = gates.settled(manifest.precision)
     errors: dict[str, list[tuple[float, float, float]]] = {}
     engine = engine or OnnxEngine()
     cases = [reference.case for reference in references]
-    chains = [start_of(folder, manifest, case) for case in cases]
+    chains = [start_of(bundle.folder, manifest, case) for case in cases]
     for stage in stage_order(manifest):
         progress(f"verifying {stage}")
-        for session, index in _sessions(folder, manifest, stage, cases, engine):
+        for session, index in _sessions(bundle, stage, cases, engine):
             reference = references[index]
             for quantity, found in _quantities(manifest, stage, session, reference):
                 errors.setdefault(quantity, []).append(errors_of(found, reference.tensors[quantity]))
@@ -154,19 +154,17 @@ def verify(
     return ParityReport(rows, _lowest_psnr(manifest, references, chains), limits, len(references), machine())
 
 
-def check_sane(
-    folder: Path, manifest: Manifest, cases: Sequence[CheckCase], progress: Callable[[str], None]
-) -> None:
+def check_sane(bundle: Bundle, cases: Sequence[CheckCase], progress: Callable[[str], None]) -> None:
     """Run the chain of stages without comparing it with anything.
 
     Raises:
         BuildError: when a stage's output is not finite, all equal or saturated; names stage and case.
     """
-    engine = OnnxEngine()
-    chains = [start_of(folder, manifest, case) for case in cases]
+    engine, manifest = OnnxEngine(), bundle.manifest
+    chains = [start_of(bundle.folder, manifest, case) for case in cases]
     for stage in stage_order(manifest):
         progress(f"checking {stage}")
-        for session, index in _sessions(folder, manifest, stage, cases, engine):
+        for session, index in _sessions(bundle, stage, cases, engine):
             advance(manifest, stage, session, chains[index], cases[index])
 
 
@@ -218,13 +216,14 @@ def stage_inputs(manifest: Manifest, stage: str, chain: Mapping[str, Array]) -> 
 
 
 def _sessions(
-    folder: Path, manifest: Manifest, stage: str, cases: Sequence[CheckCase], engine: Engine
+    bundle: Bundle, stage: str, cases: Sequence[CheckCase], engine: Engine
 ) -> Iterator[tuple[Session, int]]:
     """A session of every graph of the stage with the number of each case that it serves."""
-    for bin_name, graph in manifest.stages[stage].graphs.items():
-        served = [i for i, case in enumerate(cases) if bin_name in (SHARED, case.bin)]
+    spec = bundle.manifest.stages[stage]
+    for key in spec.graphs:
+        served = [i for i, case in enumerate(cases) if key in (SHARED, case.bin)]
         if served:
-            session = engine.open(folder / graph, manifest.stages[stage])
+            session = engine.open(bundle.folder / bundle.graph(stage, key), spec)
             for index in served:
                 yield session, index
             del session  # before the next graph is loaded

@@ -65,8 +65,9 @@ def _fitting(bundle: Bundle, name: str, device: str, index: int) -> tuple[Engine
     sets = [engines for engines in bundle.manifest.engines if name in ("auto", engines.identity.flavour)]
     build = f"s3diff-export engines {bundle.folder} --engine {sets[0].identity.flavour if sets else name}"
     if not sets:
-        has = ", ".join(engines.name for engines in bundle.manifest.engines) or "no engines"
-        raise RequestError(f"the bundle {bundle.folder} has {has}, none for {name}; build some with {build}")
+        others = ", ".join(engines.name for engines in bundle.manifest.engines)
+        only = f" (only {others})" if others else ""
+        raise RequestError(f"{bundle.folder} has no engines for {name}{only}; build some with {build}")
     if Device.parse(device).kind != "cuda":
         raise RequestError(f"engine {name} runs on NVIDIA GPUs, and device {device} is none; use device cuda")
     problems: list[str] = []

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from s3diff_runtime.engine_records import EngineSet, Range
 from s3diff_runtime.manifest import Manifest, TensorSpec
 
 _LONGEST_LIST = 6
@@ -29,9 +30,8 @@ def show_manifest(manifest: Manifest, folder: Path, checked: bool) -> None:
     if manifest.bins:
         bins = [(bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins]
         console.print(_table("Bins", ("name", "noise", "blur"), bins))
-    if manifest.engines:
-        columns = ("set", "TensorRT", "runs on", "height", "width", "batch", "engines", "size")
-        console.print(_table("Engines", columns, _engines(manifest)))
+    for engines in manifest.engines:
+        console.print(_table(f"Engines {engines.name}", ("", ""), _engines(engines, manifest), header=False))
     for name, report in manifest.reports.items():
         console.print(_table(f"Report: {name}", ("", ""), list(_flat(report)), header=False))
 
@@ -70,19 +70,25 @@ def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
         yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
 
 
-def _engines(manifest: Manifest) -> Iterator[tuple[str, ...]]:
-    for engines in manifest.engines:
-        identity, paths = engines.identity, list(engines.paths())
-        runs_on = f"compute capability {', '.join(identity.targets)}"
-        if identity.gpu is not None:
-            runs_on = f"{identity.gpu} ({runs_on})"
-        if identity.hardware_compatibility != "none":
-            runs_on += f", {identity.hardware_compatibility.replace('_', ' ')}"
-        profile = identity.profile
-        ranges = (profile.height, profile.width, profile.batch)
-        shown = ("{}, {}, {}".format(*each.sizes()) for each in ranges)
-        size = _bytes(sum(manifest.files[path].size for path in paths))
-        yield engines.name, f"{identity.flavour} {identity.version}", runs_on, *shown, str(len(paths)), size
+def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    identity, paths = engines.identity, list(engines.paths())
+    yield "TensorRT", f"{identity.flavour} {identity.version}"
+    runs_on = f"compute capability {', '.join(identity.targets)}"
+    if identity.gpu is not None:
+        runs_on = f"{identity.gpu}, {runs_on}, a driver for CUDA {identity.driver} or later"
+    if identity.hardware_compatibility != "none":
+        runs_on += f"; {identity.hardware_compatibility.replace('_', ' ')}"
+    yield "runs on", runs_on
+    for name in ("batch", "height", "width"):
+        yield name, "{} to {}, tuned for {}".format(*_ends(getattr(identity.profile, name)))
+    for option, value in identity.options.items():
+        if value is not None:
+            yield option.replace("_", " "), str(value)
+    yield "engines", f"{len(paths)} with {_bytes(sum(manifest.files[path].size for path in paths))}"
+
+
+def _ends(sizes: Range) -> tuple[int, int, int]:
+    return sizes.min, sizes.max, sizes.opt
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:

@@ -1,7 +1,7 @@
 """Stands in for the bindings of TensorRT: it has exactly their names, and remembers what it was asked for.
 
-The names and numbers are those of real bindings, see tools/tensorrt_names.py. Any other attribute that is read or
-set is an error, so code that passes here calls nothing that a version lacks.
+The names and numbers are those of real bindings, see tools/tensorrt_names.py. Any other attribute that is
+read or set is an error, so code that passes here calls nothing that a version lacks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
@@ -182,18 +182,13 @@ def tensorrt_double(binding: str, stage: Any) -> tuple[Any, Asked]:  # noqa: ANN
 
     doubles = (ILogger, IProgressMonitor, OnnxParser, Builder)
     enums = {
-        name: _Numbered(name, by_binding[binding])  # type: ignore[call-arg,arg-type]
+        name: _Numbered(name, by_binding[binding])  # type: ignore[call-arg]
         for name, by_binding in NAMES["enums"].items()
         if binding in by_binding
     }
-    module = _Module(__version__=version, **{each.__name__: each for each in doubles}, **enums)
+    module = ModuleType("tensorrt")
+    vars(module).update({each.__name__: each for each in doubles}, __version__=version, **enums)
     return module, asked
-
-
-class _Module(SimpleNamespace):
-    """Modules can be keys."""
-
-    __hash__ = object.__hash__
 
 
 class _Numbered(enum.Enum):

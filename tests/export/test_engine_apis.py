@@ -1,8 +1,9 @@
-"""Every call of TensorRT 10, 11 and TensorRT-RTX exists in their real bindings, under the right conditions."""
+"""Every call of TensorRT 10, 11 and TensorRT-RTX exists in their real bindings, and says the right thing."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def test_older_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatc
         TensorRt.find(EngineOptions("tensorrt"))
 
 
-def test_a_missing_package_names_its_extra() -> None:
+def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # what a package that is not installed looks like
     with pytest.raises(RequestError, match=r"pip install 's3diff-export\[tensorrt\]'"):
         TensorRt.find(EngineOptions("tensorrt"))
 

@@ -22,6 +22,5 @@ def test_the_published_schema_is_up_to_date() -> None:
 
 
 def test_the_tool_writes_what_is_published(tmp_path: Path) -> None:
-    path = tmp_path / "schema.json"
-    subprocess.run([sys.executable, WRITER, path], check=True, capture_output=True)
-    assert path.read_bytes() == SCHEMA.read_bytes()
+    subprocess.run([sys.executable, WRITER, tmp_path], check=True, capture_output=True)
+    assert (tmp_path / SCHEMA.name).read_bytes() == SCHEMA.read_bytes()

@@ -24,6 +24,7 @@ from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_export.reference import CheckCase, Reference, references
 from s3diff_export.verify import Gates, verify
 from s3diff_runtime import UpscaleOptions, Upscaler
+from s3diff_runtime.bundle import Bundle
 from s3diff_runtime.manifest import SHARED, Bin, LoraMode, Manifest
 from s3diff_runtime.session import OnnxEngine
 from s3diff_training.parity import reference_network
@@ -121,12 +122,12 @@ def test_every_stage_agrees_with_pytorch(
         for case in ([CASE] if manifest.bins else cases[:3])
     ]
     truths: list[Reference] = list(references(network, chosen, FIXES))
-    report = verify(folder, manifest, truths, Gates(), engine=OnnxEngine(threads=1))
+    report = verify(Bundle(folder, manifest), truths, Gates(), engine=OnnxEngine(threads=1))
     assert report, report.broken
     checked = {row.quantity for row in report.quantities}
     assert {"epsilon_positive", "epsilon_negative", "x0", "latent", "decoded", "degradation"} <= checked
     assert set(report.psnr) == set(FIXES)
-    assert not verify(folder, manifest, truths, Gates(epsilon=1e-12), engine=OnnxEngine(threads=1))
+    assert not verify(Bundle(folder, manifest), truths, Gates(epsilon=1e-12), engine=OnnxEngine(threads=1))
 
 
 @pytest.mark.parametrize("fix", FIXES)

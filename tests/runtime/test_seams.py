@@ -64,8 +64,9 @@ def test_seams_are_not_visible(bundle: Path) -> None:
         cuts, scale = (plan.rows, plan.columns), upscaler.manifest.scale
         for name, pixels in photographs():
             scores = upscaler(pixels[:TILE, :TILE]).applied  # equal for both
-            cut_here = upscaler(pixels, **scores).pixels[SHIFT * scale :, SHIFT * scale :]
-            cut_elsewhere = upscaler(pixels[SHIFT:, SHIFT:], **scores).pixels
+            noise, blur = scores["noise"], scores["blur"]
+            cut_here = upscaler(pixels, noise=noise, blur=blur).pixels[SHIFT * scale :, SHIFT * scale :]
+            cut_elsewhere = upscaler(pixels[SHIFT:, SHIFT:], noise=noise, blur=blur).pixels
             on, off = (seam_energy(image, cuts, SHIFT, scale) for image in (cut_here, cut_elsewhere))
             report = (
                 f"{name}: energy along the seams is {on / off:.3f} of that of the same lines within tiles"

@@ -39,6 +39,8 @@ class EngineReport:
     bytes: int
     seconds: float
     """Of its build, reading the graph included."""
+    parse_seconds: float | None
+    """The part of them that reading the graph took; None for one that was there already."""
     peak_memory: int | None
     """Bytes of the process while it was built; None for one that was there already."""
     reused: bool
@@ -154,7 +156,7 @@ class _Job:
             raise ValueError(f"{self.label} has no engine to keep")
         size, seconds = self.sidecar.size, self.sidecar.seconds
         where = path or self.existing
-        return EngineReport(self.stage, self.graph, where, size, seconds, peak_memory=None, reused=True)
+        return EngineReport(self.stage, self.graph, where, size, seconds, None, None, reused=True)
 
     def keep(self, scratch: Path, name: str) -> EngineReport:
         """Copy the engine and its sidecar into a new set."""
@@ -216,6 +218,7 @@ def _build(
         path=f"{_FOLDER}/{name}/{job.file}",
         bytes=sidecar.size,
         seconds=sidecar.seconds,
+        parse_seconds=round(built.parse_seconds, 3),
         peak_memory=built.peak_memory,
         reused=False,
     )

@@ -1,6 +1,6 @@
 """Finds the layer where a graph leaves its truth, by comparing what every layer gives.
 
-Without an engine the truth is the same graph computed in fp32, and ONNX Runtime computes both: it rounds each
+Without an engine the truth is the same graph computed in fp32, and ONNX Runtime computes both, rounding each
 layer's result to fp16 as a GPU would. With an engine the truth is ONNX Runtime on the very same graph.
 
 Layers of the bundle's own precision are compared. The fp32 layers of an fp16 graph add no error: they pass it
@@ -9,7 +9,6 @@ on, and the difference between the two prompts, which guidance scales, makes any
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
-from polygraphy import constants
+from onnx import TensorProto, helper, numpy_helper
+from polygraphy import config, constants
 from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
@@ -131,7 +130,12 @@ def compare_layers(
             errors = list(_engine_errors(path, feed, engine) if engine else _precision_errors(path, feed))
             names = (engine, "ONNX Runtime") if engine else ("fp16", "fp32")
             reports.append(_report(stage, key, names, limit, errors))
-        advance(manifest, stage, OnnxEngine().open(path, manifest.stages[stage]), chain, case)
+        try:
+            advance(manifest, stage, OnnxEngine().open(path, manifest.stages[stage]), chain, case)
+        except BuildError:
+            if not reports or reports[-1]:
+                raise
+            break  # the report says which layer it was; the stages after it have nothing to read
     return reports
 
 
@@ -157,10 +161,13 @@ def _precision_errors(path: Path, feed: Feed) -> Iterator[LayerError]:
         half = _copy(path, Path(scratch) / "fp16")
         full = Path(scratch) / "fp32" / path.name
         full.parent.mkdir()
-        raised = raised_to_fp32(onnx.load(path))
+        try:
+            raised = raised_to_fp32(onnx.load(path))
+        except onnx.checker.ValidationError as error:  # weights behind a link, which onnx refuses to follow
+            raise RequestError(f"onnx refuses {path}: {error}; copy the bundle without links") from error
         onnx.save(raised, full, save_as_external_data=True, location=f"{path.name}.data")
         del raised
-        yield from _compared(half, lambda names: (_run(half, names, feed), _run(full, names, feed)))
+        yield from _compared(path, lambda names: (_run(half, names, feed), _run(full, names, feed)))
 
 
 def raised_to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -211,16 +218,16 @@ def _engine_errors(path: Path, feed: Feed, flavour: Flavour) -> Iterator[LayerEr
             shared = [name for name in names if name in given]  # TensorRT folds some layers away
             return given, _run(copy, shared, feed) if shared else {}
 
-        yield from _compared(copy, run)
+        yield from _compared(path, run)
 
 
 def _run_engine(path: Path, feed: Feed, flavour: Flavour) -> Tensors:
     trt = _polygraphy_backend(flavour)
-    network, config = engine_of_all_layers(path, feed, flavour)
+    network, settings = engine_of_all_layers(path, feed, flavour)
     try:
         with (
             G_LOGGER.verbosity(G_LOGGER.ERROR),
-            trt.TrtRunner(trt.EngineFromNetwork(network, config)) as runner,
+            trt.TrtRunner(trt.EngineFromNetwork(network, settings)) as runner,
         ):
             return dict(runner.infer(dict(feed)))
     except PolygraphyException as error:
@@ -247,8 +254,8 @@ def engine_of_all_layers(path: Path, feed: Feed, flavour: Flavour) -> tuple[Any,
 
 
 def _polygraphy_backend(flavour: Flavour) -> ModuleType:
-    """Polygraphy for a flavour; one process can have one of them."""
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = str(int(flavour == "tensorrt-rtx"))  # read at the import
+    """Polygraphy for a flavour: the one that a process uses first stays."""
+    config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"
     from polygraphy.backend import trt
 
     return trt
@@ -257,16 +264,19 @@ def _polygraphy_backend(flavour: Flavour) -> ModuleType:
 # --- layer by layer -------------------------------------------------------------------------------
 
 
-def _compared(path: Path, run: Callable[[list[str]], tuple[Tensors, Tensors]]) -> Iterator[LayerError]:
+def _compared(original: Path, run: Callable[[list[str]], tuple[Tensors, Tensors]]) -> Iterator[LayerError]:
     """The errors of the layers of a graph, in passes whose results fit into memory.
 
     Args:
-        path: of the graph.
+        original: the graph.
         run: gives what was found and the truth of the named tensors; those that either lacks are left out.
     """
-    dtype = np.dtype(np.float16 if _computes_in_fp16(path) else np.float32)
-    graph = onnx.load(path, load_external_data=False).graph
-    layers = [node for node in graph.node if node.op_type not in _SILENT_OPERATORS and node.output[0]]
+    dtype = np.dtype(np.float16 if _computes_in_fp16(original) else np.float32)
+    layers = [
+        node
+        for node in onnx.load(original, load_external_data=False).graph.node
+        if node.op_type not in _SILENT_OPERATORS and node.output[0]
+    ]
     start, count = 0, _FIRST_PASS
     while start < len(layers):
         batch = layers[start : start + count]
@@ -297,9 +307,32 @@ def _run(path: Path, names: list[str], feed: Feed) -> Tensors:
 
 
 def _copy(path: Path, folder: Path) -> Path:
-    """A copy of a graph and its weights, where ONNX Runtime may be given other versions of the graph."""
+    """A copy of a graph, rounded everywhere, and of its weights, beside which other versions can lie."""
     folder.mkdir()
-    for file in (path, path.with_name(f"{path.name}.data")):
-        if file.exists():
-            shutil.copyfile(file, folder / file.name)
+    weights = path.with_name(f"{path.name}.data")
+    if weights.exists():
+        shutil.copyfile(weights, folder / weights.name)
+    model = onnx.load(path, load_external_data=False)
+    onnx.save(rounded_everywhere(model), folder / path.name)
     return folder / path.name
+
+
+def rounded_everywhere(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Let every layer's result take its own type before the next one reads it, in place.
+
+    ONNX Runtime computes most fp16 layers in fp32 on the CPU, and where two follow each other it leaves out
+    the rounding between them, and with it overflows that a GPU shows. Two copies in a row make it round.
+    """
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:
+        name = node.output[0]
+        if node.op_type in _SILENT_OPERATORS or not name:
+            model.graph.node.append(node)
+            continue
+        exact, copy = f"{name}/exact", f"{name}/copy"
+        node.output[0] = exact
+        copies = ((exact, copy), (copy, name))
+        model.graph.node.append(node)
+        model.graph.node.extend(helper.make_node("Identity", [source], [to]) for source, to in copies)
+    return model

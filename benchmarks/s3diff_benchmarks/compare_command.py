@@ -1,0 +1,80 @@
+"""The command `compare`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from s3diff_benchmarks.compare import Change, Comparison, Verdict, compare_reports
+from s3diff_benchmarks.errors import JobError
+from s3diff_benchmarks.figures import NOTHING, rounded
+from s3diff_benchmarks.reading import read_report
+
+_SHOWN: tuple[Verdict, ...] = ("regression", "improvement", "new", "gone")
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("old", type=_PATH)
+@click.argument("new", type=_PATH)
+@click.option(
+    "--fail-on",
+    type=click.FloatRange(min=0),
+    metavar="PERCENT",
+    help="Exit 1 when a figure became worse by more than this, beyond noise.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
+def compare(old: Path, new: Path, fail_on: float | None, as_json: bool) -> None:
+    """Tell what became worse or better from the report OLD to NEW: report.json files, or their folders.
+
+    A figure with a confidence interval changed only where the two intervals do not overlap.
+
+    \b
+      s3diff-export bench compare main/latency/report.json branch/latency/report.json --fail-on 5
+    """
+    found = compare_reports(read_report(old), read_report(new))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    else:
+        _show(found)
+    worse = () if fail_on is None else found.regressions(above=fail_on)
+    if worse:
+        first = worse[0]
+        more = f" and {len(worse) - 1} more" if len(worse) > 1 else ""
+        raise JobError(
+            f"worse by more than {fail_on:g} % beyond noise: "
+            f"{first.column} of {_row(first)} in {first.table}, {_share(first)}{more}"
+        )
+
+
+def _show(found: Comparison) -> None:
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    table = Table(title="Changes beyond noise")
+    for heading in ("", "table", "row", "figure", "old", "new", "worse by"):
+        table.add_column(heading, overflow="fold")
+    for change in found.of(*_SHOWN):
+        figures = (NOTHING if value is None else rounded(value, 4) for value in (change.old, change.new))
+        texts = (change.verdict, change.table, _row(change), change.column, *figures, _share(change))
+        table.add_row(*map(escape, texts))
+    console = Console(highlight=False)
+    if table.row_count:
+        console.print(table)
+    same = len(found.of("within noise", "unchanged"))
+    console.print(
+        f"{len(found.of('regression'))} worse, {len(found.of('improvement'))} better, {same} the same."
+    )
+
+
+def _row(change: Change) -> str:
+    return ", ".join(map(str, change.row)) or "all rows"
+
+
+def _share(change: Change) -> str:
+    return NOTHING if change.percent is None else f"{change.percent:+.1f} %"

@@ -1,0 +1,171 @@
+"""What the noise and blur scores do to one image: the paper's Figure 11, as a sheet and in figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.errors import RequestError
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
+from s3diff_benchmarks.scores import Pixels, Sample, Scores
+from s3diff_runtime.upscaler import Result, Upscaler
+
+_MOST_STEPS = 11
+_CELL = 384
+"""Longest side of a cell of the sheet, in result pixels; of larger results the middle is shown."""
+_GAP, _CAPTION, _CAPTION_WIDTH = 6, 24, 150
+_SHEET = "grid"
+
+
+@dataclass(frozen=True)
+class ControlRequest:
+    """The grid, and what it is taken with."""
+
+    bundle: Path
+    steps: int = 3
+    """Scores on each axis, equally spaced from 0 to 1."""
+    device: str = "cpu"
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check the number of steps."""
+        if not 2 <= self.steps <= _MOST_STEPS:
+            raise RequestError(f"steps is {self.steps}, expected from 2 to {_MOST_STEPS}")
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The scores on each axis."""
+        return tuple(round(float(level), 4) for level in np.linspace(0, 1, self.steps))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """One result of the grid, or the one at the estimate."""
+
+    name: str
+    result: Result
+    scores: Mapping[str, float]
+
+
+def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, scores: Scores) -> Findings:
+    """Restore an image with every pair of scores, and at its estimate.
+
+    Args:
+        request: the grid.
+        lr: uint8 RGB `[H, W, 3]`.
+        truth: uint8 RGB `[4H, 4W, 3]`, or None.
+        scores: loaded with or without a truth.
+
+    Raises:
+        RequestError: when the truth is not four times as large as the input.
+        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+    """
+    expected = (4 * lr.shape[0], 4 * lr.shape[1])
+    if truth is not None and truth.shape[:2] != expected:
+        sizes = " and ".join(f"{shape[1]}×{shape[0]}" for shape in (lr.shape, truth.shape))
+        raise RequestError(f"HR must be 4 times as large as the image; got {sizes}")
+    with Upscaler.open(request.bundle, request.engine, request.device) as upscaler:
+        cells = list(_cells(upscaler, request.levels, lr, truth, scores))
+    grid = cells[1:]
+    images = {_SHEET: _sheet([cell.result.pixels for cell in grid], request.levels)}
+    title = "Noise score downwards, blur score to the right"
+    return Findings(
+        tables=(_table(cells, scores),),
+        plots=(_plot(grid, request.levels),),
+        pictures=(Picture(name="control", title=title, before=_SHEET, after=_SHEET),),
+        notes=(*_snapped(grid), *scores.notes),
+        images=images,
+    )
+
+
+def _cells(
+    upscaler: Upscaler, levels: Sequence[float], lr: Pixels, truth: Pixels | None, scores: Scores
+) -> Iterator[_Cell]:
+    """The result at the estimate, then those of the grid by noise, then blur."""
+    settings = [(None, None), *product(levels, levels)]
+    with progress(len(settings), "control") as tell:
+        for number, (noise, blur) in enumerate(settings):
+            name = "as estimated" if noise is None else f"noise {noise}, blur {blur}"
+            tell(number, name)
+            result = upscaler.upscale_pixels([lr], noise=noise, blur=blur)[0]
+            yield _Cell(name, result, scores.measure(Sample(result.pixels, lr, truth)))
+
+
+def _table(cells: Sequence[_Cell], scores: Scores) -> Table:
+    figures = tuple(
+        # No arrows: a score set by hand is not meant to be as good as it can be.
+        Column(name=score.label, unit=score.unit, digits=score.digits)
+        for score in scores.scores
+    )
+    rows: list[tuple[Cell, ...]] = []
+    for cell in cells:
+        applied, chosen = cell.result.applied, cell.result.bin.name if cell.result.bin else None
+        measured = [value if np.isfinite(value) else None for value in cell.scores.values()]
+        rows.append((cell.name, applied["noise"], applied["blur"], chosen, *measured))
+    return Table(
+        name="control",
+        title="Scores set by hand",
+        columns=(
+            Column(name="setting"),
+            Column(name="noise"),
+            Column(name="blur"),
+            Column(name="bin"),
+            *figures,
+        ),
+        rows=tuple(rows),
+        note="fine detail: power of luma above half the Nyquist frequency; a higher noise score removes it.",
+    )
+
+
+def _plot(grid: Sequence[_Cell], levels: Sequence[float]) -> Plot:
+    count = len(levels)
+    return Plot(
+        name="control",
+        title="Fine detail under control",
+        kind="line",
+        x_label="noise score",
+        y_label="power above half Nyquist (levels²)",
+        series=tuple(
+            Series(
+                name=f"blur score {blur}",
+                x=tuple(levels),
+                y=tuple(cell.scores["fine detail"] for cell in grid[column::count]),
+            )
+            for column, blur in enumerate(levels)
+        ),
+    )
+
+
+def _snapped(grid: Sequence[_Cell]) -> Iterator[str]:
+    names = {cell.result.bin.name for cell in grid if cell.result.bin}
+    if names:
+        yield (
+            f"this bundle is merged: every setting is answered with the weights of the nearest bin, and the "
+            f"{len(grid)} settings share {len(names)}"
+        )
+
+
+def _sheet(results: Sequence[Pixels], levels: Sequence[float]) -> Image.Image:
+    """The results as a grid with captions: noise downwards, blur to the right."""
+    cells = [Image.fromarray(_middle(pixels)) for pixels in results]
+    width, height = cells[0].size
+    step_x, step_y = max(width, _CAPTION_WIDTH) + _GAP, height + _CAPTION
+    sheet = Image.new("RGB", (step_x * len(levels) + _GAP, step_y * len(levels) + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
+    for (row, noise), (column, blur) in product(enumerate(levels), enumerate(levels)):
+        left, top = _GAP + column * step_x, row * step_y
+        draw.text((left, top + 4), f"noise {noise:g}, blur {blur:g}", fill="black", font=font)
+        sheet.paste(cells[row * len(levels) + column], (left, top + _CAPTION))
+    return sheet
+
+
+def _middle(pixels: Pixels) -> Pixels:
+    top, left = (max(side - _CELL, 0) // 2 for side in pixels.shape[:2])
+    return pixels[top : top + _CELL, left : left + _CELL]

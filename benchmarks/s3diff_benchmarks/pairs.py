@@ -1,0 +1,152 @@
+"""Finds what belongs together in folders of images: inputs, truths, and what other methods made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+
+from s3diff_benchmarks.errors import RequestError
+from s3diff_runtime.images import open_photograph, photograph_size
+from s3diff_runtime.saving import SUFFIXES
+
+SCALE = 4
+SECONDS_NAME = "seconds.json"
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to restore, and its truth, four times as large, where there is one."""
+
+    name: str
+    lr: Path
+    hr: Path | None = None
+
+
+class PeerTimes(BaseModel):
+    """What a peer's script says of its speed: `seconds.json` beside its images."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    machine: str
+    software: str = ""
+    seconds: Mapping[str, NonNegativeFloat]
+    """By the stem of the image."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What another method made of the images."""
+
+    name: str
+    outputs: Mapping[str, Path]
+    """By the name of the case."""
+    times: PeerTimes | None
+
+
+def find_cases(
+    lr: Path, hr: Path | None, limit: int | None = None
+) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Match the images of two folders by the stems of their names.
+
+    Args:
+        lr: folder of low-resolution images.
+        hr: folder of truths; None measures without.
+        limit: take only that many, the first by name.
+
+    Returns:
+        The cases by name, and a note on every kind of image that was left out.
+
+    Raises:
+        RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four
+            times as large as their inputs; reads only headers.
+    """
+    inputs = _images(lr)
+    if hr is None:
+        cases = [Case(name, path) for name, path in inputs.items()][:limit]
+        return tuple(cases), ()
+    truths = _images(hr)
+    cases = [Case(name, path, truths[name]) for name, path in inputs.items() if name in truths]
+    if not cases:
+        raise RequestError(
+            f"{lr} and {hr} have no pairs: expected images with the same names in both, such as "
+            f"{next(iter(inputs))} in {hr}"
+        )
+    cases = cases[:limit]
+    _check_sizes({case.name: (case.lr, case.hr) for case in cases if case.hr}, "HR")
+    notes = []
+    for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr)):
+        if alone:
+            notes.append(f"{len(alone)} images of {folder} have no partner: {_some(sorted(alone))}")
+    return tuple(cases), tuple(notes)
+
+
+def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
+    """The outputs of another method for all cases, by the stems of their names.
+
+    Raises:
+        RequestError: for a missing folder, an image without an output or with one of another size, and a
+            `seconds.json` that does not hold what `PeerTimes` says.
+    """
+    found = _images(folder)
+    missing = [case.name for case in cases if case.name not in found]
+    if missing:
+        raise RequestError(
+            f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
+        )
+    outputs = {case.name: found[case.name] for case in cases}
+    _check_sizes({case.name: (case.lr, outputs[case.name]) for case in cases}, f"what {name} made")
+    return Peer(name, outputs, _times(folder / SECONDS_NAME))
+
+
+def pixels_of(path: Path) -> NDArray[np.uint8]:
+    """An image as uint8 RGB `[H, W, 3]`, upright. Raises `RequestError` (of the runtime) where that fails."""
+    return np.array(open_photograph(path).pixels)  # a copy that may be written to, which torch insists on
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The images of a folder by stem, in the order of their names."""
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; expected a folder of images")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            raise RequestError(f"{folder} has two images named {path.stem}; expected one: {path.name}")
+        found[path.stem] = path
+    if not found:
+        raise RequestError(f"{folder} holds no images; expected {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _check_sizes(pairs: Mapping[str, tuple[Path, Path]], what: str) -> None:
+    wrong = []
+    for name, (small, large) in pairs.items():
+        (width, height), found = photograph_size(small), photograph_size(large)
+        if found != (SCALE * width, SCALE * height):
+            wrong.append(f"{name} {width}×{height} and {found[0]}×{found[1]}")
+    if wrong:
+        raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
+
+
+def _times(path: Path) -> PeerTimes | None:
+    try:
+        return PeerTimes.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} fields are wrong"
+        raise RequestError(
+            f'{path} cannot be used ({reason}); expected {{"machine": "…", "seconds": {{"image": 1.5}}}}'
+        ) from error
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    rest = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + rest

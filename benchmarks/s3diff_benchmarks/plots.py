@@ -1,0 +1,181 @@
+"""Draws a report's plots as PNG files, without a display."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+from s3diff_benchmarks.report import Plot, Series
+
+_COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
+"""Apart also for most colour-blind readers, in this order."""
+_MARKERS = "os^Dv<>"
+"""One fewer than colours, so that 56 series differ."""
+_SIZE = (6.0, 3.9)
+"""Inches; with 11 point letters, readable when a phone shows it 350 pixels wide."""
+_DPI = 200
+_LEGEND_COLUMNS = 2
+_FEW_DECADES = 500.0
+"""The ratio of an axis's ends up to which ticks stand at 2 and 5 too."""
+_LONG = 34
+"""Letters of a name beyond which it is cut."""
+
+
+def draw(plot: Plot) -> bytes:
+    """The plot as a PNG of 1200 by 780 pixels."""
+    figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(_plain(plot.title, 2 * _LONG), fontsize=12, x=0.02, horizontalalignment="left")
+    axes = figure.add_subplot()
+    _frame(axes, plot)
+    _KINDS[plot.kind](axes, plot)
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "log":
+            _name_decades(axis)
+    if len(plot.series) > 1:
+        figure.legend(fontsize=10, frameon=False, loc="outside lower center", ncols=_LEGEND_COLUMNS)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def _frame(axes: Axes, plot: Plot) -> None:
+    axes.set_xlabel(_plain(plot.x_label), fontsize=11)
+    axes.set_ylabel(_plain(plot.y_label), fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.grid(True, which="major", color="#e2e8f0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if plot.log_x or plot.kind == "roofline":
+        axes.set_xscale("log")
+    if plot.log_y or plot.kind == "roofline":
+        axes.set_yscale("log")
+
+
+def _line(axes: Axes, plot: Plot) -> None:
+    for number, series in enumerate(plot.series):
+        style = _style(number)
+        x = _positions(plot, series)
+        axes.plot(x, series.y, label=_plain(series.name), markersize=5, linewidth=1.8, **style)
+        if series.low is not None and series.high is not None:
+            axes.fill_between(x, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0)
+    _name_positions(axes, plot)
+
+
+def _scatter(axes: Axes, plot: Plot) -> None:
+    for number, series in enumerate(plot.series):
+        x = _positions(plot, series)
+        errors = _errors(series)
+        style = {**_style(number), "linestyle": "none"}
+        axes.errorbar(x, series.y, yerr=errors, label=_plain(series.name), markersize=6, capsize=3, **style)
+    _name_positions(axes, plot)
+
+
+def _bar(axes: Axes, plot: Plot) -> None:
+    """Groups side by side; lying down where the names would not fit under upright bars."""
+    names = _categories(plot)
+    lying = sum(map(len, names)) > 2 * _LONG
+    thickness = 0.8 / len(plot.series)
+    for number, series in enumerate(plot.series):
+        offset = (number - (len(plot.series) - 1) / 2) * thickness
+        at = [names.index(str(x)) + offset for x in series.x]
+        errors = _errors(series)
+        style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "label": _plain(series.name)}
+        style |= {"error_kw": {"capsize": 3, "linewidth": 1.2}}
+        if lying:
+            axes.barh(at, series.y, thickness, xerr=errors, **style)
+        else:
+            axes.bar(at, series.y, thickness, yerr=errors, **style)
+    labels = [_plain(name) for name in names]
+    if not lying:
+        axes.set_xticks(range(len(names)), labels)
+        axes.grid(False, axis="x")
+        return
+    x_label, y_label = axes.get_xlabel(), axes.get_ylabel()
+    axes.set(xlabel=y_label, ylabel=x_label, xscale=axes.get_yscale(), yscale="linear")
+    axes.set_yticks(range(len(names)), labels)
+    axes.grid(False, axis="y")
+    axes.invert_yaxis()
+
+
+def _roofline(axes: Axes, plot: Plot) -> None:
+    """Lines for series whose names hold "ceiling"; the others as points."""
+    for number, series in enumerate(plot.series):
+        x = [float(value) for value in series.x]
+        if "ceiling" in series.name:
+            axes.plot(x, series.y, color="#0f172a", linewidth=1.6, label=_plain(series.name))
+        else:
+            style = {**_style(number), "linestyle": "none"}
+            axes.plot(x, series.y, markersize=7, label=_plain(series.name), **style)
+
+
+def _style(number: int) -> dict[str, Any]:
+    return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
+
+
+def _errors(series: Series) -> tuple[list[float], list[float]] | None:
+    """How far the bounds lie below and above."""
+    if series.low is None or series.high is None:
+        return None
+    below = [max(y - low, 0.0) for y, low in zip(series.y, series.low, strict=True)]
+    above = [max(high - y, 0.0) for y, high in zip(series.y, series.high, strict=True)]
+    return below, above
+
+
+def _categories(plot: Plot) -> list[str]:
+    """All that stands on the x axis, as text, in the order of its first appearance."""
+    return list(dict.fromkeys(str(x) for series in plot.series for x in series.x))
+
+
+def _has_names(plot: Plot) -> bool:
+    return any(isinstance(x, str) for series in plot.series for x in series.x)
+
+
+def _positions(plot: Plot, series: Series) -> Sequence[float]:
+    """Where on the x axis: the numbers, or where there are names their place among all names."""
+    if not _has_names(plot):
+        return [float(x) for x in series.x]
+    names = _categories(plot)
+    return [names.index(str(x)) for x in series.x]
+
+
+def _name_decades(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, at 2 and 5 too where it spans few decades."""
+    low, high = axis.get_view_interval()
+    if isinstance(axis.get_major_locator(), FixedLocator):  # the numbers themselves were named
+        return
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _FEW_DECADES else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _name_positions(axes: Axes, plot: Plot) -> None:
+    if _has_names(plot):
+        names = _categories(plot)
+        crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
+        axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
+        return
+    numbers = sorted({float(x) for series in plot.series for x in series.x})
+    if plot.log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.minorticks_off()
+
+
+def _plain(text: str, most: int = _LONG) -> str:
+    """Text that matplotlib shows as it is: a dollar would begin mathematics, a leading underscore hides."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return f"{' ' * short.startswith('_')}{short}".replace("$", r"\$")
+
+
+_KINDS: Mapping[str, Callable[[Axes, Plot], None]] = MappingProxyType(
+    {"line": _line, "bar": _bar, "scatter": _scatter, "roofline": _roofline}
+)

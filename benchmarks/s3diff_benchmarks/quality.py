@@ -1,0 +1,272 @@
+"""Scores of restored photographs: a bundle beside bicubic, PyTorch, other bundles and other methods."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.errors import RequestError
+from s3diff_benchmarks.pairs import Case, Peer, find_cases, find_peer, pixels_of
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.published import PublishedQuality, quality_rows
+from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
+from s3diff_benchmarks.restorers import (
+    BICUBIC,
+    PYTORCH,
+    Facts,
+    Restorer,
+    bicubic,
+    from_peer,
+    with_bundle,
+    with_pytorch,
+)
+from s3diff_benchmarks.scores import Sample, Scores
+from s3diff_runtime.upscaler import Upscaler
+
+if TYPE_CHECKING:
+    from s3diff_training.network import S3Diff
+
+PER_IMAGE = "per-image.csv"
+_SHOWN = 4
+_PUBLISHED = {
+    "PSNR-Y": "psnr",
+    "SSIM-Y": "ssim",
+    "LPIPS": "lpips",
+    "DISTS": "dists",
+    "FID": "fid",
+    "NIQE": "niqe",
+    "MUSIQ": "musiq",
+    "MANIQA": "maniqa",
+    "CLIPIQA": "clipiqa",
+}
+"""Columns, and the fields of `PublishedQuality` that they show."""
+_TIME = Column(name="time", unit="s")
+
+
+@dataclass(frozen=True)
+class QualityRequest:
+    """What is restored with what, and compared with whom."""
+
+    bundle: Path
+    lr: Path
+    hr: Path | None = None
+    vs: tuple[Path, ...] = ()
+    """More bundles."""
+    also: tuple[tuple[str, Path], ...] = ()
+    """Names and folders of other methods' outputs."""
+    dataset: str | None = None
+    """Whose scores in the paper stand beside."""
+    limit: int | None = None
+    """Images, the first by name."""
+    device: str = "cpu"
+    engine: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Check that all rows can be told apart."""
+        names = [BICUBIC, PYTORCH, *bundle_names([self.bundle, *self.vs]), *(name for name, _ in self.also)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise RequestError(f"two rows would be called {', '.join(twice)}; give --also another name")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request names, found and checked."""
+
+    cases: tuple[Case, ...]
+    peers: tuple[Peer, ...]
+    published: tuple[PublishedQuality, ...]
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: QualityRequest) -> Inputs:
+        """Look at the folders; reads only headers of images.
+
+        Raises:
+            RequestError: for folders that do not fit (see `pairs`), or an unknown data set.
+        """
+        published = quality_rows(request.dataset) if request.dataset else ()
+        cases, notes = find_cases(request.lr, request.hr, request.limit)
+        peers = tuple(find_peer(name, folder, cases) for name, folder in request.also)
+        return cls(cases, peers, published, notes)
+
+
+@dataclass
+class _Row:
+    """One method and what became of its images."""
+
+    name: str
+    restore: Restorer
+    facts: list[Facts] = field(default_factory=list)
+    scores: list[Mapping[str, float]] = field(default_factory=list)
+
+
+def bundle_names(bundles: Sequence[Path]) -> list[str]:
+    """Short names that tell bundles apart: of their folders, with their paths where these are alike."""
+    names = [path.resolve().name for path in bundles]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(bundles, names, strict=True)]
+
+
+def measure_quality(
+    request: QualityRequest, inputs: Inputs, scores: Scores, network: S3Diff | None
+) -> Findings:
+    """Restore every image with every method and score the results.
+
+    Args:
+        request: what to measure.
+        inputs: of that request.
+        scores: loaded with or without truths, as the request has them.
+        network: on its device, for a row of PyTorch; None leaves it out.
+
+    Raises:
+        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+    """
+    with ExitStack() as opened:
+        rows = _methods(request, inputs.peers, network, opened)
+        images = _run(rows, inputs.cases, scores)
+    tables = [_means(rows, scores)]
+    if request.dataset:
+        tables.append(_published(request.dataset, inputs.published))
+    return Findings(
+        tables=tuple(tables),
+        plots=tuple(_plane(rows)),
+        pictures=tuple(_pictures(inputs.cases[:_SHOWN])),
+        notes=(*inputs.notes, *_peer_notes(inputs.peers), *scores.notes),
+        images=images,
+        files={PER_IMAGE: _csv(rows, inputs.cases)},
+    )
+
+
+def _methods(
+    request: QualityRequest, peers: Sequence[Peer], network: S3Diff | None, opened: ExitStack
+) -> list[_Row]:
+    """The rows, in the order of the table: bicubic, the bundle first measured, and so on."""
+    rows = [_Row(BICUBIC, bicubic)]
+    bundles = [request.bundle, *request.vs]
+    for name, folder in zip(bundle_names(bundles), bundles, strict=True):
+        upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
+        rows.append(_Row(name, with_bundle(upscaler)))
+    if network is not None:
+        rows.append(_Row(PYTORCH, with_pytorch(network)))
+    return rows + [_Row(peer.name, from_peer(peer)) for peer in peers]
+
+
+def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[str, Image.Image]:
+    """Fill the rows, image by image; returns the pictures of the first few."""
+    images: dict[str, Image.Image] = {}
+    with progress(len(cases) * len(rows), "quality") as tell:
+        for number, case in enumerate(cases):
+            lr, truth = pixels_of(case.lr), pixels_of(case.hr) if case.hr else None
+            for place, row in enumerate(rows):
+                tell(number * len(rows) + place, f"{row.name}: {case.name}")
+                restored = row.restore(case, lr)
+                row.facts.append(restored.facts)
+                row.scores.append(scores.measure(Sample(restored.pixels, lr, truth)))
+                if number < _SHOWN and place < 2:  # bicubic, and the bundle
+                    images[_picture_name(number, place)] = Image.fromarray(restored.pixels)
+    return images
+
+
+def _picture_name(number: int, place: int) -> str:
+    return f"image-{number + 1}-{('bicubic', 'result')[place]}"
+
+
+def _pictures(cases: Sequence[Case]) -> Iterator[Picture]:
+    for number, case in enumerate(cases):
+        before, after = (_picture_name(number, place) for place in (0, 1))
+        title = f"{case.name}: bicubic, and the bundle"
+        yield Picture(name=f"image-{number + 1}", title=title, before=before, after=after)
+
+
+def _means(rows: Sequence[_Row], scores: Scores) -> Table:
+    return Table(
+        name="quality",
+        title="Mean scores",
+        columns=(Column(name="method"), Column(name="images"), *scores.columns(), _TIME),
+        rows=tuple(
+            (row.name, len(row.scores), *scores.means(row.scores), _typical_seconds(row)) for row in rows
+        ),
+        note=(
+            "low and high: 95 % confidence interval of the mean over images (Student's t). time: median over "
+            "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
+            "with the result made small again; fine detail is the power above half the Nyquist frequency."
+        ),
+    )
+
+
+def _typical_seconds(row: _Row) -> float | None:
+    seconds = [facts.seconds for facts in row.facts if facts.seconds is not None]
+    # The first image also pays for what is opened and allocated once.
+    return median(seconds[1:] or seconds) if seconds else None
+
+
+def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
+    return Table(
+        name="published",
+        title=f"Published scores on {dataset}, not measured here",
+        columns=(
+            Column(name="method"),
+            # No arrows: these are constants, and comparing two reports must not judge them.
+            *(Column(name=label, digits=4) for label in _PUBLISHED),
+            Column(name="source"),
+        ),
+        rows=tuple(
+            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source) for row in rows
+        ),
+        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
+    )
+
+
+def _plane(rows: Sequence[_Row]) -> Iterator[Plot]:
+    """Distortion against perception, where there are truths."""
+    means = {
+        row.name: [
+            sum(scores[name] for scores in row.scores) / len(row.scores) for name in ("PSNR-Y", "LPIPS")
+        ]
+        for row in rows
+        if {"PSNR-Y", "LPIPS"} <= row.scores[0].keys()
+    }
+    series = [
+        Series(name=name, x=(psnr,), y=(lpips,))
+        for name, (psnr, lpips) in means.items()
+        if psnr < float("inf")
+    ]
+    if series:
+        yield Plot(
+            name="quality",
+            title="Near the truth, and looking like it",
+            kind="scatter",
+            x_label="PSNR-Y (dB), higher is nearer",
+            y_label="LPIPS, lower looks more alike",
+            series=tuple(series),
+        )
+
+
+def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:
+    for peer in peers:
+        if peer.times:
+            software = f" with {peer.times.software}" if peer.times.software else ""
+            yield f"the times of {peer.name} were taken by its own run{software}, on {peer.times.machine}"
+
+
+def _csv(rows: Sequence[_Row], cases: Sequence[Case]) -> str:
+    """One line for each image and method."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    applied = [part.name for part in fields(Facts)]
+    labels = list(rows[0].scores[0])
+    writer.writerow(["image", "method", *labels, *applied])
+    for number, case in enumerate(cases):
+        for row in rows:
+            measured: list[Cell] = [row.scores[number][label] for label in labels]
+            writer.writerow([case.name, row.name, *measured, *astuple(row.facts[number])])
+    return text.getvalue()

@@ -1,0 +1,180 @@
+"""Writes a report: a folder of JSON, Markdown, plots, pictures and a page; and tables on the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import click
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from s3diff_benchmarks.errors import RequestError
+from s3diff_benchmarks.figures import heading, shown
+from s3diff_benchmarks.markdown import to_markdown
+from s3diff_benchmarks.report import Report, Table
+from s3diff_training.files import replacing
+
+JSON_NAME = "report.json"
+MARKDOWN_NAME = "report.md"
+HTML_NAME = "report.html"
+INDEX_NAME = "index.json"
+"""Of a folder that holds the folders of several reports."""
+FORMAT = "s3diff-bench"
+"""How both say what they are, in their first field."""
+_HEAD = 64
+"""Bytes of a file that hold its first field."""
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NONE: Mapping[str, str] = MappingProxyType({})
+_NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a report goes, as the command line says."""
+
+    folder: Path | None = None
+    """To make; None shows the report on the terminal alone."""
+    force: bool = False
+    """Whether a report in that folder is replaced."""
+    html: bool = False
+    """Whether a page is written too."""
+    json: bool = False
+    """Whether the terminal gets JSON in the place of tables."""
+
+    def check(self, marker: str = JSON_NAME) -> None:
+        """To be called before any work.
+
+        Args:
+            marker: the file that a folder must hold, written by a benchmark, to be replaced.
+
+        Raises:
+            RequestError: when the folder is in the way, or there is none for what was asked.
+        """
+        problems = list(self._problems(marker))
+        if problems:
+            raise RequestError("; ".join(problems))
+
+    def _problems(self, marker: str) -> Iterator[str]:
+        if self.folder is None:
+            if self.html or self.force:
+                yield "--html and --force are about a folder; name one with --output"
+        elif (self.folder.exists() or self.folder.is_symlink()) and not _is_empty(self.folder):
+            if not _is_ours(self.folder / marker):
+                yield f"{self.folder} exists and is no such report; choose another folder"
+            elif not self.force:
+                yield f"{self.folder} holds a report; pass --force to replace it"
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
+
+
+def _is_ours(marker: Path) -> bool:
+    """Whether a benchmark wrote the file, so that its folder may be replaced."""
+    if marker.parent.is_symlink() or not marker.is_file():
+        return False
+    with marker.open("rb") as file:
+        return f'"{FORMAT}"'.encode() in file.read(_HEAD)
+
+
+def write_report(
+    report: Report,
+    folder: Path,
+    force: bool = False,
+    html: bool = False,
+    images: Mapping[str, Image.Image] = _NO_IMAGES,
+    extra: Mapping[str, str] = _NONE,
+) -> None:
+    """Write report.json, report.md, plots/, pictures/, the extra files and report.html; all or nothing.
+
+    Args:
+        report: what was found.
+        folder: to make.
+        force: replace a report that is there.
+        html: also write the page.
+        images: RGB, by the names that the report's pictures use.
+        extra: the texts of more files, such as a CSV, by name.
+
+    Raises:
+        RequestError: when the folder is in the way.
+        ValueError: when an image is missing, or the name of an extra file is not a plain one of its own.
+        JobError (of the training room): when the disk refuses.
+    """
+    Output(folder, force).check()
+    named = {name for picture in report.pictures for name in (picture.before, picture.after)}
+    if named - images.keys():
+        raise ValueError(f"pictures of {report.kind} without an image: {sorted(named - images.keys())}")
+    taken = {JSON_NAME, MARKDOWN_NAME, HTML_NAME, "plots", "pictures"}
+    wrong = [name for name in extra if name in taken or not _PLAIN_NAME.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"names that an extra file cannot have: {wrong}")
+    with replacing(folder) as partial:
+        partial.mkdir()
+        _write_files(report, partial, html, {name: images[name] for name in sorted(named)}, extra)
+
+
+def _write_files(
+    report: Report, folder: Path, html: bool, images: Mapping[str, Image.Image], extra: Mapping[str, str]
+) -> None:
+    texts = {
+        JSON_NAME: report.model_dump_json(indent=2) + "\n",
+        MARKDOWN_NAME: to_markdown(report),
+        **extra,
+    }
+    if report.plots:
+        from s3diff_benchmarks.plots import draw  # matplotlib takes a second to load
+
+        (folder / "plots").mkdir()
+        for plot in report.plots:
+            (folder / "plots" / f"{plot.name}.png").write_bytes(draw(plot))
+    if images:
+        (folder / "pictures").mkdir()
+    for name, image in images.items():
+        image.save(folder / "pictures" / f"{name}.png")
+    if html:
+        from s3diff_benchmarks.page import to_page
+
+        texts[HTML_NAME] = to_page(report, folder)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def publish(
+    report: Report,
+    output: Output,
+    images: Mapping[str, Image.Image] = _NO_IMAGES,
+    extra: Mapping[str, str] = _NONE,
+) -> None:
+    """Write the report where `output` says, and show it on standard output.
+
+    Raises:
+        As `write_report`.
+    """
+    if output.folder is not None:
+        write_report(report, output.folder, output.force, output.html, images, extra)
+    if output.json:
+        click.echo(report.model_dump_json(indent=2))
+        return
+    console = Console(highlight=False)
+    for table in report.tables:
+        console.print(_terminal_table(table))
+    for note in report.notes:
+        console.print(note, markup=False)
+    if output.folder is not None:
+        click.echo(output.folder)
+
+
+def _terminal_table(table: Table) -> RichTable:
+    drawn = RichTable(title=escape(table.title), caption=escape(table.note))
+    for number, column in enumerate(table.columns):
+        numeric = any(isinstance(row[number], int | float) for row in table.rows)
+        drawn.add_column(escape(heading(column)), justify="right" if numeric else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(escape(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)))
+    return drawn

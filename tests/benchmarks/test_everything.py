@@ -1,0 +1,156 @@
+"""`bench all`: parts run apart, a failing one is told, and the index leads to the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.benchmarks.reports import HOSTILE, report, table
+
+from s3diff_benchmarks.index import Finished, write_index
+from s3diff_benchmarks.parts import PARTS, Part, plan, run_command, run_part
+from s3diff_benchmarks.writing import write_report
+from s3diff_export import cli
+
+STAND_IN = f"""#!{sys.executable}
+import sys, time
+from pathlib import Path
+name = sys.argv[2] if sys.argv[1] == "bench" else sys.argv[1]
+sys.stderr.write(f"working on {{name}}\\n")
+if name == "throughput":
+    sys.exit("error: the machine is on fire")
+if name == "sleep":
+    Path("asleep").touch()
+    time.sleep(60)
+folder = Path(sys.argv[sys.argv.index("-o") + 1])
+folder.mkdir(parents=True)
+(folder / "report.json").write_text(Path("template.json").read_text().replace("TITLE", name))
+(folder / "arguments").write_text("\\n".join(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command `s3diff-export` that writes a report in no time, in a folder of its own."""
+    script = tmp_path / "scripts" / "s3diff-export"
+    script.parent.mkdir()
+    script.write_text(STAND_IN)
+    script.chmod(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(script.parent))
+    monkeypatch.chdir(tmp_path)
+    made = report(table(("a", 1.0, 0.9, 1.1, 1.2, 5)), title="TITLE")
+    (tmp_path / "template.json").write_text(made.model_dump_json())
+    (tmp_path / "some.bundle").mkdir()
+    (tmp_path / "lr").mkdir()
+
+
+def run(*arguments: str) -> int:
+    return cli.run(cli.cli, ["bench", "all", *arguments])
+
+
+def test_a_failing_part_is_told_and_the_others_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("some.bundle", "--lr", "lr", "-o", "out", "--html") == 1
+    captured = capfd.readouterr()
+    assert "throughput: failed: the machine is on fire" in captured.out
+    assert captured.out.endswith("out/index.html\n")
+    assert "working on latency" in captured.err
+    assert captured.err.endswith("error: failed: throughput; the other reports are in out\n")
+    found = {
+        part["name"]: part for part in json.loads((tmp_path / "out" / "index.json").read_text())["parts"]
+    }
+    assert list(found) == list(PARTS)
+    assert [name for name, part in found.items() if part["report"]] == [
+        "latency",
+        "quality",
+        "fidelity",
+        "control",
+    ]
+    markdown = (tmp_path / "out" / "index.md").read_text()
+    assert "[control](control/report.md)" in markdown
+    assert "the machine is on fire" in markdown
+    assert '<a href="control/report.html">control</a>' in (tmp_path / "out" / "index.html").read_text()
+    assert "--html" in (tmp_path / "out" / "latency" / "arguments").read_text().splitlines()
+
+
+def test_without_photographs_quality_is_left_out_and_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("some.bundle", "-o", "out") == 1
+    assert "quality: not measured: no photographs; pass --lr FOLDER" in capsys.readouterr().out
+
+
+def test_demo_is_built_into_the_folder(tmp_path: Path) -> None:
+    assert run("--demo", "-o", "out") == 1
+    assert (tmp_path / "out" / "demo.bundle" / "arguments").read_text().startswith("build\n--demo\n")
+    assert "out/demo.bundle" in (tmp_path / "out" / "latency" / "arguments").read_text().splitlines()
+
+
+def test_an_index_is_replaced_only_by_force_and_others_never(tmp_path: Path) -> None:
+    assert run("some.bundle", "-o", "out") == 1
+    (tmp_path / "out" / "quality").mkdir()
+    assert run("some.bundle", "-o", "out") == 2
+    assert run("some.bundle", "-o", "out", "--force") == 1
+    assert not (tmp_path / "out" / "quality").exists(), "an older report is not left beside new ones"
+    write_report(report(), tmp_path / "single")
+    assert run("some.bundle", "-o", "single", "--force") == 2
+    assert (tmp_path / "single" / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ([], ["name a BUNDLE, or pass --demo", "name one with --output"]),
+        (["some.bundle", "--demo", "-o", "out"], ["one of the two"]),
+        (
+            ["none.bundle", "--hr", "no", "-o", "out"],
+            ["none.bundle is no folder", "no is no folder", "--hr goes"],
+        ),
+    ],
+)
+def test_all_that_is_wrong_is_told_at_once(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], messages: list[str]
+) -> None:
+    assert run(*arguments) == 2
+    errors = capsys.readouterr().err
+    assert all(message in errors for message in messages)
+
+
+def test_time_is_shared_out(tmp_path: Path) -> None:
+    parts = {part.name: part for part in plan(tmp_path, True, tmp_path, None, 480.0)}
+    assert tuple(parts) == PARTS
+    assert {name for name, part in parts.items() if "--demo" in part.arguments} >= {"latency"}
+
+
+def test_a_part_that_ends_without_a_word_still_has_a_reason() -> None:
+    finished = run_part(Part("throughput"), Path("out"), html=False)
+    assert finished.error == "the machine is on fire"
+    assert run_command("x", ["nothing"]).error == "ended with exit code 1"
+
+
+def test_interruption_ends_the_part_too(tmp_path: Path) -> None:
+    program = (
+        "import sysconfig; sysconfig.get_path = lambda _: 'scripts'\n"
+        "from s3diff_benchmarks.parts import run_command\n"
+        "run_command('sleep', ['sleep'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        if (tmp_path / "asleep").exists():
+            break
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.send_signal(signal.SIGINT)
+    process.wait(30)
+    assert children
+    for child in map(int, children):
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+
+
+def test_index_escapes_what_parts_say(tmp_path: Path) -> None:
+    write_index(tmp_path, HOSTILE, [Finished("latency", 1.0, error=HOSTILE)], html=True)
+    assert (tmp_path / "index.html").read_text().count("<script>") == 1

@@ -1,0 +1,74 @@
+"""Published figures as the paper prints them, and what may be set in ratio with them."""
+
+from __future__ import annotations
+
+import pytest
+
+from s3diff_benchmarks.errors import RequestError
+from s3diff_benchmarks.published import quality_rows, speed_rows, table3
+
+
+@pytest.mark.parametrize(
+    ("dataset", "name", "figures"),
+    [
+        ("DIV2K-Val", "S3Diff-1", (23.40, 0.5953, 0.2571, 0.1730, 19.35, 4.7391, 68.21, 0.4538, 0.7007)),
+        ("RealSR", "OSEDiff-1", (24.43, 0.7153, 0.3173, 0.2363, 126.13, 6.3821, 67.53, 0.4878, 0.6733)),
+        ("DRealSR", "BSRGAN", (28.70, 0.8028, 0.2858, 0.2144, 155.63, 6.5296, 57.17, 0.3435, 0.5094)),
+        ("RealSet65", "SinSR-1", (None, None, None, None, None, 5.9221, 62.85, 0.4341, 0.7172)),
+    ],
+)
+def test_quality_rows_are_those_of_the_paper(
+    dataset: str, name: str, figures: tuple[float | None, ...]
+) -> None:
+    row = next(row for row in quality_rows(dataset) if row.name == name)
+    found = (row.psnr, row.ssim, row.lpips, row.dists, row.fid, row.niqe, row.musiq, row.maniqa, row.clipiqa)
+    assert found == figures
+    assert row.source.startswith("the paper, Table")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "count"), [("DIV2K-Val", 11), ("RealSR", 11), ("DRealSR", 11), ("RealSet65", 9)]
+)
+def test_every_row_is_there_and_plausible(dataset: str, count: int) -> None:
+    rows = quality_rows(dataset)
+    assert len({row.name for row in rows}) == len(rows) == count
+    for row in rows:
+        assert 3 < row.niqe < 9
+        assert 50 < row.musiq < 70
+        assert 0.3 < row.maniqa < 0.6
+        assert 0.4 < row.clipiqa < 0.8
+
+
+def test_other_data_sets_are_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="'Set5'; it has them for DIV2K-Val, RealSR, DRealSR, RealSet65"):
+        quality_rows("Set5")
+
+
+def test_speed_rows_hold_the_strong_targets_too() -> None:
+    found = {(row.method, row.source): row.seconds for row in speed_rows()}
+    assert found["S3Diff", "the paper, Table 3"] == 0.62
+    assert found["OSEDiff", "the paper, Table 3"] == 0.60
+    assert found["OSEDiff, fp16 and merged LoRA", "OSEDiff's repository"] == 0.105
+    assert min(found.values()) == 0.036
+    assert all(row.machine == "NVIDIA A100" for row in speed_rows())
+
+
+def test_ratios_stand_only_beside_what_this_run_measured() -> None:
+    table = table3(0.5, "Test CPU, 2 cores", 4.31, {"PyTorch as released": 2.0})
+    columns = [column.name for column in table.columns]
+    rows = [dict(zip(columns, row, strict=True)) for row in table.rows]
+    ratios = {row["method"]: row["time, this bundle = 1"] for row in rows if row["source"] == "this run"}
+    assert ratios == {"S3Diff, this bundle": 1.0, "PyTorch as released": 4.0}
+    assert all(row["time, this bundle = 1"] is None for row in rows if row["source"] != "this run")
+    assert {row["machine"] for row in rows if row["source"] == "this run"} == {"Test CPU, 2 cores"}
+    assert {row["trainable"] for row in rows if row["source"] == "this run"} == {4.31}
+
+
+def test_without_a_measurement_table_3_is_only_published() -> None:
+    assert len(table3(None, "Test CPU", None).rows) == len(speed_rows())
+
+
+def test_rows_of_table_3_are_told_apart_by_their_key() -> None:
+    table = table3(0.5, "Test CPU", None, {"PyTorch as released": 2.0})
+    keys = [row[: table.key] for row in table.rows]
+    assert len(set(keys)) == len(keys)
