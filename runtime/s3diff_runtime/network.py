@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,9 @@ from s3diff_runtime.settings import Conditions, Degradation
 from s3diff_runtime.tiling import Pixels
 
 T = TypeVar("T", bound=np.generic)
+
+UPLOAD, DOWNLOAD = "upload", "download"
+"""Under which the copies to the device and back are timed, beside the stages."""
 
 _STAGES = ("modulation", "vae_encoder", "unet", "vae_decoder")
 
@@ -51,9 +54,9 @@ class Network:
         """
         filled = _filled(images, self._least_batch)
         with self._sessions.engine.lane(clock) as lane:
-            tensors: dict[str, Value] = {"image": lane.upload("image", filled)}
+            tensors = _uploaded(lane, {"image": filled})
             self._run("estimator", None, tensors, lane)
-            scores = np.asarray(tensors["degradation"])[: len(images)]
+            scores = _downloaded(lane, tensors["degradation"])[: len(images)]
         if not np.isfinite(scores).all():
             raise JobError("stage estimator gave scores that are not finite; set noise and blur by hand")
         axes = self._bundle.manifest.degradation_axes
@@ -88,10 +91,10 @@ class Network:
         read = {tensor.name for stage in stages for tensor in manifest.stages[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
         with self._sessions.engine.lane(clock) as lane:
-            tensors = {name: lane.upload(name, given[name]) for name in given if name in read}
+            tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
                 self._run(stage, bin, tensors, lane)
-            return np.asarray(tensors["upscaled"])[: len(images)]
+            return _downloaded(lane, tensors["upscaled"])[: len(images)]
 
     def _given(
         self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
@@ -128,6 +131,16 @@ class Network:
         """The stage's graphs by bin; empty where the bundle has no such stage."""
         spec = self._bundle.manifest.stages.get(stage)
         return spec.graphs if spec else {}
+
+
+def _uploaded(lane: Lane, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Value]:
+    with lane.timed(UPLOAD):
+        return {name: lane.upload(name, array) for name, array in arrays.items()}
+
+
+def _downloaded(lane: Lane, value: Value) -> NDArray[Any]:
+    with lane.timed(DOWNLOAD):
+        return np.asarray(value)
 
 
 def _filled(rows: NDArray[T], count: int) -> NDArray[T]:

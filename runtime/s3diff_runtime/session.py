@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
+from threading import BoundedSemaphore
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +21,10 @@ from s3diff_runtime.manifest import Stage, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
+
+LANES = 2
+"""Chains that run at a time on one device; further callers wait. Two keep it busy while one of them copies or
+runs what cannot be spread; more would only hold memory."""
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ORT_TYPES = {
@@ -122,11 +127,13 @@ class OnnxEngine:
         if self._kind == "cuda":
             self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
         self._options = self._session_options(threads)
+        self._turns = BoundedSemaphore(LANES)
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[OnnxLane]:
         """See `Engine.lane`."""
-        yield OnnxLane(self._ort, self._kind, self._index, clock)
+        with self._turns:
+            yield OnnxLane(self._ort, self._kind, self._index, clock)
 
     def open(self, graph: Path, stage: Stage) -> OnnxSession:
         """See `Engine.open`."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Lock
 from time import sleep
 from typing import Any
 
@@ -19,7 +20,7 @@ from s3diff_runtime.bundle import Bundle, SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import BundleError, JobError, RequestError
 from s3diff_runtime.manifest import Stage
-from s3diff_runtime.session import Lane, OnnxEngine, Session, Value
+from s3diff_runtime.session import LANES, Lane, OnnxEngine, Session, Value
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +148,23 @@ def test_graph_of_another_stage(fused: Bundle) -> None:
     estimator, encoder = (fused.manifest.stages[stage] for stage in ("estimator", "vae_encoder"))
     with pytest.raises(BundleError, match=r"has the inputs image tensor.uint8., .*the manifest says image"):
         OnnxEngine().open(fused.folder / encoder.graphs["shared"], estimator)
+
+
+def test_lanes_are_few_however_many_callers() -> None:
+    engine, running, most = OnnxEngine(), Lock(), [0, 0]
+
+    def chain(_: int) -> None:
+        with engine.lane(Clock()):
+            with running:
+                most[0] += 1
+                most[1] = max(most)
+            sleep(0.01)
+            with running:
+                most[0] -= 1
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(chain, range(16)))
+    assert most == [0, LANES]
 
 
 # --- the pool -------------------------------------------------------------------------------------

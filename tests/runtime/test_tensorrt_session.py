@@ -172,9 +172,11 @@ def test_work_that_cannot_be_captured_runs_without_graphs(bundles: dict[str, Pat
 def test_stages_are_timed_on_the_device(bundles: dict[str, Path], gpu: FakeCuda) -> None:
     """The fake device's clock goes on by a millisecond an event."""
     result = upscale(bundles["dynamic"], [dark_noise(16, 24)], "tensorrt")[0]
-    stages = ["estimator", "modulation", "vae_encoder", "unet", "vae_decoder", "finish_wavelet"]
-    assert [*result.seconds] == [*stages, "host"]
-    assert [result.seconds[stage] for stage in stages] == pytest.approx([0.001] * 6)
+    stages = ["modulation", "vae_encoder", "unet", "vae_decoder", "finish_wavelet"]
+    assert [*result.seconds] == ["upload", "estimator", "download", *stages, "host"]
+    assert [result.seconds[stage] for stage in ("estimator", *stages)] == pytest.approx([0.001] * 6)
+    copies = [result.seconds[copy] for copy in ("upload", "download")]  # one of each for either chain
+    assert copies == pytest.approx([0.002] * 2)
 
 
 def test_a_bin_that_leaves_stays_until_its_work_is_done(bundles: dict[str, Path], gpu: FakeCuda) -> None:

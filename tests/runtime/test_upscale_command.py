@@ -265,20 +265,10 @@ def test_interruption_leaves_whole_results_and_a_report(photos: Path) -> None:
     big = Image.fromarray(np.tile(PICTURE, (8, 6, 1)))
     for number in range(60):
         big.save(photos / "in" / f"{number:02}.png", compress_level=1)
-    command = [
-        sys.executable,
-        "-c",
-        RUN,
-        "upscale",
-        "in",
-        "-o",
-        "out",
-        "--report",
-        "r.json",
-        "--threads",
-        "1",
-    ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # Shells start what runs in the background with interrupts ignored, and Python then leaves them so.
+    program = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {RUN}"
+    arguments = ["upscale", "in", "-o", "out", "--report", "r.json", "--threads", "1"]
+    process = subprocess.Popen([sys.executable, "-c", program, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(files(photos / "out")) < 3:
         assert process.poll() is None

@@ -175,7 +175,7 @@ def test_result_tells_what_was_done(bundles: dict[str, Path]) -> None:
     result = upscale(bundles["dynamic"], dark_noise(50, 90))
     assert (result.engine, result.device, result.tiles, result.bin) == ("onnx", "cpu", 2 * 4, None)
     stages = {"estimator", "modulation", "vae_encoder", "unet", "vae_decoder", "finish_wavelet"}
-    assert set(result.seconds) == stages | {"host"}
+    assert set(result.seconds) == stages | {"upload", "download", "host"}
     assert all(seconds > 0 for seconds in result.seconds.values())
     assert result.image.size == (360, 200)
     assert result.image is result.image

@@ -19,12 +19,9 @@ from numpy.typing import NDArray
 
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import JobError, OutOfMemory
+from s3diff_runtime.session import LANES
 from s3diff_runtime.tensorrt.buffers import Buffers, host_view, size_of
 from s3diff_runtime.tensorrt.cuda import Cuda, Handle
-
-LANES = 2
-"""Chains that run at a time on one GPU; further callers wait. Two keep the device busy while one of them
-copies; more would only hold memory."""
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,141 @@
+"""What the machine could do at best, measured in the same run: a large matrix product, and a large copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from s3diff_benchmarks.report import Column, Plot, Series, Table
+from s3diff_benchmarks.statistics import Summary, sample_interleaved
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.manifest import Stage
+from s3diff_runtime.parts import TensorSpec
+from s3diff_runtime.session import Lane, OnnxEngine
+
+_GPU_SIDE, _CPU_SIDE = 8192, 1536
+_GPU_ELEMENTS, _CPU_ELEMENTS = 2**29, 2**26
+_OPSET = 18
+_IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The best that was measured."""
+
+    flops: float
+    """FLOP/s of a square product in `precision`; a multiplication with its addition is 2."""
+    bandwidth: float
+    """Bytes/s of a copy, read and written both counted."""
+    precision: str
+    device: str
+
+    def at(self, intensity: float) -> float:
+        """The most FLOP/s that can be had at so many FLOP for each byte moved (Williams et al. 2009)."""
+        return min(self.flops, intensity * self.bandwidth)
+
+    def table(self) -> Table:
+        """For a report."""
+        return Table(
+            name="ceilings",
+            title="What this machine reaches at best",
+            columns=(
+                Column(name="what"),
+                Column(name="precision"),
+                Column(name="device"),
+                Column(name="measured", better="higher"),
+                Column(name="unit"),
+            ),
+            rows=(
+                ("matrix product", self.precision, self.device, self.flops / 1e12, "TFLOP/s"),
+                ("copy", self.precision, self.device, self.bandwidth / 1e9, "GB/s"),
+            ),
+            note="Large operators of ONNX Runtime, measured in the same run; medians.",
+        )
+
+
+def measure_ceilings(device: str, precision: str, threads: int | None, seconds: float) -> Ceilings:
+    """Multiply large matrices and copy a large array on a device, with ONNX Runtime.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+        precision: `fp32` or `fp16`, of the graphs that are compared; on a CPU, whose kernels compute fp16
+            in fp32, always fp32.
+        threads: of the CPU; None takes its cores.
+        seconds: to spend, about.
+
+    Raises:
+        RequestError (of the runtime): when ONNX Runtime does not serve the device.
+    """
+    on_gpu = device != "cpu"
+    dtype = np.dtype(np.float16 if on_gpu and precision == "fp16" else np.float32)
+    side, elements = (_GPU_SIDE, _GPU_ELEMENTS) if on_gpu else (_CPU_SIDE, _CPU_ELEMENTS)
+    square = np.random.default_rng(0).standard_normal((side, side), np.float32).astype(dtype)
+    engine = OnnxEngine(device, threads)
+    with TemporaryDirectory() as folder, engine.lane(Clock()) as lane:
+        operands = {"MatMul": [square, square], "Identity": [np.resize(square, elements)]}
+        samples = sample_interleaved(
+            {name: _runner(engine, lane, name, arrays, Path(folder)) for name, arrays in operands.items()},
+            warm_up=2,
+            least=5,
+            tolerance=0.02,
+            seconds=seconds,
+            seed=0,
+        )
+    product, copied = (Summary.of(samples[name]).median for name in operands)
+    return Ceilings(
+        flops=2 * side**3 / product,
+        bandwidth=2 * elements * dtype.itemsize / copied,
+        precision="fp16" if dtype == np.float16 else "fp32",
+        device=device,
+    )
+
+
+def roofline(ceilings: Ceilings, points: list[Series]) -> Plot:
+    """The roofline picture: stages by their arithmetic intensity, below the machine's ceilings."""
+    ridge = ceilings.flops / ceilings.bandwidth
+    found = [float(x) for series in points for x in series.x] or [ridge]
+    x = sorted({min(*found, ridge) / 2, ridge, max(*found, ridge) * 2})
+    line = Series(name="ceiling (measured)", x=tuple(x), y=tuple(ceilings.at(each) / 1e12 for each in x))
+    return Plot(
+        name="roofline",
+        title=f"Roofline, {ceilings.precision} on {ceilings.device}",
+        kind="roofline",
+        x_label="FLOP for each byte of weights, inputs and outputs",
+        y_label="TFLOP/s",
+        series=(line, *points),
+    )
+
+
+def _runner(
+    engine: OnnxEngine, lane: Lane, operator: str, inputs: Sequence[NDArray[Any]], folder: Path
+) -> Callable[[], float]:
+    """A call that runs an operator once, its operands on the device, and returns the seconds."""
+    shape, dtype = list(inputs[0].shape), inputs[0].dtype
+    names = [f"x{number}" for number in range(len(inputs))]
+    kind = helper.np_dtype_to_tensor_dtype(dtype)
+    *values, result = (helper.make_tensor_value_info(name, kind, shape) for name in (*names, "y"))
+    graph = helper.make_graph([helper.make_node(operator, names, ["y"])], operator, values, [result])
+    opsets = [helper.make_opsetid("", _OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    path = folder / f"{operator}.onnx"
+    onnx.save(model, path)
+    name: Literal["float16", "float32"] = "float16" if dtype == np.float16 else "float32"
+    *specs, output = (TensorSpec(name=each, dtype=name, shape=tuple(shape)) for each in (*names, "y"))
+    session = engine.open(path, Stage(inputs=tuple(specs), outputs=(output,), graphs={}))
+    given = {name: lane.upload(name, array) for name, array in zip(names, inputs, strict=True)}
+
+    def run() -> float:
+        start = perf_counter()
+        session.run(given)
+        return perf_counter() - start
+
+    return run

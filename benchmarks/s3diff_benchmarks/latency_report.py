@@ -1,0 +1,219 @@
+"""Turns timings into the tables and pictures of `bench latency`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from s3diff_benchmarks.ceilings import Ceilings
+from s3diff_benchmarks.flops import Work
+from s3diff_benchmarks.latency import CALL, Case, Timings, summaries
+from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
+from s3diff_benchmarks.statistics import Summary
+
+_SECONDS = ("least", "median", "low", "high", "p95", "p99")
+Works = Mapping[tuple[str, Case], Mapping[str, Work]]
+"""Of every stage, by method and case."""
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """What a stage computes, and how fast."""
+
+    work: Work
+    seconds: float
+
+    @property
+    def flops(self) -> float:
+        return self.work.flops / self.seconds
+
+
+def latency_table(timings: Sequence[Timings]) -> Table:
+    """Seconds of every method and case, beside the first method's in the same case."""
+    first = {timing.case: Summary.of(timing.calls).median for timing in reversed(timings)}
+    rows: list[tuple[Cell, ...]] = []
+    for timing, part, summary in summaries(timings):
+        batch = timing.case.batch
+        ratio = summary.median / first[timing.case] if part == CALL else None
+        joules = sum(timing.joules) / len(timing.joules) / batch if timing.joules else None
+        rows.append(
+            (
+                timing.method,
+                timing.case.side,
+                batch,
+                part,
+                summary.count,
+                *(getattr(summary, name) for name in _SECONDS),
+                batch / summary.median,
+                ratio,
+                joules if part == CALL else None,
+            )
+        )
+    return Table(
+        name="latency",
+        title="Seconds for one call",
+        columns=(
+            Column(name="method"),
+            Column(name="size", unit="pixels"),
+            Column(name="batch"),
+            Column(name="part"),
+            Column(name="rounds"),
+            *(
+                Column(name=name, unit="s", better="" if name in ("low", "high") else "lower")
+                for name in _SECONDS
+            ),
+            Column(name="rate", unit="images/s", better="higher"),
+            Column(name="time, first method = 1"),
+            Column(name="energy", unit="J/image", better="lower"),
+        ),
+        rows=tuple(rows),
+        key=4,
+        note=(
+            "size: of the square input, a quarter of the result's. call: from pixels to pixels; end to end: "
+            "from PNG to PNG, in one thread. low and high: 95 % confidence interval of the median."
+        ),
+    )
+
+
+def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | None) -> Table:
+    """Median seconds of every stage, and what it achieves of the machine's ceiling."""
+    rows: list[tuple[Cell, ...]] = []
+    for timing in timings:
+        whole = Summary.of(timing.whole).median
+        known = works.get((timing.method, timing.case), {})
+        for stage, samples in timing.stages.items():
+            seconds = Summary.of(samples).median
+            row = (timing.method, timing.case.side, timing.case.batch, stage, seconds, 100 * seconds / whole)
+            rows.append((*row, *_achieved(known.get(stage), seconds, ceilings)))
+        call = Summary.of(timing.calls).median
+        row = (timing.method, timing.case.side, timing.case.batch, CALL, call, 100 * call / whole)
+        rows.append((*row, *_achieved(_together(known), call, ceilings)))
+    return Table(
+        name="stages",
+        title="Where the time goes",
+        columns=(
+            Column(name="method"),
+            Column(name="size", unit="pixels"),
+            Column(name="batch"),
+            Column(name="stage"),
+            Column(name="time", unit="s"),
+            Column(name="share", unit="%"),
+            Column(name="work", unit="TFLOP"),
+            Column(name="achieved", unit="TFLOP/s"),
+            Column(name="of the matrix product", unit="%"),
+            Column(name="of the roof", unit="%"),
+        ),
+        rows=tuple(rows),
+        key=4,
+        note=(
+            "Medians; share: of end to end. upload and download: copies to the device and back. work: "
+            "convolutions and matrix products, counted in the graphs. The roof is the least of the matrix "
+            "product's speed and what the copy's bandwidth allows for weights, inputs and outputs."
+        ),
+    )
+
+
+def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
+    """Time by stage, time by method, and images per second by batch where several were measured."""
+    cases = list(dict.fromkeys(timing.case for timing in timings))
+    names = list(dict.fromkeys(timing.method for timing in timings))
+    first = [timing for timing in timings if timing.case == cases[0]]
+    yield Plot(
+        name="methods",
+        title="One call, by size and batch",
+        kind="bar",
+        x_label="size, and × images",
+        y_label="seconds, median",
+        series=tuple(_bars(name, [timing for timing in timings if timing.method == name]) for name in names),
+    )
+    yield Plot(
+        name="stages",
+        title=f"Where the time goes, {cases[0].label}",
+        kind="bar",
+        x_label="stage",
+        y_label="seconds, median",
+        series=tuple(
+            Series(
+                name=timing.method,
+                x=tuple(timing.stages),
+                y=tuple(Summary.of(samples).median for samples in timing.stages.values()),
+            )
+            for timing in first
+        ),
+    )
+    side = cases[0].side
+    if len({case.batch for case in cases if case.side == side}) > 1:
+        yield Plot(
+            name="batches",
+            title=f"Images per second by batch, {side} pixels",
+            kind="line",
+            x_label="images in a batch",
+            y_label="images per second",
+            log_x=True,
+            series=tuple(
+                _rates(name, [each for each in timings if each.method == name and each.case.side == side])
+                for name in names
+            ),
+        )
+
+
+def roofline_points(timings: Sequence[Timings], works: Works, method: str) -> list[Series]:
+    """The stages of one method as points: intensity, and what was achieved, in every case."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for timing in timings:
+        for stage, work in works.get((timing.method, timing.case), {}).items():
+            if timing.method == method and work.flops and stage in timing.stages:
+                rate = _Rate(work, Summary.of(timing.stages[stage]).median)
+                points.setdefault(stage, []).append((work.intensity, rate.flops / 1e12))
+    return [
+        Series(name=stage, x=tuple(x for x, _ in found), y=tuple(y for _, y in found))
+        for stage, found in points.items()
+    ]
+
+
+def table3_seconds(timings: Sequence[Timings]) -> dict[str, float]:
+    """Each method's median call for one image, 128→512; empty where that was not measured."""
+    return {
+        timing.method: Summary.of(timing.calls).median for timing in timings if timing.case == Case(128, 1)
+    }
+
+
+def _bars(name: str, timings: Sequence[Timings]) -> Series:
+    found = [Summary.of(timing.calls) for timing in timings]
+    return Series(
+        name=name,
+        x=tuple(timing.case.label for timing in timings),
+        y=tuple(summary.median for summary in found),
+        low=tuple(summary.low for summary in found),
+        high=tuple(summary.high for summary in found),
+    )
+
+
+def _rates(name: str, timings: Sequence[Timings]) -> Series:
+    return Series(
+        name=name,
+        x=tuple(float(timing.case.batch) for timing in timings),
+        y=tuple(timing.case.batch / Summary.of(timing.calls).median for timing in timings),
+    )
+
+
+def _together(works: Mapping[str, Work]) -> Work | None:
+    """All stages as one."""
+    if not works:
+        return None
+    return Work(
+        flops=sum(work.flops for work in works.values()),
+        parameters=sum(work.parameters for work in works.values()),
+        traffic=sum(work.traffic for work in works.values()),
+        outputs={},
+    )
+
+
+def _achieved(work: Work | None, seconds: float, ceilings: Ceilings | None) -> tuple[Cell, ...]:
+    if work is None or not work.flops or not seconds:
+        return None, None, None, None
+    rate = _Rate(work, seconds).flops
+    shares = (
+        (100 * rate / ceilings.flops, 100 * rate / ceilings.at(work.intensity)) if ceilings else (None, None)
+    )
+    return work.flops / 1e12, rate / 1e12, *shares

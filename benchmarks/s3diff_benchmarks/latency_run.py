@@ -1,0 +1,211 @@
+"""All of `bench latency`: opens what is timed, times it, and puts the findings together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.ceilings import Ceilings, measure_ceilings, roofline
+from s3diff_benchmarks.cold_start import Task, cold_start_table, measure_cold_start
+from s3diff_benchmarks.drawn import draw_picture
+from s3diff_benchmarks.flops import bundle_work
+from s3diff_benchmarks.latency import Case, Sampling, Timings, measure, picture_of
+from s3diff_benchmarks.latency_report import (
+    Works,
+    latency_table,
+    plots,
+    roofline_points,
+    stage_table,
+    table3_seconds,
+)
+from s3diff_benchmarks.meters import gpu_meter
+from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.published import table3
+from s3diff_benchmarks.report import Table
+from s3diff_benchmarks.weights import Weights, load_pytorch
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.images import open_photograph
+from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.saving import save
+
+Pixels = NDArray[np.uint8]
+_CEILING_SECONDS = 6.0
+_WITHOUT_PYTORCH = "PyTorch was not timed: pass --demo, or --base and --checkpoint"
+
+
+@dataclass(frozen=True)
+class LatencyRequest:
+    """What is timed, and for how long."""
+
+    bundle: Path
+    vs: tuple[Path, ...] = ()
+    engines: tuple[str, ...] = ("auto",)
+    device: str = "cpu"
+    sizes: tuple[int, ...] = (128,)
+    batches: tuple[int, ...] = (1,)
+    seconds: float = 60.0
+    warm_up: int = 2
+    cold_starts: int = 3
+    threads: int | None = None
+    image: Path | None = None
+
+    @property
+    def cases(self) -> list[Case]:
+        """Every size with every batch."""
+        return [Case(side, batch) for side in self.sizes for batch in self.batches]
+
+    def options(self) -> dict[str, Any]:
+        """For the report."""
+        return asdict(self)
+
+
+def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) -> Findings:
+    """Measure everything that was asked for.
+
+    Args:
+        request: what to measure.
+        weights: of the network in PyTorch that runs beside; None leaves it out.
+        machine: its name, for the paper's table.
+
+    Raises:
+        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+    """
+    image = open_photograph(request.image).pixels if request.image else draw_picture(512, 512, seed=0)
+    options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
+    with ExitStack() as opened:
+        folder = Path(opened.enter_context(TemporaryDirectory()))
+        bundles = [request.bundle, *request.vs]
+        found = open_bundles(bundles, request.engines, request.device, options, opened)
+        notes, fitting = list(found.notes), []
+        for case in request.cases:
+            try:
+                for method in found.methods:
+                    method.upscaler.check_size(case.side, case.side)
+                fitting.append(case)
+            except RequestError as error:
+                notes.append(f"{case.side} pixels were not measured: {error}")
+        if not fitting:
+            raise RequestError(notes[-1])
+        baselines, trainable, pytorch_notes = _baselines(request, weights, image)
+        methods: list[Method] = [*found.methods, *baselines]
+        meter = opened.enter_context(gpu_meter(request.device))
+        sampling = Sampling(request.seconds, request.warm_up)
+        with progress(1.0, "latency") as tell:
+            timings = measure(methods, fitting, image, sampling, folder, meter, tell)
+        works = _works(found.methods, fitting)
+    ceilings, ceiling_notes = _ceilings(request, found.methods[0])
+    seconds = table3_seconds(timings)
+    ours = seconds.pop(found.methods[0].name, None)
+    tables = [
+        latency_table(timings),
+        stage_table(timings, works, ceilings),
+        *_cold_starts(request, found.methods, weights if baselines else None, image),
+        table3(ours, machine, trainable, seconds),
+    ]
+    drawn = list(plots(timings))
+    if ceilings:
+        tables.append(ceilings.table())
+        points = roofline_points(timings, works, found.methods[0].name)
+        drawn.append(roofline(ceilings, points))
+    return Findings(
+        tables=tuple(tables),
+        plots=tuple(drawn),
+        notes=(*notes, *pytorch_notes, *ceiling_notes, *_energy_notes(timings, request.device)),
+    )
+
+
+def _baselines(
+    request: LatencyRequest, weights: Weights | None, image: Pixels
+) -> tuple[list[Method], float | None, list[str]]:
+    """PyTorch both ways, the millions of parameters that training changes, and notes."""
+    if weights is None:
+        return [], None, [_WITHOUT_PYTORCH]
+    import torch
+
+    from s3diff_benchmarks.baselines import released, trainable_millions, tuned
+
+    if request.threads:
+        torch.set_num_threads(request.threads)
+    network = load_pytorch(weights)
+    trainable = trainable_millions(network)
+    if request.device != "cpu" and not torch.cuda.is_available():
+        return [], trainable, ["PyTorch was not timed: the installed torch serves no GPU"]
+    network.to(request.device)
+    how = "fp32" if request.device == "cpu" else "fp16, compiled"
+    note = (
+        "PyTorch as released: fp32, the prompts one after the other, LoRA as branches. PyTorch tuned: "
+        f"{how}, both prompts in one batch, LoRA merged. Both without sampling, prompts encoded before"
+    )
+    return [released(network), tuned(network, picture_of(image, min(request.sizes)))], trainable, [note]
+
+
+def _works(methods: Sequence[BundleMethod], cases: Sequence[Case]) -> Works:
+    return {
+        (method.name, case): bundle_work(
+            method.folder, method.upscaler.manifest, case.batch, case.side, case.side
+        )
+        for method in methods
+        for case in cases
+    }
+
+
+def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings | None, list[str]]:
+    precision = method.upscaler.manifest.precision
+    try:
+        seconds = min(_CEILING_SECONDS, request.seconds / 4)
+        return measure_ceilings(request.device, precision, request.threads, seconds), []
+    except RequestError as error:
+        return None, [f"the machine's ceilings were not measured: {error}"]
+
+
+def _cold_starts(
+    request: LatencyRequest, methods: Sequence[BundleMethod], weights: Weights | None, image: Pixels
+) -> Iterator[Table]:
+    """A table of new processes, where some were asked for."""
+    if not request.cold_starts:
+        return
+    with TemporaryDirectory() as folder:
+        source = Path(folder) / "input.png"
+        save(Image.fromarray(picture_of(image, request.sizes[0])), source)
+        tasks = [
+            Task(
+                method.name,
+                request.device,
+                str(source),
+                bundle=str(method.folder.resolve()),
+                engine=method.upscaler.engine,
+                threads=request.threads,
+            )
+            for method in methods
+        ]
+        if weights:
+            estimator = str(weights.estimator) if weights.estimator else None
+            files = (weights.base, str(weights.checkpoint), estimator)
+            tasks.append(
+                Task(
+                    "PyTorch as released", request.device, str(source), threads=request.threads, weights=files
+                )
+            )
+        with progress(len(tasks), "latency") as tell:
+            found = {}
+            for number, task in enumerate(tasks):
+                tell(number, f"new processes: {task.name}")
+                found[task.name] = measure_cold_start(task, request.cold_starts)
+    yield cold_start_table(found, request.cold_starts)
+
+
+def _energy_notes(timings: Sequence[Timings], device: str) -> Iterator[str]:
+    if device == "cpu":
+        yield "energy was not measured: NVML counts it for GPUs"
+    elif not any(timing.joules for timing in timings):
+        yield "energy was not measured: NVML has no counter of this GPU"

@@ -1,0 +1,266 @@
+"""All of `bench throughput`: a folder, callers that wait, and arrivals that do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.drawn import draw_picture
+from s3diff_benchmarks.errors import JobError
+from s3diff_benchmarks.latency import picture_of
+from s3diff_benchmarks.load import Call, Load, closed_loop, knee, open_loop
+from s3diff_benchmarks.meters import gpu_meter
+from s3diff_benchmarks.methods import require_pictures
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
+from s3diff_benchmarks.statistics import Progress
+from s3diff_runtime.batch import Batch, BatchOptions
+from s3diff_runtime.devices import listed_devices
+from s3diff_runtime.fleet import Fleet
+from s3diff_runtime.images import open_photograph
+from s3diff_runtime.jobs import plan_jobs
+from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.saving import save
+
+Pixels = NDArray[np.uint8]
+RATES = (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)
+"""Of arrivals, as shares of what callers that wait were served at best."""
+_FOLDER_SHARE, _CLOSED_SHARE = 0.2, 0.4
+_PATIENCE = 3.0
+"""Times the median of a single caller, within which 95 % of the arrivals must be served."""
+_MOST_IMAGES = 2000
+_WAITS = ("median", "low", "high", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class ThroughputRequest:
+    """What is loaded, and how."""
+
+    bundle: Path
+    engine: str = "auto"
+    devices: str = "cpu"
+    """See `listed_devices`."""
+    size: int = 128
+    callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    batch: int = 4
+    seconds: float = 120.0
+    threads: int | None = None
+    image: Path | None = None
+
+    def options(self) -> dict[str, Any]:
+        """For the report."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _FolderRun:
+    """Upscaling a folder: reading, network and writing overlap."""
+
+    images: int
+    seconds: float
+    devices: int
+    joules: float | None
+
+
+def run_throughput(request: ThroughputRequest) -> Findings:
+    """Measure everything that was asked for.
+
+    Raises:
+        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+    """
+    devices = listed_devices(request.devices)
+    source = open_photograph(request.image).pixels if request.image else draw_picture(512, 512, seed=0)
+    image = picture_of(source, request.size)
+    options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
+    with (
+        TemporaryDirectory() as folder,
+        Fleet.open(request.bundle, request.engine, devices, options) as fleet,
+        progress(1.0, "throughput") as tell,
+    ):
+        fleet.check_size(request.size, request.size)
+        tell(0.0, "warm-up")
+        for upscaler in fleet.upscalers:
+            require_pictures(request.bundle.name, [upscaler.upscale_pixels([image])[0].pixels])
+        tell(0.0, "folder")
+        from_folder = _folder(fleet, image, Path(folder), request)
+        first = fleet.upscalers[0]
+        closed, opened = _loads(lambda: first.upscale_pixels([image]), request, tell)
+    patience = _PATIENCE * closed[0].waits.median
+    best = knee(opened, patience)
+    return Findings(
+        tables=(
+            _summary_table(from_folder, closed, best, request.size),
+            _load_table("callers", "Callers that wait", closed),
+            _load_table("arrivals", "Arrivals at fixed rates", opened),
+        ),
+        plots=(_callers_plot(closed), _arrivals_plot(opened, patience)),
+        notes=(
+            f"knee: the highest rate of which 95 % were served within {patience:.3g} s, {_PATIENCE:.0f} times "
+            "the median with the fewest callers, and none was given up; callers and arrivals use one "
+            "device, one image a call",
+            *_device_notes(devices, from_folder),
+        ),
+    )
+
+
+def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputRequest) -> _FolderRun:
+    """Upscale as many images as fit the time, after a small folder that tells how many these are."""
+    least = request.batch * len(fleet.upscalers)
+    seconds = _timed_folder(fleet, image, folder / "first", least)
+    fitting = int(request.seconds * _FOLDER_SHARE * least / seconds)
+    images = min(max(fitting // least * least, least), _MOST_IMAGES)
+    with gpu_meter(fleet.upscalers[0].device) as meter:
+        before = meter.joules() if meter and len(fleet.upscalers) == 1 else None
+        seconds = _timed_folder(fleet, image, folder / "second", images)
+        after = meter.joules() if meter and before is not None else None
+    joules = None if before is None or after is None else after - before
+    return _FolderRun(images, seconds, len(fleet.upscalers), joules)
+
+
+def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> float:
+    """Seconds from the first file read to the last one written."""
+    for number in range(images):
+        save(Image.fromarray(image), folder / "in" / f"{number:05}.png")
+    batch = Batch(fleet, plan_jobs([str(folder / "in")], folder / "out"), BatchOptions())
+    start = perf_counter()
+    batch.run()
+    elapsed = perf_counter() - start
+    failed = [outcome.error for outcome in batch.outcomes if outcome.status != "done"]
+    if failed:
+        raise JobError(f"{len(failed)} of {images} images failed: {failed[0]}")
+    return elapsed
+
+
+def _loads(
+    call: Call,
+    request: ThroughputRequest,
+    tell: Progress,
+) -> tuple[list[Load], list[Load]]:
+    """Callers that wait, from few to many, then arrivals at shares of what these were served at best."""
+    share = request.seconds * _CLOSED_SHARE / len(request.callers)
+    closed = []
+    for number, callers in enumerate(sorted(request.callers)):
+        tell(_FOLDER_SHARE + number / len(request.callers) * _CLOSED_SHARE, f"{callers} callers")
+        closed.append(closed_loop(call, callers, share))
+    best = max(load.served for load in closed)
+    begun = _FOLDER_SHARE + _CLOSED_SHARE
+    share = request.seconds * (1 - begun) / len(RATES)
+    opened = []
+    for number, part in enumerate(RATES):
+        tell(begun + number / len(RATES) * (1 - begun), f"{best * part:.3g} arrivals per second")
+        opened.append(open_loop(call, best * part, max(request.callers), share))
+    tell(1.0, "measured")
+    return closed, opened
+
+
+def _summary_table(run: _FolderRun, closed: Sequence[Load], best: float | None, size: int) -> Table:
+    most = max(closed, key=lambda load: load.served)
+    rate = run.images / run.seconds
+    rows: tuple[tuple[Cell, ...], ...] = (
+        ("folder", size, run.images, rate, rate / run.devices, run.joules and run.joules / run.images),
+        ("callers, at best", size, most.images, most.served, most.served, None),
+        ("arrivals, at the knee", size, None, best, best, None),
+    )
+    return Table(
+        name="throughput",
+        title="Images per second",
+        columns=(
+            Column(name="load"),
+            Column(name="size", unit="pixels"),
+            Column(name="images"),
+            Column(name="rate", unit="images/s", better="higher"),
+            Column(name="each device", unit="images/s", better="higher"),
+            Column(name="energy", unit="J/image", better="lower"),
+        ),
+        rows=rows,
+        key=2,
+        note=(
+            "folder: from PNG to PNG, reading and writing beside the network, in batches. callers and "
+            "arrivals: from pixels to pixels, one image a call."
+        ),
+    )
+
+
+def _load_table(name: str, title: str, loads: Sequence[Load]) -> Table:
+    by_rate = name == "arrivals"
+    head = Column(name="offered", unit="images/s") if by_rate else Column(name="callers")
+    return Table(
+        name=name,
+        title=title,
+        columns=(
+            head,
+            Column(name="served", unit="images/s", better="" if by_rate else "higher"),
+            *(
+                Column(name=each, unit="s", better="" if each in ("low", "high") else "lower")
+                for each in _WAITS
+            ),
+            Column(name="images"),
+            *((Column(name="given up", better="lower"),) if by_rate else ()),
+        ),
+        rows=tuple(
+            (
+                load.offered if by_rate else load.callers,
+                load.served,
+                *(getattr(load.waits, each) for each in _WAITS),
+                load.images,
+                *((load.late,) if by_rate else ()),
+            )
+            for load in loads
+        ),
+        note=(
+            "Seconds from the arrival to the result; what nobody had begun at the end was given up."
+            if by_rate
+            else "Seconds from asking to the result; low and high: 95 % confidence interval of the median."
+        ),
+    )
+
+
+def _callers_plot(loads: Sequence[Load]) -> Plot:
+    return Plot(
+        name="callers",
+        title="Images per second, by callers that wait",
+        kind="line",
+        x_label="callers",
+        y_label="images per second",
+        log_x=True,
+        series=(
+            Series(
+                name="served",
+                x=tuple(float(load.callers) for load in loads),
+                y=tuple(load.served for load in loads),
+            ),
+        ),
+    )
+
+
+def _arrivals_plot(loads: Sequence[Load], patience: float) -> Plot:
+    x = tuple(float(load.offered or 0.0) for load in loads)
+    waits = {name: tuple(getattr(load.waits, name) for load in loads) for name in ("median", "p95", "p99")}
+    return Plot(
+        name="arrivals",
+        title="Waiting time, by arrivals",
+        kind="line",
+        x_label="images that arrive per second",
+        y_label="seconds from arrival to result",
+        log_y=True,
+        series=(
+            *(Series(name=name, x=x, y=y) for name, y in waits.items()),
+            Series(name="in time", x=x, y=(patience,) * len(x)),
+        ),
+    )
+
+
+def _device_notes(devices: Sequence[str], run: _FolderRun) -> Iterator[str]:
+    if len(devices) > 1:
+        yield f"the folder was shared among {', '.join(devices)}; callers and arrivals used {devices[0]}"
+    if run.joules is None:
+        yield "energy was not measured: NVML counts it, for one GPU at a time"

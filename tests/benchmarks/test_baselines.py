@@ -1,0 +1,90 @@
+"""PyTorch's two ways compute what the network computes, and leave it as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.runtime.fake_bundle import dark_noise
+from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
+
+from s3diff_benchmarks.baselines import merged_copy, released, trainable_millions, tuned
+from s3diff_training.checkpoints import build_network
+from s3diff_training.data import from_uint8, to_uint8
+from s3diff_training.network import S3Diff, lora_layers
+
+IMAGES = [dark_noise(16, 16, seed=seed, brightest=250) for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def network() -> S3Diff:
+    base = small_base(3)
+    return build_network(base, random_checkpoint(base, SMALL_RANKS, seed=3)).eval().requires_grad_(False)
+
+
+def exact(network: S3Diff, image: np.ndarray) -> np.ndarray:
+    return to_uint8(network.restore(from_uint8(image)[None]).image)
+
+
+def test_the_released_way_computes_the_same(network: S3Diff) -> None:
+    upscaled = released(network)(IMAGES)
+    for image, found in zip(IMAGES, upscaled.images, strict=True):
+        expected = exact(network, image)
+        assert expected.std() > 1
+        # One grey level: values near the middle between two levels may round either way.
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_the_tuned_way_computes_the_same_for_its_degradation(network: S3Diff) -> None:
+    found = tuned(network, IMAGES[0])(IMAGES[:1]).images[0]
+    assert np.abs(found.astype(int) - exact(network, IMAGES[0])).max() <= 1
+    assert np.abs(found.astype(int) - exact(network, IMAGES[1])).max() > 1
+
+
+def test_stages_are_timed(network: S3Diff) -> None:
+    seconds = released(network)(IMAGES).seconds
+    assert list(seconds) == [
+        "upload",
+        "estimator",
+        "modulation",
+        "vae_encoder",
+        "unet",
+        "vae_decoder",
+        "finish_wavelet",
+        "download",
+    ]
+    assert all(spent > 0 for spent in seconds.values())
+
+
+def test_merging_shares_what_it_leaves_alone(network: S3Diff) -> None:
+    before = exact(network, IMAGES[0])
+    modulation = network.modulation(torch.tensor([[0.3, 0.6]]))
+    merged = merged_copy(network, modulation, torch.float32)
+    assert not lora_layers(merged.unet)
+    assert not lora_layers(merged.vae)
+    assert lora_layers(network.unet)
+    shared = {id(parameter) for parameter in network.parameters()}
+    own = [name for name, parameter in merged.named_parameters() if id(parameter) not in shared]
+    assert {name.rpartition(".")[0] for name in own} == {
+        f"{part}.{layer}"
+        for part, model in (("unet", network.unet), ("vae", network.vae))
+        for layer in lora_layers(model)
+    }
+    np.testing.assert_array_equal(exact(network, IMAGES[0]), before)
+
+
+def test_half_precision_is_a_copy_too(network: S3Diff) -> None:
+    before = exact(network, IMAGES[0])
+    modulation = network.modulation(torch.tensor([[0.3, 0.6]]))
+    half = merged_copy(network, modulation, torch.float16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+    np.testing.assert_array_equal(exact(network, IMAGES[0]), before)
+
+
+def test_trainable_parameters_are_those_of_the_checkpoint(network: S3Diff) -> None:
+    checkpoint = random_checkpoint(small_base(3), SMALL_RANKS, seed=3)
+    counted = sum(
+        tensor.numel() for name, tensor in checkpoint.tensors.items() if not name.startswith("estimator.")
+    )
+    assert trainable_millions(network) == pytest.approx(counted / 1e6)

@@ -1,0 +1,80 @@
+"""Load: callers that wait and arrivals that do not, on a server whose time is known."""
+
+from __future__ import annotations
+
+from threading import Lock
+from time import sleep
+
+import pytest
+
+from s3diff_benchmarks.load import Load, closed_loop, knee, open_loop
+from s3diff_benchmarks.statistics import Summary
+
+SERVICE = 0.02
+
+
+class Server:
+    """Serves one call at a time, each in `SERVICE` seconds."""
+
+    def __init__(self) -> None:
+        self.calls, self._turn = 0, Lock()
+
+    def __call__(self) -> None:
+        with self._turn:
+            self.calls += 1
+            sleep(SERVICE)
+
+
+def load(offered: float, p95: float, late: int = 0) -> Load:
+    waits = Summary(10, p95, p95, p95, p95, p95, p95, p95)
+    return Load(offered, 4, offered, waits, late)
+
+
+def test_callers_share_a_server() -> None:
+    for callers in (1, 4):
+        server = Server()
+        found = closed_loop(server, callers, 0.5)
+        assert (found.callers, found.offered, found.late) == (callers, None, 0)
+        assert found.images == server.calls
+        assert found.served == pytest.approx(1 / SERVICE, rel=0.3)
+        assert found.waits.median == pytest.approx(callers * SERVICE, rel=0.4)
+
+
+def test_every_caller_asks_at_least_once() -> None:
+    assert closed_loop(Server(), 8, 0.001).images == 8
+
+
+def test_arrivals_below_capacity_do_not_wait() -> None:
+    found = open_loop(Server(), 20, 4, 0.6)
+    assert (found.offered, found.images, found.late) == (20, 12, 0)
+    assert found.waits.median == pytest.approx(SERVICE, rel=0.5)
+
+
+def test_arrivals_beyond_capacity_wait_ever_longer_and_are_given_up() -> None:
+    found = open_loop(Server(), 200, 4, 0.6)
+    assert found.late > 50
+    assert found.images + found.late == 120
+    assert found.served == pytest.approx(1 / SERVICE, rel=0.3)
+    assert found.waits.p95 > 10 * SERVICE, "waiting counts from the arrival, not from the start of service"
+
+
+def test_one_arrival_is_always_served() -> None:
+    assert open_loop(Server(), 0.1, 2, 0.01).images == 1
+
+
+def test_errors_of_the_call_come_through() -> None:
+    def failing() -> None:
+        raise ValueError("out of order")
+
+    for run in (lambda: closed_loop(failing, 3, 0.1), lambda: open_loop(failing, 50, 3, 0.1)):
+        with pytest.raises(ValueError, match="out of order"):
+            run()
+
+
+def test_knee_is_the_highest_rate_in_time() -> None:
+    loads = [load(4, 0.9), load(1, 0.1), load(2, 0.2), load(3, 0.3)]
+    assert knee(loads, patience=0.5) == 3
+    assert knee([load(1, 0.1), load(2, 0.9), load(3, 0.1)], patience=0.5) == 1, (
+        "beyond a bad rate none counts"
+    )
+    assert knee([load(1, 0.1, late=1)], patience=0.5) is None
