@@ -143,3 +143,17 @@ def test_a_command_that_hangs_is_killed(tool: ModuleType) -> None:
         tool.run_command(("sleep", "20"), 0.2)
     ran = tool.run_command(("sh", "-c", "echo '{}'; echo first >&2; echo last >&2; exit 3"), 10)
     assert (ran.code, ran.output, ran.error) == (3, "{}\n", "last")
+
+
+def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None:
+    columns = [{"name": "method", "unit": ""}, {"name": "part", "unit": ""}, {"name": "median", "unit": "s"}]
+    rows = [
+        ["small.bundle", "call", 0.01234],
+        ["small.bundle", "end to end", 0.2],
+        ["PyTorch tuned", "call", 0.05],
+    ]
+    latency = {"tables": [{"name": "latency", "columns": columns, "rows": rows}]}
+    checked_all = checked(tool, told={"latency": (0, json.dumps(latency), "")})
+    found = {name: figure for name, _, _, figure in tool._rows(checked_all.steps)}
+    assert found["small: onnx latency"] == "small.bundle 0.0123 s, PyTorch tuned 0.05 s"
+    assert found["small: onnx against PyTorch in fp32"] == "ε relative 1.0e-03, image 51.0 dB"

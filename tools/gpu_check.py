@@ -191,8 +191,10 @@ def _figure(step: Step) -> str:
         names = [column["name"] for column in table["columns"]]
         if "median" in names:
             column = names.index("median")
-            totals = [row for row in table["rows"] if "total" in row or "end to end" in row]
-            return ", ".join(f"{row[column]:.1f} {table['columns'][column]['unit']}" for row in totals)
+            calls = [row for row in table["rows"] if "call" in row]
+            return ", ".join(
+                f"{row[0]} {row[column]:.3g} {table['columns'][column]['unit']}" for row in calls
+            )
     if "engines" in result and isinstance(result["engines"], list):
         size = sum(engine["bytes"] for engine in result["engines"])
         return f"{len(result['engines'])} engines, {size / 2**20:.0f} MiB"

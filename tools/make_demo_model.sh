@@ -12,7 +12,7 @@ model=training/s3diff_training/demo_model
 # What both stages of the LoRA share; a stage adds its weights, its rate and what turns the LoRA.
 train_lora() {
     s3diff-export train lora "$photographs" --base "$runs/base/base" --estimator "$runs/estimator/de_net.pth" \
-        --validation "$held_out" --validation-crop 256 --crop 128 --batch 4 --accumulate 1 \
+        --validation "$held_out" --accumulate 1 \
         --lr-final 1e-5 --schedule cosine --warmup-fraction 0.02 --ema-decay 0.998 \
         --lambda-gan 0 --lpips-net alex --loss-color wavelet "$@"
 }
@@ -20,13 +20,15 @@ train_lora() {
 python tools/fetch_photographs.py photographs
 
 s3diff-export train base "$photographs" -o "$runs/base" --validation "$held_out" --validation-crop 256 \
-    --lambda-lpips 0.15
+    --steps 4500 --lambda-lpips 0.15
 s3diff-export train estimator "$photographs" -o "$runs/estimator" --validation "$held_out"
 
-# First the true levels, which teach what a score means; then the estimator's, which it will see.
-train_lora -o "$runs/lora-first" --degradation true --steps 1800 --lr 5e-4 --lambda-l2 4 --lambda-lpips 0.2
+# First the true levels, which teach what a score means, on small crops; then the estimator's, which it will see,
+# on crops of twice the side, because what attention learns on few tokens does not fit many.
+train_lora -o "$runs/lora-first" --degradation true --steps 2200 --lr 5e-4 --lambda-l2 4 --lambda-lpips 0.2 \
+    --crop 128 --batch 4 --validation-crop 256
 train_lora -o "$runs/lora" --checkpoint "$runs/lora-first/checkpoint.safetensors" --degradation estimated \
-    --steps 1100 --lr 4e-4 --lambda-l2 5 --lambda-lpips 0.25 --seed 1
+    --steps 2600 --lr 3e-4 --lambda-l2 8 --lambda-lpips 0.2 --crop 256 --batch 1 --validation-crop 512 --seed 2
 
 python tools/package_demo_model.py "$runs" "$model"
 

@@ -26,7 +26,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 MODELS = {"realesrgan-x4plus": "realesrgan-x4plus", "realesr-animevideov3": "realesr-animevideov3-x4"}
 """Names on the command line, and of the files in the package."""
@@ -97,11 +97,13 @@ def images_of(folder: Path) -> list[Path]:
     if not paths:
         sys.exit(f"error: {folder} holds no images ({', '.join(SUFFIXES)})")
     for path in paths:
-        with Image.open(path) as image:
-            if max(image.size) > LARGEST_SIDE:
-                sys.exit(
-                    f"error: {path} is {image.width}x{image.height}; images run whole, up to {LARGEST_SIDE}"
-                )
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except (OSError, Image.DecompressionBombError) as error:
+            sys.exit(f"error: {path} is no picture, or is damaged ({type(error).__name__})")
+        if max(width, height) > LARGEST_SIDE:
+            sys.exit(f"error: {path} is {width}x{height}; images run whole, up to {LARGEST_SIDE}")
     return paths
 
 
@@ -119,7 +121,8 @@ def main() -> None:
     given.output.mkdir(parents=True, exist_ok=True)
     seconds = {}
     for number, path in enumerate(paths, start=1):
-        pixels = np.asarray(Image.open(path).convert("RGB"))
+        with Image.open(path) as image:
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         if number == 1:
             upscale(network, pixels)  # a warm-up: the first run allocates
         result, seconds[path.stem] = timed(network, pixels, max(given.repeats, 1))

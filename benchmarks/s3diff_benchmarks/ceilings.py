@@ -109,7 +109,7 @@ def roofline(ceilings: Ceilings, points: list[Series]) -> Plot:
         name="roofline",
         title=f"Roofline, {ceilings.precision} on {ceilings.device}",
         kind="roofline",
-        x_label="FLOP for each byte of weights, inputs and outputs",
+        x_label="FLOP per byte moved",
         y_label="TFLOP/s",
         series=(line, *points),
     )

@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from s3diff_benchmarks.assembly import Findings
 from s3diff_benchmarks.errors import RequestError
+from s3diff_benchmarks.pairs import LEAST_SIDE, SCALE
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
-from s3diff_benchmarks.scores import Pixels, Sample, Scores
+from s3diff_benchmarks.scores import DETAIL, Pixels, Sample, Scores
 from s3diff_runtime.upscaler import Result, Upscaler
 
 _MOST_STEPS = 11
@@ -64,13 +65,15 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
         scores: loaded with or without a truth.
 
     Raises:
-        RequestError: when the truth is not four times as large as the input.
+        RequestError: when the truth is not four times as large as the input, or too small to score.
         RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
     """
-    expected = (4 * lr.shape[0], 4 * lr.shape[1])
+    expected = (SCALE * lr.shape[0], SCALE * lr.shape[1])
     if truth is not None and truth.shape[:2] != expected:
         sizes = " and ".join(f"{shape[1]}×{shape[0]}" for shape in (lr.shape, truth.shape))
-        raise RequestError(f"HR must be 4 times as large as the image; got {sizes}")
+        raise RequestError(f"HR must be {SCALE} times as large as the image; got {sizes}")
+    if truth is not None and min(lr.shape[:2]) < LEAST_SIDE:
+        raise RequestError(f"the image is too small to score; expected at least {LEAST_SIDE} pixels a side")
     with Upscaler.open(request.bundle, request.engine, request.device) as upscaler:
         cells = list(_cells(upscaler, request.levels, lr, truth, scores))
     grid = cells[1:]
@@ -92,7 +95,7 @@ def _cells(
     settings = [(None, None), *product(levels, levels)]
     with progress(len(settings), "control") as tell:
         for number, (noise, blur) in enumerate(settings):
-            name = "as estimated" if noise is None else f"noise {noise}, blur {blur}"
+            name = "as estimated" if noise is None else f"noise {noise:g}, blur {blur:g}"
             tell(number, name)
             result = upscaler.upscale_pixels([lr], noise=noise, blur=blur)[0]
             yield _Cell(name, result, scores.measure(Sample(result.pixels, lr, truth)))
@@ -120,23 +123,25 @@ def _table(cells: Sequence[_Cell], scores: Scores) -> Table:
             *figures,
         ),
         rows=tuple(rows),
-        note="fine detail: power of luma above half the Nyquist frequency; a higher noise score removes it.",
+        note=f"{DETAIL}: power of luma above half the Nyquist frequency; a higher noise score removes it.",
     )
 
 
 def _plot(grid: Sequence[_Cell], levels: Sequence[float]) -> Plot:
     count = len(levels)
+    detail = [cell.scores[DETAIL] for cell in grid]
     return Plot(
         name="control",
         title="Fine detail under control",
         kind="line",
         x_label="noise score",
-        y_label="power above half Nyquist (levels²)",
+        y_label=f"{DETAIL} (levels²)",
+        log_y=min(detail) > 0,
         series=tuple(
             Series(
-                name=f"blur score {blur}",
+                name=f"blur score {blur:g}",
                 x=tuple(levels),
-                y=tuple(cell.scores["fine detail"] for cell in grid[column::count]),
+                y=tuple(detail[column::count]),
             )
             for column, blur in enumerate(levels)
         ),

@@ -77,7 +77,7 @@ class DISTS(nn.Module):
         path = weights or _installed()
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            alpha, beta = (state[name].float() for name in ("alpha", "beta"))
+            alpha, beta = (torch.as_tensor(state[name]).float() for name in ("alpha", "beta"))
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
             raise RequestError(f"{path} holds no weights of DISTS; expected those of `{INSTALL}`") from error

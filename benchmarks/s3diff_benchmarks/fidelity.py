@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.difference import COLUMNS, NOTE, Difference, Pixels, curve
 from s3diff_benchmarks.drawn import draw_picture
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.quality import bundle_names
@@ -25,7 +25,6 @@ from s3diff_runtime.upscaler import Upscaler
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
 
-Pixels = NDArray[np.uint8]
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
@@ -47,61 +46,34 @@ class FidelityRequest:
     @property
     def side(self) -> int:
         """Of the images that are compared with PyTorch, low-resolution pixels."""
-        return 32 if self.quick else 64
+        return 32 if self.quick else 48
 
     @property
-    def points(self) -> int:
-        """Degradations for each image."""
-        return 3 if self.quick else 8
+    def log_points(self) -> int:
+        """Binary logarithm of the number of degradations for each image."""
+        return 2 if self.quick else 4
 
     @property
-    def tile(self) -> int:
-        """Side of a tile where tiles are compared with none."""
-        return 64 if self.quick else 128
+    def tiles(self) -> tuple[int, ...]:
+        """Sides of tiles that are compared with none."""
+        return (32,) if self.quick else (64, 128)
 
     @property
     def tiled_side(self) -> int:
         """Of the image that is cut into tiles."""
-        return 112 if self.quick else 224
+        return 80 if self.quick else 192
 
 
-@dataclass(frozen=True)
-class Difference:
-    """How two images, or several pairs of them, differ; in levels of 255."""
+class Trial(NamedTuple):
+    """One image, by its place, and the scores that it is restored with."""
 
-    squares: tuple[float, ...]
-    """Mean squared error of each pair, over R, G and B."""
-    largest: int
-    """Difference of any two levels."""
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[Pixels, Pixels]]) -> Difference:
-        """Compare pairs of uint8 images of equal shapes; at least one."""
-        apart = [first.astype(np.int16) - second for first, second in pairs]
-        return cls(
-            tuple(float(np.mean(np.square(one, dtype=np.int32))) for one in apart),
-            max(int(np.abs(one).max()) for one in apart),
-        )
-
-    @property
-    def root(self) -> float:
-        """Root of the mean squared error, in levels."""
-        return float(np.sqrt(np.mean(self.squares)))
-
-    @property
-    def cells(self) -> tuple[Cell, ...]:
-        """Under `COLUMNS`; PSNR is empty where images are equal."""
-        mean, worst = float(np.mean(self.squares)), max(self.squares)
-        return self.root, _psnr(mean), _psnr(worst), self.largest
+    image: int
+    noise: float
+    blur: float
 
 
-COLUMNS = (
-    Column(name="error", unit="levels", better="lower"),
-    Column(name="PSNR", unit="dB", better="higher", digits=4),
-    Column(name="PSNR of the worst", unit="dB", better="higher", digits=4),
-    Column(name="largest difference", unit="levels", better="lower"),
-)
-_NOTE = "error: root mean square over all pixels and channels, of 255 levels; PSNR is empty for equal images."
+Exact = Callable[[Trial], Pixels]
+"""What PyTorch makes of a trial: uint8 RGB `[4H, 4W, 3]`."""
 
 
 def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
@@ -113,29 +85,32 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
         network: of the bundles' weights, in fp32; None compares tiles alone.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): when the first bundle cannot be opened.
+        RequestError, BundleError, JobError (of the runtime): when a bundle runs with no engine at all.
     """
+    for folder in (request.bundle, *request.vs):
+        Upscaler.open(folder, "auto", request.device).close()
     notes = [] if images else ["the images were drawn: 1/f noise, edges and a little noise"]
     tables, plots = [], []
     if network is None:
         notes.append(NO_WEIGHTS)
     else:
-        small = _cut(images, request.side) or [
-            draw_picture(request.side, request.side, request.seed + number) for number in range(2)
-        ]
-        points = _points(request)
-        bins = _bins(network, small, points)
-        compared, left_out = _bundles(request, network, small, points)
+        small = _cut(images, request.side) or _drawn(request, request.side, 2)
+        trials = [Trial(place, *point) for place in range(len(small)) for point in _points(request)]
+        result = _remembered(network, small)
+        bins = measure_bins(result, trials)
+        compared, left_out = _bundles(request, result, small, trials)
         notes += left_out
-        tables += [_bin_table(bins, len(small) * len(points)), compared]
-        plots.append(_curve("bins", "Error of the nearest bin", "bins", {n * n: d for n, d in bins.items()}))
-    large = _cut(images[:1], request.tiled_side)
-    picture = large[0] if large else draw_picture(request.tiled_side, request.tiled_side, request.seed)
-    tiles, left_out = _tiles(request, picture)
+        tables += [_bin_table(bins, len(trials)), _bundle_table(compared)]
+        by_count = {float(side * side): difference for side, difference in bins.items()}
+        plots.append(curve("bins", "Error of the nearest bin", "bins", {"nearest": by_count}, log_x=True))
+        plots += _bundle_plot(compared)
+    large = _cut(images[:1], request.tiled_side) or _drawn(request, request.tiled_side, 1)
+    tiles, left_out = _tiles(request, large[0])
     notes += left_out
     if tiles:
-        tables.append(_tile_table(tiles, picture, request.tile))
-        plots.append(_curve("tiles", "Error of tiles", "overlap (low-resolution pixels)", tiles))
+        tables.append(_tile_table(tiles, large[0]))
+        lines = {f"tiles of {tile}": found for tile, found in tiles.items()}
+        plots.append(curve("tiles", "Error of tiles", "overlap (low-resolution pixels)", lines))
     return Findings(tables=tuple(tables), plots=tuple(plots), notes=tuple(notes))
 
 
@@ -148,10 +123,26 @@ def _cut(images: Sequence[Pixels], side: int) -> list[Pixels]:
     return windows
 
 
+def _drawn(request: FidelityRequest, side: int, count: int) -> list[Pixels]:
+    return [draw_picture(side, side, request.seed + number) for number in range(count)]
+
+
 def _points(request: FidelityRequest) -> list[tuple[float, float]]:
-    """Degradations (noise, blur), drawn uniformly."""
-    drawn = np.random.default_rng(request.seed).uniform(0, 1, (request.points, 2))
+    """Degradations (noise, blur) of a scrambled Sobol sequence: drawn, and yet evenly spread over [0, 1)²."""
+    from scipy.stats.qmc import Sobol
+
+    drawn = Sobol(2, rng=np.random.default_rng(request.seed)).random_base2(request.log_points)
     return [(float(noise), float(blur)) for noise, blur in drawn]
+
+
+def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
+    """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
+
+    @cache
+    def result(trial: Trial) -> Pixels:
+        return exact(network, images[trial.image], trial.noise, trial.blur)[0]
+
+    return result
 
 
 # --- bins -----------------------------------------------------------------------------------------
@@ -162,32 +153,20 @@ def nearest_centre(score: float, side: int) -> float:
     return (min(int(score * side), side - 1) + 0.5) / side
 
 
-def _bins(
-    network: S3Diff, images: Sequence[Pixels], points: Sequence[tuple[float, float]]
-) -> dict[int, Difference]:
+def measure_bins(result: Exact, trials: Sequence[Trial]) -> dict[int, Difference]:
     """By the side of a square grid: nearest-bin results against exact ones.
 
     Merged weights are exact at a bin's centre, so PyTorch with the centre's scores stands for them.
     """
-
-    @cache  # grids share centres, and degradations share their nearest one
-    def result(index: int, noise: float, blur: float) -> Pixels:
-        return exact(network, images[index], noise, blur)[0]
-
     found = {}
-    with progress(len(BIN_SIDES), "fidelity") as tell:
+    with progress(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for number, side in enumerate(BIN_SIDES):
-            tell(number, f"bins: {side}×{side}")
-            found[side] = Difference.of(
-                [
-                    (
-                        result(index, nearest_centre(noise, side), nearest_centre(blur, side)),
-                        result(index, noise, blur),
-                    )
-                    for index in range(len(images))
-                    for noise, blur in points
-                ]
-            )
+            pairs = []
+            for place, trial in enumerate(trials):
+                tell(number * len(trials) + place, f"bins: {side}×{side}")
+                noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
+                pairs.append((result(Trial(trial.image, noise, blur)), result(trial)))
+            found[side] = Difference.of(pairs)
     return found
 
 
@@ -197,23 +176,28 @@ def _bin_table(found: Mapping[int, Difference], count: int) -> Table:
         title="Nearest bin against exact weights, both in PyTorch fp32",
         columns=(Column(name="grid"), Column(name="bins"), *COLUMNS),
         rows=tuple((f"{side}×{side}", side * side, *found[side].cells) for side in found),
-        note=f"Over {count} pairs of image and degradation, drawn uniformly from [0, 1]². {_NOTE}",
+        note=f"Over {count} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
     )
 
 
 # --- bundles --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """A bundle on one engine, and its difference from PyTorch."""
+
+    name: str
+    engine: str
+    manifest: Manifest
+    difference: Difference
+
+
 def _bundles(
-    request: FidelityRequest,
-    network: S3Diff,
-    images: Sequence[Pixels],
-    points: Sequence[tuple[float, float]],
-) -> tuple[Table, list[str]]:
-    """Every bundle, on every engine that runs here, against PyTorch in fp32."""
-    truths = [[exact(network, image, noise, blur)[0] for noise, blur in points] for image in images]
-    rows: list[tuple[Cell, ...]] = []
-    notes = []
+    request: FidelityRequest, result: Exact, images: Sequence[Pixels], trials: Sequence[Trial]
+) -> tuple[list[_Compared], list[str]]:
+    """Every bundle, on every engine that runs here, against PyTorch in fp32; and what did not run."""
+    compared, left_out = [], []
     bundles = [request.bundle, *request.vs]
     for name, folder in zip(bundle_names(bundles), bundles, strict=True):
         manifest = Manifest.read(folder)
@@ -221,47 +205,82 @@ def _bundles(
             try:
                 upscaler = Upscaler.open(folder, engine, request.device)
             except (RequestError, BundleError) as error:
-                notes.append(f"{name} was not run with {engine}: {error}")
+                left_out.append(f"{name} was not run with {engine}: {error}")
                 continue
-            with upscaler:
-                pairs = [
-                    (upscaler.upscale_pixels([image], noise=noise, blur=blur)[0].pixels, truth)
-                    for image, row in zip(images, truths, strict=True)
-                    for (noise, blur), truth in zip(points, row, strict=True)
-                ]
-            facts = (manifest.lora_mode, manifest.precision, len(manifest.bins) or None)
-            rows.append((name, upscaler.engine, *facts, *Difference.of(pairs).cells))
+            with upscaler, progress(len(trials), "fidelity") as tell:
+                pairs = []
+                for place, trial in enumerate(trials):
+                    tell(place, f"{name}: {engine}")
+                    answer = upscaler.upscale_pixels(
+                        [images[trial.image]], noise=trial.noise, blur=trial.blur
+                    )
+                    pairs.append((answer[0].pixels, result(trial)))
+            compared.append(_Compared(name, upscaler.engine, manifest, Difference.of(pairs)))
+    return compared, left_out
+
+
+def _bundle_table(compared: Sequence[_Compared]) -> Table:
     headings = ("bundle", "engine", "mode", "precision", "bins")
-    return (
-        Table(
-            name="bundles",
-            title="Bundles against PyTorch fp32",
-            columns=(*(Column(name=heading) for heading in headings), *COLUMNS),
-            rows=tuple(rows),
-            key=2,
-            note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {_NOTE}",
-        ),
-        notes,
+    rows: list[tuple[Cell, ...]] = []
+    for one in compared:
+        bins = len(one.manifest.bins) or None
+        facts = (one.name, one.engine, one.manifest.lora_mode, one.manifest.precision, bins)
+        rows.append((*facts, *one.difference.cells))
+    return Table(
+        name="bundles",
+        title="Bundles against PyTorch fp32",
+        columns=(*(Column(name=heading) for heading in headings), *COLUMNS),
+        rows=tuple(rows),
+        key=2,
+        note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {NOTE}",
     )
+
+
+def _bundle_plot(compared: Sequence[_Compared]) -> Iterator[Plot]:
+    """Error against precision, one line for each mode, number of bins and engine."""
+    lines: dict[str, dict[str, float]] = {}
+    for one in compared:
+        bins = f" {len(one.manifest.bins)} bins" if one.manifest.bins else ""
+        line = f"{one.manifest.lora_mode}{bins}, {one.engine}"
+        lines.setdefault(line, {})[one.manifest.precision] = one.difference.root
+    if lines:
+        yield Plot(
+            name="precision",
+            title="Error of bundles",
+            kind="line",
+            x_label="precision",
+            y_label="error (levels of 255)",
+            # Bins and precision are orders of magnitude apart; equal images have no place on such an axis.
+            log_y=all(root > 0 for line in lines.values() for root in line.values()),
+            series=tuple(
+                Series(name=name, x=tuple(line), y=tuple(line.values())) for name, line in lines.items()
+            ),
+        )
 
 
 # --- tiles ----------------------------------------------------------------------------------------
 
 
-def _tiles(request: FidelityRequest, picture: Pixels) -> tuple[dict[int, Difference], list[str]]:
-    """By overlap: tiles against the image in one piece, with the same bundle at the same scores."""
-    found: dict[int, Difference] = {}
-    overlaps = [overlap for overlap in OVERLAPS if 2 * overlap <= request.tile]
-    with progress(len(overlaps) + 1, "fidelity") as tell:
+def _tiles(request: FidelityRequest, picture: Pixels) -> tuple[dict[int, dict[float, Difference]], list[str]]:
+    """By side and overlap: tiles against the image in one piece, with the same bundle at the same scores."""
+    cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
+    found: dict[int, dict[float, Difference]] = {}
+    left_out = []
+    with progress(len(cuts) + 1, "fidelity") as tell:
         tell(0, "tiles: none")
         try:
             whole = _upscaled(request, picture, 0, None)
         except RequestError as error:
             return {}, [f"tiles were not compared: the image does not run in one piece ({error})"]
-        for number, overlap in enumerate(overlaps, start=1):
-            tell(number, f"tiles: overlap {overlap}")
-            found[overlap] = Difference.of([(_upscaled(request, picture, request.tile, overlap), whole)])
-    return found, []
+        for number, (tile, overlap) in enumerate(cuts, start=1):
+            tell(number, f"tiles: of {tile}, overlap {overlap}")
+            try:
+                cut = _upscaled(request, picture, tile, overlap)
+            except RequestError as error:
+                left_out.append(f"tiles of {tile} with overlap {overlap} were not compared: {error}")
+                continue
+            found.setdefault(tile, {})[overlap] = Difference.of([(cut, whole)])
+    return found, left_out
 
 
 def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
@@ -270,33 +289,17 @@ def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int
         return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
 
 
-def _tile_table(found: Mapping[int, Difference], picture: Pixels, tile: int) -> Table:
+def _tile_table(found: Mapping[int, Mapping[float, Difference]], picture: Pixels) -> Table:
     height, width = picture.shape[:2]
     return Table(
         name="tiles",
-        title=f"Tiles of {tile} pixels against none, on an image of {width}×{height}",
-        columns=(Column(name="overlap", unit="low-resolution pixels"), *COLUMNS),
-        rows=tuple((overlap, *difference.cells) for overlap, difference in found.items()),
-        note=f"With the bundle itself, at noise 0.5 and blur 0.5. {_NOTE}",
-    )
-
-
-def _curve(name: str, title: str, x_label: str, found: Mapping[int, Difference]) -> Plot:
-    return Plot(
-        name=name,
-        title=title,
-        kind="line",
-        x_label=x_label,
-        y_label="error (levels of 255)",
-        series=(
-            Series(
-                name="root mean square",
-                x=tuple(float(x) for x in found),
-                y=tuple(difference.root for difference in found.values()),
-            ),
+        title=f"Tiles against an image of {width}×{height} in one piece",
+        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
+        rows=tuple(
+            (tile, overlap, *difference.cells)
+            for tile, line in found.items()
+            for overlap, difference in line.items()
         ),
+        key=2,
+        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
     )
-
-
-def _psnr(square: float) -> float | None:
-    return None if square == 0 else float(10 * np.log10(255**2 / square))

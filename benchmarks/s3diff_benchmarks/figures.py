@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from s3diff_benchmarks.report import Cell, Column
+from s3diff_benchmarks.report import Cell, Column, Table
 
 NOTHING = "–"
 """Stands where there is no figure."""
@@ -21,6 +22,28 @@ def shown(cell: Cell, column: Column) -> str:
     if isinstance(cell, float):
         return rounded(cell, column.digits)
     return str(cell)
+
+
+def visible(table: Table) -> tuple[int, ...]:
+    """Places of the columns that people see: "NAME low" and "NAME high" stand in the cells of NAME."""
+    names = [column.name for column in table.columns]
+    bounds = {bound for name in names for bound in _bounds(name)}
+    return tuple(place for place, name in enumerate(names) if name not in bounds)
+
+
+def shown_at(table: Table, row: Sequence[Cell], place: int) -> str:
+    """The text of a cell, with its interval where the table states one: `25.76 [21.19, 30.33]`."""
+    column = table.columns[place]
+    text = shown(row[place], column)
+    cells = {other.name: cell for other, cell in zip(table.columns, row, strict=True)}
+    low, high = (cells.get(bound) for bound in _bounds(column.name))
+    if low is None or high is None:
+        return text
+    return f"{text} [{shown(low, column)}, {shown(high, column)}]"
+
+
+def _bounds(name: str) -> tuple[str, str]:
+    return f"{name} low", f"{name} high"
 
 
 def rounded(value: float, digits: int = 3) -> str:

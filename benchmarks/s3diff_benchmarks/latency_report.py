@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from s3diff_benchmarks.ceilings import Ceilings
+from s3diff_benchmarks.difference import NOTE, Difference
 from s3diff_benchmarks.flops import Work
 from s3diff_benchmarks.latency import CALL, Case, Timings, summaries
 from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
@@ -113,6 +114,41 @@ def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | N
     )
 
 
+def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Table:
+    """How far the methods' images are from each other: times of different results do not compare.
+
+    Args:
+        timings: with images.
+        references: names of the methods that the others are held against.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for timing in timings:
+        for other in timings:
+            comparable = other.method in references and other.case == timing.case and other is not timing
+            if comparable and timing.image is not None and other.image is not None:
+                difference = Difference.of([(timing.image, other.image)])
+                side, batch = timing.case.side, timing.case.batch
+                rows.append(
+                    (timing.method, other.method, side, batch, *difference.cells[:2], difference.largest)
+                )
+    return Table(
+        name="agreement",
+        title="The same picture",
+        columns=(
+            Column(name="method"),
+            Column(name="against"),
+            Column(name="size", unit="pixels"),
+            Column(name="batch"),
+            Column(name="error", unit="levels", better="lower"),
+            Column(name="PSNR", unit="dB", better="higher", digits=4),
+            Column(name="largest difference", unit="levels"),
+        ),
+        rows=tuple(rows),
+        key=4,
+        note=f"{NOTE} Bins and merged baselines answer with the weights of another degradation.",
+    )
+
+
 def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
     """Time by stage, time by method, and images per second by batch where several were measured."""
     cases = list(dict.fromkeys(timing.case for timing in timings))
@@ -150,6 +186,7 @@ def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
             x_label="images in a batch",
             y_label="images per second",
             log_x=True,
+            from_zero=True,
             series=tuple(
                 _rates(name, [each for each in timings if each.method == name and each.case.side == side])
                 for name in names

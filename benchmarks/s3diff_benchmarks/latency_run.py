@@ -21,6 +21,7 @@ from s3diff_benchmarks.flops import bundle_work
 from s3diff_benchmarks.latency import Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.latency_report import (
     Works,
+    agreement_table,
     latency_table,
     plots,
     roofline_points,
@@ -109,6 +110,7 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
     tables = [
         latency_table(timings),
         stage_table(timings, works, ceilings),
+        *_agreement(timings, [method.name for method in (baselines or methods[:1])]),
         *_cold_starts(request, found.methods, weights if baselines else None, image),
         table3(ours, machine, trainable, seconds),
     ]
@@ -202,6 +204,13 @@ def _cold_starts(
                 tell(number, f"new processes: {task.name}")
                 found[task.name] = measure_cold_start(task, request.cold_starts)
     yield cold_start_table(found, request.cold_starts)
+
+
+def _agreement(timings: Sequence[Timings], references: Sequence[str]) -> Iterator[Table]:
+    """A table, where there is anything to compare."""
+    table = agreement_table(timings, references)
+    if table.rows:
+        yield table
 
 
 def _energy_notes(timings: Sequence[Timings], device: str) -> Iterator[str]:

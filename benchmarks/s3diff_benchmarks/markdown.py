@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from s3diff_benchmarks.figures import NOTHING, heading, rounded, shown
+from s3diff_benchmarks.figures import NOTHING, heading, rounded, shown_at, visible
 from s3diff_benchmarks.machine import Machine
 from s3diff_benchmarks.report import BundleFacts, Picture, Report, Table
 
@@ -72,13 +72,14 @@ def _blocks(report: Report) -> Iterator[str]:
 def table_blocks(table: Table, level: int = 2) -> Iterator[str]:
     """A table under its title, a heading of that level, with its note."""
     yield f"{'#' * level} {escaped(table.title)}"
-    numeric = [any(isinstance(row[i], int | float) for row in table.rows) for i in range(len(table.columns))]
+    places = visible(table)
+    numeric = [any(isinstance(row[place], int | float) for row in table.rows) for place in places]
     lines = [
-        _row(escaped(heading(column)) for column in table.columns),
+        _row(escaped(heading(table.columns[place])) for place in places),
         _row(("---:" if right else "---") for right in numeric),
     ]
     for row in table.rows:
-        lines.append(_row(escaped(shown(*pair)) for pair in zip(row, table.columns, strict=True)))
+        lines.append(_row(escaped(shown_at(table, row, place)) for place in places))
     yield "\n".join(lines if table.rows else [NOTHING])
     if table.note:
         yield escaped(table.note)

@@ -19,7 +19,7 @@ from string import Template
 
 from PIL import Image
 
-from s3diff_benchmarks.figures import heading, rounded, shown
+from s3diff_benchmarks.figures import heading, rounded, shown_at, visible
 from s3diff_benchmarks.markdown import bundle_facts, machine_facts, moment
 from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Report, Table
 
@@ -72,13 +72,15 @@ def _body(report: Report, folder: Path) -> Iterator[str]:
 def table_blocks(table: Table, level: int = 2) -> Iterator[str]:
     """A table under its title, a heading of that level, with its note; its headings sort it."""
     yield f"<h{level}>{escape(table.title)}</h{level}>"
-    numeric = [any(_is_number(row[i]) for row in table.rows) for i in range(len(table.columns))]
+    places = visible(table)
+    numeric = {place: any(_is_number(row[place]) for row in table.rows) for place in places}
     yield f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.title)}">'
     yield "<table><thead><tr>"
-    yield from map(_heading, table.columns, numeric)
+    yield from (_heading(table.columns[place], numeric[place]) for place in places)
     yield "</tr></thead><tbody>"
     for row in table.rows:
-        yield f"<tr>{''.join(map(_cell, row, table.columns, numeric))}</tr>"
+        cells = (_cell(row[place], shown_at(table, row, place), numeric[place]) for place in places)
+        yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
     if table.note:
         yield f'<p class="note">{escape(table.note)}</p>'
@@ -91,11 +93,11 @@ def _heading(column: Column, numeric: bool) -> str:
     return f'<th scope="col"{kind}><button type="button">{escape(name)}</button>{unit}</th>'
 
 
-def _cell(cell: Cell, column: Column, numeric: bool) -> str:
+def _cell(cell: Cell, text: str, numeric: bool) -> str:
     """A cell that sorts by its exact value."""
     kind = ' class="number"' if numeric else ""
     value = f' data-value="{cell!r}"' if _is_number(cell) else " data-none" if cell is None else ""
-    return f"<td{kind}{value}>{escape(shown(cell, column))}</td>"
+    return f"<td{kind}{value}>{escape(text)}</td>"
 
 
 def _is_number(cell: Cell) -> bool:

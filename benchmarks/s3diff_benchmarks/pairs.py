@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from s3diff_benchmarks.errors import RequestError
 from s3diff_runtime.images import open_photograph, photograph_size
 from s3diff_runtime.saving import SUFFIXES
 
 SCALE = 4
+LEAST_SIDE = 8
+"""Of inputs with a truth: LPIPS and SSIM look at larger surroundings than smaller results have."""
 SECONDS_NAME = "seconds.json"
+_LARGEST_SECONDS = 2**20
+"""Bytes; a thousand images take less than 64 KiB."""
 _NAMED = 3
+
+
+Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Text that is shown on a terminal: no control characters."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +42,8 @@ class PeerTimes(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
-    machine: str
-    software: str = ""
+    machine: Line
+    software: Line = ""
     seconds: Mapping[str, NonNegativeFloat]
     """By the stem of the image."""
 
@@ -64,7 +73,7 @@ def find_cases(
 
     Raises:
         RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four
-            times as large as their inputs; reads only headers.
+            times as large as their inputs or too small to score; reads only headers.
     """
     inputs = _images(lr)
     if hr is None:
@@ -79,6 +88,7 @@ def find_cases(
         )
     cases = cases[:limit]
     _check_sizes({case.name: (case.lr, case.hr) for case in cases if case.hr}, "HR")
+    _check_sides(cases)
     notes = []
     for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr)):
         if alone:
@@ -135,11 +145,22 @@ def _check_sizes(pairs: Mapping[str, tuple[Path, Path]], what: str) -> None:
         raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
 
 
+def _check_sides(cases: Sequence[Case]) -> None:
+    sizes = {case.name: photograph_size(case.lr) for case in cases}
+    small = [f"{name} {size[0]}×{size[1]}" for name, size in sizes.items() if min(size) < LEAST_SIDE]
+    if small:
+        raise RequestError(
+            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
+        )
+
+
 def _times(path: Path) -> PeerTimes | None:
-    try:
-        return PeerTimes.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_SECONDS:
+            raise OSError(0, f"no file of at most {_LARGEST_SECONDS} bytes")
+        return PeerTimes.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} fields are wrong"
         raise RequestError(

@@ -38,6 +38,8 @@ def draw(plot: Plot) -> bytes:
     axes = figure.add_subplot()
     _frame(axes, plot)
     _KINDS[plot.kind](axes, plot)
+    if plot.from_zero:
+        axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             _name_decades(axis)

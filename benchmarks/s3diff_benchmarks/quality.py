@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 PER_IMAGE = "per-image.csv"
 _SHOWN = 4
+_BUNDLE_SUFFIX = ".bundle"
+_BUNDLE_PLACE = 1
+"""Of the measured bundle among the rows, behind bicubic."""
 _PUBLISHED = {
     "PSNR-Y": "psnr",
     "SSIM-Y": "ssim",
@@ -112,7 +115,7 @@ class _Row:
 
 def bundle_names(bundles: Sequence[Path]) -> list[str]:
     """Short names that tell bundles apart: of their folders, with their paths where these are alike."""
-    names = [path.resolve().name for path in bundles]
+    names = [path.resolve().name.removesuffix(_BUNDLE_SUFFIX) for path in bundles]
     return [str(path) if names.count(name) > 1 else name for path, name in zip(bundles, names, strict=True)]
 
 
@@ -133,7 +136,7 @@ def measure_quality(
     with ExitStack() as opened:
         rows = _methods(request, inputs.peers, network, opened)
         images = _run(rows, inputs.cases, scores)
-    tables = [_means(rows, scores)]
+    tables = [_means(rows, scores), _differences(rows, scores)]
     if request.dataset:
         tables.append(_published(request.dataset, inputs.published))
     return Findings(
@@ -171,7 +174,7 @@ def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[st
                 restored = row.restore(case, lr)
                 row.facts.append(restored.facts)
                 row.scores.append(scores.measure(Sample(restored.pixels, lr, truth)))
-                if number < _SHOWN and place < 2:  # bicubic, and the bundle
+                if number < _SHOWN and place <= _BUNDLE_PLACE:
                     images[_picture_name(number, place)] = Image.fromarray(restored.pixels)
     return images
 
@@ -196,11 +199,32 @@ def _means(rows: Sequence[_Row], scores: Scores) -> Table:
             (row.name, len(row.scores), *scores.means(row.scores), _typical_seconds(row)) for row in rows
         ),
         note=(
-            "low and high: 95 % confidence interval of the mean over images (Student's t). time: median over "
+            "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
             "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
             "with the result made small again; fine detail is the power above half the Nyquist frequency."
         ),
     )
+
+
+def _differences(rows: Sequence[_Row], scores: Scores) -> Table:
+    """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
+    bundle = rows[_BUNDLE_PLACE]
+    columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
+    return Table(
+        name="differences",
+        title=f"Differences from {bundle.name} on the same images",
+        columns=(Column(name="method"), *columns),
+        rows=tuple(
+            (row.name, *scores.means([_less(*pair) for pair in zip(row.scores, bundle.scores, strict=True)]))
+            for row in rows
+            if row is not bundle
+        ),
+        note="The method's score less the bundle's; a difference is real where the brackets leave out 0.",
+    )
+
+
+def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {label: one[label] - other[label] for label in one}
 
 
 def _typical_seconds(row: _Row) -> float | None:

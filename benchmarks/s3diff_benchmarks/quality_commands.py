@@ -97,6 +97,7 @@ def quality(
     \b
       s3diff-export bench quality s3diff.bundle --lr RealSR/LR --hr RealSR/HR --dataset RealSR -o quality
     """
+    from s3diff_benchmarks.no_reference import HOW
     from s3diff_benchmarks.quality import Inputs, QualityRequest, measure_quality
     from s3diff_benchmarks.scores import ScoreRequest, load_scores
 
@@ -107,7 +108,10 @@ def quality(
     on = torch_device(device)
     scores = load_scores(ScoreRequest(hr is not None, on, lpips_weights, dists_weights, no_reference))
     findings = measure_quality(request, inputs, scores, _network(weights, on))
-    assembly.publish(findings.noting(*_pytorch_notes(weights, device, on, (bundle, *vs))), output)
+    notes = [*_pytorch_notes(weights, device, on, (bundle, *vs))]
+    if not no_reference:
+        notes.append(f"not asked for: {HOW}")
+    assembly.publish(findings.noting(*notes), output)
 
 
 @click.command()

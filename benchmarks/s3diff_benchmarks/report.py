@@ -79,6 +79,8 @@ class Plot(Part):
     y_label: str
     log_x: bool = False
     log_y: bool = False
+    from_zero: bool = False
+    """Whether the y axis begins at zero, as it should for what is compared by ratio."""
     series: tuple[Series, ...] = Field(min_length=1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s3diff_benchmarks.no_reference import HOW, NoReference, no_reference_scores
+from s3diff_benchmarks.no_reference import NoReference, no_reference_scores
 from s3diff_benchmarks.report import Cell, Column
 from s3diff_benchmarks.statistics import Mean
 from s3diff_training.errors import RequestError as WeightsError
@@ -19,6 +19,7 @@ from s3diff_training.metrics import high_frequency_energy, psnr_y, ssim_y
 
 Pixels = NDArray[np.uint8]
 LPIPS_LABELS = {"alex": "LPIPS", "vgg": "LPIPS-VGG"}
+DETAIL = "fine detail"
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,18 @@ class Scores:
         return tuple(column for score in self.scores for column in score.columns())
 
     def means(self, rows: Sequence[Mapping[str, float]]) -> tuple[Cell, ...]:
-        """The cells under `columns`: mean and its 95 % interval; empty where a score is infinite."""
+        """The cells under `columns`: mean and its 95 % interval.
+
+        All are empty where a score is infinite, and the interval where there is only one image.
+        """
         cells: list[Cell] = []
         for score in self.scores:
             values = [row[score.label] for row in rows]
-            if np.isfinite(values).all():
-                mean = Mean.of(values)
-                cells += [mean.mean, mean.low, mean.high]
-            else:
+            if not np.isfinite(values).all():
                 cells += [None, None, None]
+                continue
+            mean = Mean.of(values)
+            cells += [mean.mean, *((mean.low, mean.high) if mean.count > 1 else (None, None))]
         return tuple(cells)
 
 
@@ -106,7 +110,7 @@ def load_scores(request: ScoreRequest) -> Scores:
             *_learned(request),
         ]
     parts.append(Score("LR-PSNR-Y", "", _agreement))
-    parts.append(Score("fine detail", "", lambda sample: high_frequency_energy(sample.result), "levels²"))
+    parts.append(Score(DETAIL, "", lambda sample: high_frequency_energy(sample.result), "levels²"))
     parts += _no_reference(request)
     scores = tuple(part for part in parts if isinstance(part, Score))
     return Scores(scores, tuple(part for part in parts if isinstance(part, str)))
@@ -160,7 +164,6 @@ def _distance(model: Any, signed: bool) -> Callable[[Sample], float]:  # noqa: A
 
 def _no_reference(request: ScoreRequest) -> Iterator[Score | str]:
     if not request.no_reference:
-        yield f"not asked for: {HOW}"
         return
     for part in no_reference_scores(request.device):
         if isinstance(part, NoReference):

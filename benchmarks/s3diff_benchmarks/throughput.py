@@ -104,9 +104,9 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         ),
         plots=(_callers_plot(closed), _arrivals_plot(opened, patience)),
         notes=(
-            f"knee: the highest rate of which 95 % were served within {patience:.3g} s, {_PATIENCE:.0f} times "
-            "the median with the fewest callers, and none was given up; callers and arrivals use one "
-            "device, one image a call",
+            f"knee: the highest rate of which all were served, and 95 % of them within {patience:.3g} s, "
+            f"{_PATIENCE:.0f} times the median with the fewest callers",
+            "callers and arrivals use one device, and ask for one image a call",
             *_device_notes(devices, from_folder),
         ),
     )
@@ -232,6 +232,7 @@ def _callers_plot(loads: Sequence[Load]) -> Plot:
         x_label="callers",
         y_label="images per second",
         log_x=True,
+        from_zero=True,
         series=(
             Series(
                 name="served",

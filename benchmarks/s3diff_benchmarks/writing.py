@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from s3diff_benchmarks.errors import RequestError
-from s3diff_benchmarks.figures import heading, shown
+from s3diff_benchmarks.figures import heading, shown_at, visible
 from s3diff_benchmarks.markdown import to_markdown
 from s3diff_benchmarks.report import Report, Table
 from s3diff_training.files import replacing
@@ -29,6 +29,8 @@ FORMAT = "s3diff-bench"
 """How both say what they are, in their first field."""
 _HEAD = 64
 """Bytes of a file that hold its first field."""
+_PLAIN_WIDTH = 160
+"""Letters in a line of a file or pipe, which has no width of its own."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
@@ -162,6 +164,8 @@ def publish(
         click.echo(report.model_dump_json(indent=2))
         return
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
     for table in report.tables:
         console.print(_terminal_table(table))
     for note in report.notes:
@@ -172,9 +176,10 @@ def publish(
 
 def _terminal_table(table: Table) -> RichTable:
     drawn = RichTable(title=escape(table.title), caption=escape(table.note))
-    for number, column in enumerate(table.columns):
-        numeric = any(isinstance(row[number], int | float) for row in table.rows)
+    places = visible(table)
+    for column, place in ((table.columns[place], place) for place in places):
+        numeric = any(isinstance(row[place], int | float) for row in table.rows)
         drawn.add_column(escape(heading(column)), justify="right" if numeric else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(escape(shown(cell, column)) for cell, column in zip(row, table.columns, strict=True)))
+        drawn.add_row(*(escape(shown_at(table, row, place)) for place in places))
     return drawn

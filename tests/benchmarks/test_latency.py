@@ -18,6 +18,7 @@ from s3diff_benchmarks.errors import JobError, RequestError
 from s3diff_benchmarks.flops import Work
 from s3diff_benchmarks.latency import CALL, END_TO_END, Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.latency_report import (
+    agreement_table,
     latency_table,
     plots,
     roofline_points,
@@ -100,6 +101,19 @@ def test_time_that_no_stage_has_is_the_hosts(tmp_path: Path) -> None:
     by_stage = dict(zip(column(table, "stage"), column(table, "time"), strict=True))
     assert by_stage["host"] == pytest.approx(0.02, rel=0.4)
     assert by_stage["call"] == pytest.approx(by_stage["unet"] + by_stage["host"], rel=0.2)
+
+
+def test_images_of_all_methods_are_compared(tmp_path: Path) -> None:
+    class Brighter(Enlarger):
+        def __call__(self, images: Sequence[np.ndarray]) -> Upscaled:
+            upscaled = super().__call__(images)
+            return upscaled._replace(images=[image + np.uint8(3) for image in upscaled.images])
+
+    timings = measure([Enlarger("exact"), Brighter("brighter")], [Case(8, 1)], PICTURE, QUICK, tmp_path)
+    table = agreement_table(timings, ["exact"])
+    assert [row[:2] for row in table.rows] == [("brighter", "exact")]
+    assert column(table, "largest difference") == [3]
+    assert column(table, "PSNR") == pytest.approx([20 * np.log10(255 / 3)])
 
 
 def test_energy_is_counted_by_image(tmp_path: Path) -> None:
@@ -224,7 +238,7 @@ def test_command_reports_bundles_side_by_side(
     assert latency(str(bundle), "--vs", str(other), *options, "-o", str(folder), "--html") == 0
     report = json.loads((folder / "report.json").read_text())
     tables = {table["name"]: table for table in report["tables"]}
-    assert list(tables) == ["latency", "stages", "cold-start", "table3", "ceilings"]
+    assert list(tables) == ["latency", "stages", "agreement", "cold-start", "table3", "ceilings"]
     keys = {tuple(row[:4]) for row in tables["latency"]["rows"]}
     assert len(keys) == 2 * 2 * 2 * 2
     assert len(report["bundles"]) == 2

@@ -203,7 +203,8 @@ def save_image(image: Tensor, path: Path) -> None:
 
 def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
     """Uint8 `[H, W, 3]` as float32 `[3, H, W]` in [0, 1]."""
-    return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
+    writable = np.require(pixels, requirements="W")  # torch insists on it
+    return torch.from_numpy(writable).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
 
 
 def to_uint8(image: Tensor) -> NDArray[np.uint8]:

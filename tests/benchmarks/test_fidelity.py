@@ -1,0 +1,227 @@
+"""`bench fidelity` where the answer is known: a fake network that moves the brightness by the scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_folder
+from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
+from tests.runtime.fake_tensorrt import add_engines
+
+from s3diff_benchmarks import fidelity, quality_commands
+from s3diff_benchmarks.difference import Difference, curve
+from s3diff_benchmarks.fidelity import FidelityRequest, Trial, measure_bins, measure_fidelity, nearest_centre
+from s3diff_export.cli import cli, run
+from s3diff_runtime.errors import RequestError
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """PyTorch is stood in for by the formula of the fake bundle; returns the scores it was called with."""
+    calls = []
+
+    def restore(_network: object, lr: Pixels, noise: float, blur: float) -> tuple[Pixels, dict[str, float]]:
+        calls.append((noise, blur))
+        return enlarged(lr, expected_shift(noise, blur)), {"noise": noise, "blur": blur}
+
+    monkeypatch.setattr(fidelity, "exact", restore)
+    return calls
+
+
+def request(tmp_path: Path, *modes: Any) -> FidelityRequest:  # noqa: ANN401 - modes of LoRA
+    bundles = [shifting_bundle(tmp_path / f"{mode}.bundle", mode) for mode in modes]
+    return FidelityRequest(bundles[0], tuple(bundles[1:]), quick=True)
+
+
+def rows(findings: Any, name: str) -> list[dict[str, Any]]:  # noqa: ANN401
+    table = next(table for table in findings.tables if table.name == name)
+    names = [column.name for column in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in table.rows]
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_difference_of_known_images() -> None:
+    black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)
+    near = black.copy()
+    near[0, 0, 0] = 12
+    found = Difference.of([(black, grey), (near, black), (black, black)])
+    assert found.squares == (40000.0, 3.0, 0.0)
+    assert found.largest == 200
+    assert found.root == pytest.approx(np.sqrt(40003 / 3))
+    root, psnr, worst, largest = found.cells
+    assert psnr == pytest.approx(10 * np.log10(255**2 / (40003 / 3)))
+    assert worst == pytest.approx(10 * np.log10(255**2 / 40000))
+    assert (root, largest) == (found.root, 200)
+    assert Difference.of([(black, black)]).cells == (0.0, None, None, 0)
+    series = curve("c", "C", "x", {"line": {4: found}}).series[0]
+    assert (series.x, series.y) == ((4.0,), (found.root,))
+
+
+@given(st.floats(0, 1), st.integers(1, 12))
+def test_nearest_centre_is_the_nearest(score: float, side: int) -> None:
+    centres = [(place + 0.5) / side for place in range(side)]
+    found = nearest_centre(score, side)
+    assert found in centres
+    assert abs(found - score) == pytest.approx(min(abs(centre - score) for centre in centres), abs=1e-12)
+
+
+def test_bins_are_as_far_as_their_centres() -> None:
+    """On a network whose pixels are 100 times the noise score, a bin is wrong by 100 times its distance."""
+
+    def result(trial: Trial) -> Pixels:
+        return np.full((2, 2, 3), round(100 * trial.noise), np.uint8)
+
+    trials = [Trial(0, 0.1, 0.5), Trial(0, 0.8, 0.5)]
+    found = measure_bins(result, trials)
+    assert list(found) == [1, 2, 3, 4, 6]
+    assert found[1].root == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
+    assert found[2].root == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
+    assert found[1].largest == 40
+
+
+# --- the whole measurement ------------------------------------------------------------------------
+
+
+def test_exact_modes_differ_by_rounding_and_bins_by_their_distance(
+    tmp_path: Path, exact: list[tuple[float, float]]
+) -> None:
+    findings = measure_fidelity(request(tmp_path, "dynamic", "fused", "merged"), [], SimpleNamespace())  # type: ignore[arg-type]
+    dynamic, fused, merged = rows(findings, "bundles")
+    for row in (dynamic, fused):
+        assert row["largest difference"] <= 1 and row["error"] < 0.2
+    assert (merged["bins"], merged["mode"], merged["engine"]) == (9, "merged", "onnx")
+    points = {(noise, blur) for noise, blur in exact if (noise, blur) not in centres()}
+    assert len(points) == 4
+    wrong = [255 * (expected_shift(*nearest_bin(*point)) - expected_shift(*point)) for point in points]
+    assert merged["error"] == pytest.approx(np.sqrt(np.mean(np.square(wrong))), abs=0.5)
+    assert merged["largest difference"] == pytest.approx(max(map(abs, wrong)), abs=1)
+    assert [row["bins"] for row in rows(findings, "bins")] == [1, 4, 9, 16, 36]
+
+
+def centres() -> set[tuple[float, float]]:
+    """Scores that only the bins ask for."""
+    found = set()
+    for side in fidelity.BIN_SIDES:
+        axis = [(place + 0.5) / side for place in range(side)]
+        found |= {(noise, blur) for noise in axis for blur in axis}
+    return found
+
+
+def nearest_bin(noise: float, blur: float) -> tuple[float, float]:
+    found = min(BINS, key=lambda bin: (bin.noise - noise) ** 2 + (bin.blur - blur) ** 2)
+    return found.noise, found.blur
+
+
+def test_degradations_are_spread_evenly_and_the_same_for_a_seed(
+    tmp_path: Path, exact: list[tuple[float, float]]
+) -> None:
+    asked = FidelityRequest(shifting_bundle(tmp_path / "a.bundle"), seed=5)
+    points = fidelity._points(asked)
+    assert len(points) == 16
+    assert {(int(4 * noise), int(4 * blur)) for noise, blur in points} == {
+        (row, column) for row in range(4) for column in range(4)
+    }
+    assert fidelity._points(asked) == points
+    assert fidelity._points(FidelityRequest(asked.bundle, seed=6)) != points
+
+
+def test_nothing_is_computed_twice_in_pytorch(tmp_path: Path, exact: list[tuple[float, float]]) -> None:
+    image = noise(20, 20)
+    measure_fidelity(request(tmp_path, "dynamic", "merged"), [image], SimpleNamespace())  # type: ignore[arg-type]
+    assert len(exact) == len(set(exact))
+
+
+def test_curves_are_drawn_of_bins_precision_and_tiles(
+    tmp_path: Path, exact: list[tuple[float, float]]
+) -> None:
+    findings = measure_fidelity(request(tmp_path, "dynamic", "merged"), [], SimpleNamespace())  # type: ignore[arg-type]
+    plots = {plot.name: plot for plot in findings.plots}
+    assert list(plots) == ["bins", "precision", "tiles"]
+    assert list(plots["bins"].series[0].x) == [1, 4, 9, 16, 36]
+    assert [series.name for series in plots["precision"].series] == ["dynamic, onnx", "merged 9 bins, onnx"]
+    assert all(series.x == ("fp32",) for series in plots["precision"].series)
+    assert list(plots["tiles"].series[0].x) == [0, 8, 16]
+
+
+def test_tiles_of_a_network_without_surroundings_make_no_difference(tmp_path: Path) -> None:
+    findings = measure_fidelity(request(tmp_path, "dynamic"), [noise(90, 90)], None)
+    assert [table.name for table in findings.tables] == ["tiles"]
+    for row in rows(findings, "tiles"):
+        assert row["largest difference"] == 0 and row["PSNR"] is None
+    assert findings.notes == (fidelity.NO_WEIGHTS,)
+
+
+def test_engines_that_do_not_run_here_are_told(tmp_path: Path, exact: list[tuple[float, float]]) -> None:
+    asked = request(tmp_path, "dynamic", "fused")
+    add_engines(asked.vs[0])
+    findings = measure_fidelity(asked, [], SimpleNamespace())  # type: ignore[arg-type]
+    found = [(row["bundle"], row["engine"]) for row in rows(findings, "bundles")]
+    assert found == [("dynamic", "onnx"), ("fused", "onnx")]
+    assert any(note.startswith("fused was not run with tensorrt: ") for note in findings.notes)
+
+
+def test_a_bundle_that_runs_nowhere_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="tpu"):
+        measure_fidelity(replace(request(tmp_path, "dynamic"), device="tpu"), [], None)
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_command_takes_images_and_writes_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
+    )
+    shifting_bundle(tmp_path / "a.bundle")
+    write_folder(tmp_path, {"photo.png": noise(40, 50)})
+    (tmp_path / "c.safetensors").write_bytes(b"weights")
+    weights = ["--base", "base", "--checkpoint", "c.safetensors"]
+    assert (
+        run(cli, ["bench", "fidelity", "a.bundle", *weights, "--image", "photo.png", "--quick", "-o", "out"])
+        == 0
+    )
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "out" / "plots").iterdir()) == [
+        "bins.png",
+        "precision.png",
+        "tiles.png",
+    ]
+    assert found["options"]["images"] == ["photo.png"]
+    assert not any("drawn" in note for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none"], "none"),
+        (["a.bundle", "--image", "none.png"], "none.png"),
+        (["a.bundle", "--checkpoint", "none"], "--base and --checkpoint go together"),
+        (["a.bundle", "--base", "b", "--checkpoint", "none"], "none is no file"),
+        (["a.bundle", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_bad_requests_are_refused_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shifting_bundle(tmp_path / "a.bundle")
+    assert run(cli, ["bench", "fidelity", "--quick", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
