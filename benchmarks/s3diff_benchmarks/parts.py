@@ -18,6 +18,8 @@ PARTS = ("latency", "throughput", "quality", "fidelity", "control")
 
 _ERROR = "error: "
 """How the command line begins the line that says what went wrong."""
+_PHOTOGRAPH_SECONDS = 20.0
+"""That the quality of one photograph takes on two cores, with every score and three methods."""
 _STOP_SECONDS = 20.0
 """That a stopped part has for tidying up."""
 
@@ -113,7 +115,8 @@ def plan(bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: fl
     yield Part("latency", (measured, *weights, "--seconds", f"{seconds * 0.3:.0f}"))
     yield Part("throughput", (measured, "--seconds", f"{seconds * 0.25:.0f}"))
     if photographs:
-        yield Part("quality", (measured, *photographs, *weights))
+        images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
+        yield Part("quality", (measured, *photographs, *weights, "--limit", str(images)))
     else:
         yield Part(
             "quality", left_out="no photographs; pass --lr FOLDER, and --hr FOLDER for scores against truth"

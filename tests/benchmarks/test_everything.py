@@ -123,6 +123,9 @@ def test_time_is_shared_out(tmp_path: Path) -> None:
     parts = {part.name: part for part in plan(tmp_path, True, tmp_path, None, 480.0)}
     assert tuple(parts) == PARTS
     assert {name for name, part in parts.items() if "--demo" in part.arguments} >= {"latency"}
+    assert parts["quality"].arguments[-2:] == ("--limit", "6")
+    (less,) = (part for part in plan(tmp_path, True, tmp_path, None, 30.0) if part.name == "quality")
+    assert less.arguments[-2:] == ("--limit", "1")
 
 
 def test_a_part_that_ends_without_a_word_still_has_a_reason() -> None:
