@@ -30,7 +30,7 @@ train_lora -o "$runs/lora-first" --degradation true --steps 2200 --lr 5e-4 --lam
 train_lora -o "$runs/lora" --checkpoint "$runs/lora-first/checkpoint.safetensors" --degradation estimated \
     --steps 2600 --lr 3e-4 --lambda-l2 8 --lambda-lpips 0.2 --crop 256 --batch 1 --validation-crop 512 --seed 2
 
-python tools/package_demo_model.py "$runs" "$model"
+python tools/package_demo_model.py "$runs" "$model" --photographs "$held_out"
 
 set -- # the options for real pairs, or none
 if [ -n "${S3DIFF_PAIRS:-}" ]; then
@@ -40,5 +40,5 @@ mkdir -p docs/images
 s3diff-export evaluate --demo --held-out "$held_out" "$@" \
     -o "$runs/evaluation.json" --markdown "$runs/evaluation.md" --picture docs/images/demo.png
 
-python tools/package_demo_model.py "$runs" "$model" \
+python tools/package_demo_model.py "$runs" "$model" --photographs "$held_out" \
     --figures "$runs/evaluation.md" --sources "$photographs/SOURCES.md"

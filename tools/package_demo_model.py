@@ -1,6 +1,7 @@
 """Package trained weights as the small model that ships, in float16.
 
-    python tools/package_demo_model.py runs/demo training/s3diff_training/demo_model
+    python tools/package_demo_model.py runs/demo training/s3diff_training/demo_model \\
+        --photographs photographs/held-out
 
 Takes `base/base` and `lora/checkpoint.safetensors` from the folder of runs, as `tools/make_demo_model.sh`
 leaves them. With `--figures` and `--sources` it writes the card too: what the model is, its measured quality
@@ -9,19 +10,26 @@ leaves them. With `--figures` and `--sources` it writes the card too: what the m
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
+from torch import nn
 
-from s3diff_training.checkpoints import read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
+from s3diff_training.data import PhotographFolder
 from s3diff_training.files import replacing
-from s3diff_training.network import load_base
+from s3diff_training.network import BaseModel, load_base
+from s3diff_training.network.rescaling import rescale_lora, rescale_residual_stream
 from s3diff_training.train.new_base import save_base
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _RUNS = ("base", "estimator", "lora-first", "lora")
+_SIDE, _CROPS = 128, 4
 _CARD = """# The small model that ships with s3diff-export
 
 S3Diff's architecture in small: a VAE with {vae:.2f} M parameters, a UNet with {unet:.2f} M, LoRA of rank
@@ -48,12 +56,21 @@ with thanks:
 @click.command(help=__doc__)
 @click.argument("runs", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--photographs",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    required=True,
+    help="On which the UNet's activations are measured, to fit them into float16.",
+)
 @click.option("--figures", type=_FILE, help="Markdown with the measured quality.")
 @click.option("--sources", type=_FILE, help="Markdown that lists the training photographs.")
-def main(runs: Path, output: Path, figures: Path | None, sources: Path | None) -> None:
+def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sources: Path | None) -> None:
     """Write the weights, and the card where both of its parts are given."""
     base = load_base(runs / "base" / "base")
     checkpoint = read_checkpoint(runs / "lora" / "checkpoint.safetensors")
+    factor = _factor(base, checkpoint, photographs)
+    rescale_residual_stream(base.unet, factor)
+    checkpoint = replace(checkpoint, tensors=rescale_lora(checkpoint.tensors, factor))
     save_base(base, output / "base", torch.float16)
     write_checkpoint(checkpoint, output / "checkpoint.safetensors", torch.float16)
     if figures and sources:
@@ -71,6 +88,27 @@ def main(runs: Path, output: Path, figures: Path | None, sources: Path | None) -
         with replacing(output / "CARD.md") as temporary:
             temporary.write_text(card)
     click.echo(output)
+
+
+def _factor(base: BaseModel, checkpoint: Checkpoint, photographs: Path) -> float:
+    """The power of two that leaves float16 a factor of four above the largest activation of the UNet."""
+    copied = replace(base, vae=copy.deepcopy(base.vae), unet=copy.deepcopy(base.unet))
+    network, largest = build_network(copied, checkpoint).eval(), 0.0
+
+    def note(_module: nn.Module, _given: object, output: object) -> None:
+        nonlocal largest
+        if isinstance(output, torch.Tensor):
+            largest = max(largest, float(output.abs().max()))
+
+    for module in network.unet.modules():
+        module.register_forward_hook(note)
+    crops = PhotographFolder(photographs, _SIDE).crops(_CROPS, _SIDE, torch.Generator().manual_seed(0))
+    for noise, blur in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0), (None, None)):
+        network.restore(crops / 255, noise=noise, blur=blur)
+    most = torch.finfo(torch.float16).max / 4
+    factor = 2.0 ** -max(math.ceil(math.log2(largest / most)), 0)
+    click.echo(f"largest activation of the UNet {largest:.3g}, rescaled by {factor:g}")
+    return factor
 
 
 def _spent(run: Path) -> tuple[int, float]:
