@@ -1,8 +1,8 @@
 """Rescales what runs through a UNet's residual connections, so that float16 can hold it.
 
 Everything that reads the residual stream of a Stable Diffusion UNet normalises it first (GroupNorm), or
-passes it on linearly. Its scale is therefore free, training lets it drift, and in a UNet that was trained from
-nothing it can grow beyond 65504, which overflows in float16 although nothing is wrong in float32.
+passes it on linearly. Its scale is therefore free, training lets it drift, and in a UNet that was trained
+from nothing it can grow beyond 65504, which overflows in float16 although nothing is wrong in float32.
 """
 
 from __future__ import annotations
