@@ -135,7 +135,9 @@ def test_a_part_that_ends_without_a_word_still_has_a_reason() -> None:
 
 
 def test_interruption_ends_the_part_too(tmp_path: Path) -> None:
+    # Shells start what runs in the background with interrupts ignored, and Python then leaves them so.
     program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sysconfig; sysconfig.get_path = lambda _: 'scripts'\n"
         "from s3diff_benchmarks.parts import run_command\n"
         "run_command('sleep', ['sleep'])"

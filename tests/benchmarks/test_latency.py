@@ -69,7 +69,7 @@ def rows(table: Table, **key: object) -> list[dict[str, Any]]:
 
 
 def test_every_method_is_timed_in_every_case(tmp_path: Path) -> None:
-    slow, fast = Enlarger("slow", 0.03), Enlarger("fast", 0.01)
+    slow, fast = Enlarger("slow", 0.1), Enlarger("fast", 0.01)
     cases = [Case(16, 1), Case(24, 3)]
     timings = measure([slow, fast], cases, PICTURE, QUICK, tmp_path)
     assert [(each.method, each.case) for each in timings] == [
@@ -79,8 +79,8 @@ def test_every_method_is_timed_in_every_case(tmp_path: Path) -> None:
     table = latency_table(timings)
     for case in cases:
         first, second = rows(table, size=case.side, batch=case.batch, part=CALL)
-        assert first["median"] == pytest.approx(0.03, rel=0.3)
-        assert second["median"] == pytest.approx(0.01, rel=0.5)
+        assert first["median"] >= 0.1
+        assert first["median"] > second["median"] >= 0.01
         assert second["time, first method = 1"] == second["median"] / first["median"]
         assert first["rate"] == pytest.approx(case.batch / first["median"])
     whole = rows(table, method="slow", size=24, part=END_TO_END)[0]
@@ -99,8 +99,9 @@ def test_time_that_no_stage_has_is_the_hosts(tmp_path: Path) -> None:
     (timing,) = measure([Enlarger("host", 0.01, 0.02)], [Case(8, 1)], PICTURE, QUICK, tmp_path)
     table = stage_table([timing], {}, None)
     by_stage = dict(zip(column(table, "stage"), column(table, "time"), strict=True))
-    assert by_stage["host"] == pytest.approx(0.02, rel=0.4)
-    assert by_stage["call"] == pytest.approx(by_stage["unet"] + by_stage["host"], rel=0.2)
+    assert by_stage["unet"] == 0.01
+    assert by_stage["host"] >= 0.02
+    assert by_stage["call"] == pytest.approx(by_stage["unet"] + by_stage["host"])
 
 
 def test_images_of_all_methods_are_compared(tmp_path: Path) -> None:
