@@ -20,6 +20,8 @@ _ERROR = "error: "
 """How the command line begins the line that says what went wrong."""
 _PHOTOGRAPH_SECONDS = 20.0
 """That the quality of one photograph takes on two cores, with every score and three methods."""
+_LEISURE_SECONDS = 1200.0
+"""From which on nothing is shortened."""
 _STOP_SECONDS = 20.0
 """That a stopped part has for tidying up."""
 
@@ -112,8 +114,10 @@ def plan(bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: fl
     weights = ("--demo",) if demo else ()
     photographs = () if lr is None else ("--lr", str(lr), *(() if hr is None else ("--hr", str(hr))))
     measured = str(bundle)
-    yield Part("latency", (measured, *weights, "--seconds", f"{seconds * 0.3:.0f}"))
-    yield Part("throughput", (measured, "--seconds", f"{seconds * 0.25:.0f}"))
+    hurried = seconds < _LEISURE_SECONDS
+    starts = ("--cold-starts", "1") if hurried else ()
+    yield Part("latency", (measured, *weights, *starts, "--seconds", f"{seconds * 0.25:.0f}"))
+    yield Part("throughput", (measured, "--seconds", f"{seconds * 0.2:.0f}"))
     if photographs:
         images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
         yield Part("quality", (measured, *photographs, *weights, "--limit", str(images)))
@@ -121,5 +125,5 @@ def plan(bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: fl
         yield Part(
             "quality", left_out="no photographs; pass --lr FOLDER, and --hr FOLDER for scores against truth"
         )
-    yield Part("fidelity", (measured, *weights))
+    yield Part("fidelity", (measured, *weights, *(("--quick",) if hurried else ())))
     yield Part("control", (measured,))
