@@ -116,8 +116,9 @@ def plan(bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: fl
     measured = str(bundle)
     hurried = seconds < _LEISURE_SECONDS
     starts = ("--cold-starts", "1") if hurried else ()
-    yield Part("latency", (measured, *weights, *starts, "--seconds", f"{seconds * 0.25:.0f}"))
-    yield Part("throughput", (measured, "--seconds", f"{seconds * 0.2:.0f}"))
+    yield Part("latency", (measured, *weights, *starts, "--seconds", f"{seconds * 0.2:.0f}"))
+    callers = ("--callers", "1,2,4,8") if hurried else ()
+    yield Part("throughput", (measured, *callers, "--seconds", f"{seconds * 0.15:.0f}"))
     if photographs:
         images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
         yield Part("quality", (measured, *photographs, *weights, "--limit", str(images)))
