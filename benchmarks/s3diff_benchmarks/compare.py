@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from s3diff_benchmarks.report import Cell, Column, Report, Table
+from s3diff_benchmarks.report import Cell, Column, Report, Table, bounds_of
 
 Verdict = Literal["regression", "improvement", "within noise", "unchanged", "new", "gone"]
 
@@ -120,8 +120,7 @@ def _rows(table: Table) -> dict[tuple[Cell, ...], dict[str, Cell]]:
 
 def _bound_names(name: str) -> tuple[str, str]:
     """The columns that bound a figure."""
-    low, high = _BOUNDS
-    return (low, high) if name == _BOUNDED else (f"{name} {low}", f"{name} {high}")
+    return _BOUNDS if name == _BOUNDED else bounds_of(name)
 
 
 def _is_bound(name: str, row: Mapping[str, Cell]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s3diff_benchmarks.assembly import Findings
+from s3diff_benchmarks.drawn import middle
 from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.pairs import LEAST_SIDE, SCALE
 from s3diff_benchmarks.progress import progress
@@ -159,7 +160,7 @@ def _snapped(grid: Sequence[_Cell]) -> Iterator[str]:
 
 def _sheet(results: Sequence[Pixels], levels: Sequence[float]) -> Image.Image:
     """The results as a grid with captions: noise downwards, blur to the right."""
-    cells = [Image.fromarray(_middle(pixels)) for pixels in results]
+    cells = [Image.fromarray(middle(pixels, _CELL)) for pixels in results]
     width, height = cells[0].size
     step_x, step_y = max(width, _CAPTION_WIDTH) + _GAP, height + _CAPTION
     sheet = Image.new("RGB", (step_x * len(levels) + _GAP, step_y * len(levels) + _GAP), "white")
@@ -169,8 +170,3 @@ def _sheet(results: Sequence[Pixels], levels: Sequence[float]) -> Image.Image:
         draw.text((left, top + 4), f"noise {noise:g}, blur {blur:g}", fill="black", font=font)
         sheet.paste(cells[row * len(levels) + column], (left, top + _CAPTION))
     return sheet
-
-
-def _middle(pixels: Pixels) -> Pixels:
-    top, left = (max(side - _CELL, 0) // 2 for side in pixels.shape[:2])
-    return pixels[top : top + _CELL, left : left + _CELL]

@@ -10,7 +10,6 @@ the package dists-pytorch (MIT), which is read without importing it.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import pickle
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s3diff_benchmarks.errors import RequestError
+from s3diff_training.files import installed_file
 from s3diff_training.losses.lpips import LPIPS
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -122,8 +122,6 @@ class DISTS(nn.Module):
 
 
 def _installed() -> Path:
-    spec = importlib.util.find_spec("DISTS_pytorch")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (path := Path(folder) / "weights.pt").is_file():
-            return path
+    if path := installed_file("DISTS_pytorch", "weights.pt"):
+        return path
     raise RequestError(f"no weights of DISTS on this machine: {INSTALL}, or name a file (--dists-weights)")

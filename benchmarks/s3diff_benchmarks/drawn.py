@@ -1,9 +1,13 @@
-"""Draws pictures with the statistics of photographs, for measurements that need no particular one."""
+"""Pictures to measure with: drawn ones, for want of a particular one, and the middles of others."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
+
+from s3diff_runtime.images import open_photograph
 
 _ELLIPSES = 6
 
@@ -26,3 +30,18 @@ def draw_picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
         inside = ((rows - centre[0]) / radii[0]) ** 2 + ((columns - centre[1]) / radii[1]) ** 2 < 1
         picture[inside] = 0.5 * picture[inside] + random.uniform(0, 128, 3)
     return np.clip(picture + random.normal(0, 4, picture.shape), 0, 255).round().astype(np.uint8)
+
+
+def given_or_drawn(path: Path | None) -> NDArray[np.uint8]:
+    """A photograph, or for None a drawn picture of 512 pixels a side: uint8 RGB `[H, W, 3]`.
+
+    Raises:
+        RequestError (of the runtime): when there is no such photograph.
+    """
+    return open_photograph(path).pixels if path else draw_picture(512, 512, seed=0)
+
+
+def middle(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The middle of an image, at most `side` pixels a side; shares its memory."""
+    top, left = (max(length - side, 0) // 2 for length in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]

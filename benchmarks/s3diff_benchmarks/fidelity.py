@@ -12,7 +12,7 @@ import numpy as np
 
 from s3diff_benchmarks.assembly import Findings
 from s3diff_benchmarks.difference import COLUMNS, NOTE, Difference, Pixels, curve
-from s3diff_benchmarks.drawn import draw_picture
+from s3diff_benchmarks.drawn import draw_picture, middle
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.quality import bundle_names
 from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
@@ -115,12 +115,7 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
 
 
 def _cut(images: Sequence[Pixels], side: int) -> list[Pixels]:
-    """The middles of images, at most `side` pixels a side."""
-    windows = []
-    for image in images:
-        top, left = (max(length - side, 0) // 2 for length in image.shape[:2])
-        windows.append(np.ascontiguousarray(image[top : top + side, left : left + side]))
-    return windows
+    return [np.ascontiguousarray(middle(image, side)) for image in images]
 
 
 def _drawn(request: FidelityRequest, side: int, count: int) -> list[Pixels]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from s3diff_benchmarks.report import Cell, Column, Table
+from s3diff_benchmarks.report import Cell, Column, Table, bounds_of
 
 NOTHING = "–"
 """Stands where there is no figure."""
@@ -27,7 +27,7 @@ def shown(cell: Cell, column: Column) -> str:
 def visible(table: Table) -> tuple[int, ...]:
     """Places of the columns that people see: "NAME low" and "NAME high" stand in the cells of NAME."""
     names = [column.name for column in table.columns]
-    bounds = {bound for name in names for bound in _bounds(name)}
+    bounds = {bound for name in names for bound in bounds_of(name)}
     return tuple(place for place, name in enumerate(names) if name not in bounds)
 
 
@@ -36,14 +36,10 @@ def shown_at(table: Table, row: Sequence[Cell], place: int) -> str:
     column = table.columns[place]
     text = shown(row[place], column)
     cells = {other.name: cell for other, cell in zip(table.columns, row, strict=True)}
-    low, high = (cells.get(bound) for bound in _bounds(column.name))
+    low, high = (cells.get(bound) for bound in bounds_of(column.name))
     if low is None or high is None:
         return text
     return f"{text} [{shown(low, column)}, {shown(high, column)}]"
-
-
-def _bounds(name: str) -> tuple[str, str]:
-    return f"{name} low", f"{name} high"
 
 
 def rounded(value: float, digits: int = 3) -> str:

@@ -7,7 +7,7 @@ padding, sizes to resize to), so these are computed on the way; nothing else is.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,13 +243,3 @@ class _Walk:
 
     def _opset(self, domain: str) -> int:
         return next((int(each.version) for each in self.model.opset_import if each.domain == domain), 1)
-
-
-def parameters(works: Mapping[str, Work]) -> int:
-    """Weights of the stages together."""
-    return sum(work.parameters for work in works.values())
-
-
-def stages_with_work(works: Mapping[str, Work]) -> Iterator[tuple[str, Work]]:
-    """The stages that compute anything that is counted."""
-    return ((stage, work) for stage, work in works.items() if work.flops)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from s3diff_benchmarks.drawn import middle
 from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.meters import GpuMeter
 from s3diff_benchmarks.methods import Method, require_pictures
@@ -93,9 +94,7 @@ class Timings:
 
 def picture_of(image: Pixels, side: int) -> Pixels:
     """A square of that side from the middle of an image, mirrored at its borders where it is too small."""
-    height, width, _ = image.shape
-    top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
-    cut = image[top : top + side, left : left + side]
+    cut = middle(image, side)
     missing = [(0, side - length) for length in cut.shape[:2]]
     return np.pad(cut, [*missing, (0, 0)], mode="symmetric")
 

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from s3diff_benchmarks.ceilings import Ceilings
 from s3diff_benchmarks.difference import NOTE, Difference
 from s3diff_benchmarks.flops import Work
 from s3diff_benchmarks.latency import CALL, Case, Timings, summaries
-from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
+from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table, seconds_columns
 from s3diff_benchmarks.statistics import Summary
 
 _SECONDS = ("least", "median", "low", "high", "p95", "p99")
 Works = Mapping[tuple[str, Case], Mapping[str, Work]]
 """Of every stage, by method and case."""
-
-
-@dataclass(frozen=True)
-class _Rate:
-    """What a stage computes, and how fast."""
-
-    work: Work
-    seconds: float
-
-    @property
-    def flops(self) -> float:
-        return self.work.flops / self.seconds
 
 
 def latency_table(timings: Sequence[Timings]) -> Table:
@@ -59,10 +46,7 @@ def latency_table(timings: Sequence[Timings]) -> Table:
             Column(name="batch"),
             Column(name="part"),
             Column(name="rounds"),
-            *(
-                Column(name=name, unit="s", better="" if name in ("low", "high") else "lower")
-                for name in _SECONDS
-            ),
+            *seconds_columns(_SECONDS),
             Column(name="rate", unit="images/s", better="higher"),
             Column(name="time, first method = 1"),
             Column(name="energy", unit="J/image", better="lower"),
@@ -200,8 +184,8 @@ def roofline_points(timings: Sequence[Timings], works: Works, method: str) -> li
     for timing in timings:
         for stage, work in works.get((timing.method, timing.case), {}).items():
             if timing.method == method and work.flops and stage in timing.stages:
-                rate = _Rate(work, Summary.of(timing.stages[stage]).median)
-                points.setdefault(stage, []).append((work.intensity, rate.flops / 1e12))
+                rate = work.flops / Summary.of(timing.stages[stage]).median
+                points.setdefault(stage, []).append((work.intensity, rate / 1e12))
     return [
         Series(name=stage, x=tuple(x for x, _ in found), y=tuple(y for _, y in found))
         for stage, found in points.items()
@@ -249,7 +233,7 @@ def _together(works: Mapping[str, Work]) -> Work | None:
 def _achieved(work: Work | None, seconds: float, ceilings: Ceilings | None) -> tuple[Cell, ...]:
     if work is None or not work.flops or not seconds:
         return None, None, None, None
-    rate = _Rate(work, seconds).flops
+    rate = work.flops / seconds
     shares = (
         (100 * rate / ceilings.flops, 100 * rate / ceilings.at(work.intensity)) if ceilings else (None, None)
     )

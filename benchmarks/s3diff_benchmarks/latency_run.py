@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from PIL import Image
 from s3diff_benchmarks.assembly import Findings
 from s3diff_benchmarks.ceilings import Ceilings, measure_ceilings, roofline
 from s3diff_benchmarks.cold_start import Task, cold_start_table, measure_cold_start
-from s3diff_benchmarks.drawn import draw_picture
+from s3diff_benchmarks.drawn import given_or_drawn
 from s3diff_benchmarks.flops import bundle_work
 from s3diff_benchmarks.latency import Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.latency_report import (
@@ -35,7 +34,6 @@ from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report import Table
 from s3diff_benchmarks.weights import Weights, load_pytorch
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.images import open_photograph
 from s3diff_runtime.options import UpscaleOptions
 from s3diff_runtime.saving import save
 
@@ -65,10 +63,6 @@ class LatencyRequest:
         """Every size with every batch."""
         return [Case(side, batch) for side in self.sizes for batch in self.batches]
 
-    def options(self) -> dict[str, Any]:
-        """For the report."""
-        return asdict(self)
-
 
 def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) -> Findings:
     """Measure everything that was asked for.
@@ -81,7 +75,7 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
     Raises:
         RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
     """
-    image = open_photograph(request.image).pixels if request.image else draw_picture(512, 512, seed=0)
+    image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
     with ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.quality import bundle_names
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.manifest import Manifest
 from s3diff_runtime.options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 
@@ -99,12 +98,6 @@ def open_bundles(
     if not found.methods and last is not None:
         raise last
     return Opening(found.methods, notes)
-
-
-def describe(method: BundleMethod) -> tuple[str, str, str, str]:
-    """Engine, device, LoRA mode and precision."""
-    manifest: Manifest = method.upscaler.manifest
-    return method.upscaler.engine, method.upscaler.device, manifest.lora_mode, manifest.precision
 
 
 def require_pictures(name: str, images: Iterable[Pixels]) -> None:

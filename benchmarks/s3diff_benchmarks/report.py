@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -33,6 +33,18 @@ class Column(Part):
     """Which way is an improvement; empty where neither is."""
     digits: int = 3
     """Significant digits that people are shown; the JSON has all."""
+
+
+def bounds_of(name: str) -> tuple[str, str]:
+    """Names of the columns that hold the interval of the column `name`."""
+    return f"{name} low", f"{name} high"
+
+
+def seconds_columns(fields: Sequence[str]) -> tuple[Column, ...]:
+    """The columns of fields of a `statistics.Summary` in seconds; its bounds are neither better nor worse."""
+    return tuple(
+        Column(name=field, unit="s", better="" if field in ("low", "high") else "lower") for field in fields
+    )
 
 
 class Table(Part):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.no_reference import NoReference, no_reference_scores
-from s3diff_benchmarks.report import Cell, Column
+from s3diff_benchmarks.report import Cell, Column, bounds_of
 from s3diff_benchmarks.statistics import Mean
 from s3diff_training.errors import RequestError as WeightsError
 from s3diff_training.metrics import high_frequency_energy, psnr_y, ssim_y
@@ -44,8 +44,8 @@ class Score:
     def columns(self) -> tuple[Column, ...]:
         """The mean's column, and those of its interval."""
         mean = Column(name=self.label, unit=self.unit, better=self.better, digits=self.digits)
-        bounds = (f"{self.label} low", f"{self.label} high")
-        return mean, *(Column(name=name, unit=self.unit, digits=self.digits) for name in bounds)
+        bounds = (Column(name=name, unit=self.unit, digits=self.digits) for name in bounds_of(self.label))
+        return mean, *bounds
 
 
 @dataclass(frozen=True)

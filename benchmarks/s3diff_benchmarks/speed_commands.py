@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -123,7 +124,7 @@ def latency(
     request = LatencyRequest(
         bundle, vs, engines, device, sizes, batches, seconds, warm_up, cold_starts, threads, image
     )
-    assembly = Assembly("latency", f"Latency of {bundle.resolve().name}", request.options(), (bundle, *vs))
+    assembly = Assembly("latency", f"Latency of {bundle.resolve().name}", asdict(request), (bundle, *vs))
     assembly.publish(run_latency(request, weights, assembly.machine.name), output)
 
 
@@ -184,5 +185,5 @@ def throughput(
 
     output.check()
     request = ThroughputRequest(bundle, engine, devices, size, callers, batch, seconds, threads, image)
-    assembly = Assembly("throughput", f"Throughput of {bundle.resolve().name}", request.options(), (bundle,))
+    assembly = Assembly("throughput", f"Throughput of {bundle.resolve().name}", asdict(request), (bundle,))
     assembly.publish(run_throughput(request), output)

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.drawn import draw_picture
+from s3diff_benchmarks.drawn import given_or_drawn
 from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.latency import picture_of
 from s3diff_benchmarks.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.meters import gpu_meter
 from s3diff_benchmarks.methods import require_pictures
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
+from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table, seconds_columns
 from s3diff_benchmarks.statistics import Progress
 from s3diff_runtime.batch import Batch, BatchOptions
 from s3diff_runtime.devices import listed_devices
 from s3diff_runtime.fleet import Fleet
-from s3diff_runtime.images import open_photograph
 from s3diff_runtime.jobs import plan_jobs
 from s3diff_runtime.options import UpscaleOptions
 from s3diff_runtime.saving import save
@@ -56,10 +54,6 @@ class ThroughputRequest:
     threads: int | None = None
     image: Path | None = None
 
-    def options(self) -> dict[str, Any]:
-        """For the report."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class _FolderRun:
@@ -78,7 +72,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
     """
     devices = listed_devices(request.devices)
-    source = open_photograph(request.image).pixels if request.image else draw_picture(512, 512, seed=0)
+    source = given_or_drawn(request.image)
     image = picture_of(source, request.size)
     options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
     with (
@@ -199,10 +193,7 @@ def _load_table(name: str, title: str, loads: Sequence[Load]) -> Table:
         columns=(
             head,
             Column(name="served", unit="images/s", better="" if by_rate else "higher"),
-            *(
-                Column(name=each, unit="s", better="" if each in ("low", "high") else "lower")
-                for each in _WAITS
-            ),
+            *seconds_columns(_WAITS),
             Column(name="images"),
             *((Column(name="given up", better="lower"),) if by_rate else ()),
         ),

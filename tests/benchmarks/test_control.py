@@ -15,6 +15,7 @@ from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
 from s3diff_benchmarks import control
 from s3diff_benchmarks.control import ControlRequest, measure_control
+from s3diff_benchmarks.drawn import middle
 from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.scores import DETAIL, ScoreRequest, load_scores
 from s3diff_export.cli import cli, run
@@ -78,8 +79,8 @@ def test_merged_bundles_say_which_bin_answered(tmp_path: Path) -> None:
 
 def test_large_results_are_cut_to_their_middle() -> None:
     pixels = noise(500, 400)
-    assert (control._middle(pixels) == pixels[58:442, 8:392]).all()
-    assert (control._middle(pixels[:50, :60]) == pixels[:50, :60]).all()
+    assert (middle(pixels, control._CELL) == pixels[58:442, 8:392]).all()
+    assert (middle(pixels[:50, :60], control._CELL) == pixels[:50, :60]).all()
 
 
 # --- the command ----------------------------------------------------------------------------------

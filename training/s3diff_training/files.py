@@ -1,7 +1,8 @@
-"""Files and folders that exist whole or not at all."""
+"""Files and folders that exist whole or not at all, and files inside installed packages."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -49,3 +50,13 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def installed_file(package: str, name: str) -> Path | None:
+    """A file of an installed top-level package, by its path inside; None where there is none.
+
+    The package is found without running it, so that what it imports stays unloaded and may be absent.
+    """
+    spec = importlib.util.find_spec(package)
+    paths = [Path(folder) / name for folder in (spec.submodule_search_locations or ())] if spec else []
+    return next((path for path in paths if path.is_file()), None)

