@@ -22,7 +22,7 @@ ROOMS = {
     "s3diff_benchmarks": REPOSITORY / "benchmarks" / "s3diff_benchmarks",
 }
 MAY_IMPORT = {
-    "s3diff_training": set(),
+    "s3diff_training": {"s3diff_runtime"},
     "s3diff_export": {"s3diff_training", "s3diff_runtime"},
     "s3diff_runtime": set(),
     "s3diff_benchmarks": {"s3diff_runtime", "s3diff_training"},

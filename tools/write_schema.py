@@ -2,7 +2,7 @@
 
     python tools/write_schema.py
 
-To be run after every change of `s3diff_runtime.manifest` or `s3diff_benchmarks.report`; a test fails while a
+To be run after every change of the manifest or of the report; a test fails while a
 file is out of date.
 """
 
@@ -17,8 +17,8 @@ import click
 from pydantic import BaseModel
 
 from s3diff_benchmarks.report import Report
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.files import replacing
-from s3diff_runtime.manifest import Manifest
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType(

@@ -15,8 +15,8 @@ from s3diff_benchmarks.machine import Machine, describe_machine
 from s3diff_benchmarks.output_options import typed_command
 from s3diff_benchmarks.report import BundleFacts, Picture, Plot, Report, Table
 from s3diff_benchmarks.writing import Output, publish
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import MANIFEST_NAME, Manifest
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Assembly:
             bundles: that are measured.
 
         Raises:
-            BundleError (of the runtime): for a folder that is no bundle.
+            BundleError: for a folder that is no bundle.
         """
         self._start = perf_counter()
         self._kind, self._title = kind, title

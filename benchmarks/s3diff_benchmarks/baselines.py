@@ -10,13 +10,12 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s3diff_benchmarks.methods import Upscaled
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import (
     Modulation,
@@ -28,7 +27,6 @@ from s3diff_training.network import (
 )
 from s3diff_training.network.diffusion import guide
 
-Pixels = NDArray[np.uint8]
 RELEASED = "PyTorch as released"
 TUNED = "PyTorch tuned"
 

@@ -16,10 +16,11 @@ from onnx import helper
 
 from s3diff_benchmarks.report import Column, Plot, Series, Table
 from s3diff_benchmarks.statistics import Summary, sample_interleaved
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.manifest import Stage
-from s3diff_runtime.parts import TensorSpec
-from s3diff_runtime.session import Lane, OnnxEngine
+from s3diff_runtime.engines.interface import Lane
+from s3diff_runtime.engines.onnx import OnnxEngine
 
 _GPU_SIDE, _CPU_SIDE = 8192, 1536
 _GPU_ELEMENTS, _CPU_ELEMENTS = 2**29, 2**26
@@ -73,7 +74,7 @@ def measure_ceilings(device: str, precision: str, threads: int | None, seconds: 
         seconds: to spend, about.
 
     Raises:
-        RequestError (of the runtime): when ONNX Runtime does not serve the device.
+        RequestError: when ONNX Runtime does not serve the device.
     """
     on_gpu = device != "cpu"
     dtype = np.dtype(np.float16 if on_gpu and precision == "fp16" else np.float32)

@@ -13,8 +13,8 @@ from statistics import median
 from time import monotonic, perf_counter
 from typing import Any
 
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.report import Column, Table
+from s3diff_runtime.errors import JobError
 
 _LONGEST = 1800.0
 """Seconds after which a process is given up."""
@@ -125,7 +125,7 @@ def _child(task: Task, started: float) -> ColdStart:
     opener = _bundle_opener(task) if task.bundle else _pytorch_opener(task)
     imports = perf_counter() - start
     from s3diff_benchmarks.meters import gpu_meter
-    from s3diff_runtime.images import open_photograph
+    from s3diff_runtime.pictures.photograph import open_photograph
 
     image = open_photograph(task.image).pixels
     with ExitStack() as opened:
@@ -148,7 +148,7 @@ def _child(task: Task, started: float) -> ColdStart:
 
 
 def _bundle_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
-    from s3diff_runtime.options import UpscaleOptions
+    from s3diff_runtime.upscale_options import UpscaleOptions
     from s3diff_runtime.upscaler import Upscaler
 
     def open_bundle(opened: ExitStack) -> Callable[[Any], object]:

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3diff_benchmarks.compare import Change, Comparison, Verdict, compare_reports
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.figures import NOTHING, rounded
 from s3diff_benchmarks.reading import read_report
+from s3diff_runtime.errors import JobError
 
 _SHOWN: tuple[Verdict, ...] = ("regression", "improvement", "new", "gone")
 _PATH = click.Path(path_type=Path)

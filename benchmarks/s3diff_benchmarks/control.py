@@ -12,12 +12,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from s3diff_benchmarks.assembly import Findings
 from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.errors import RequestError
-from s3diff_benchmarks.pairs import LEAST_SIDE, SCALE
+from s3diff_benchmarks.pairs import LEAST_SIDE
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
-from s3diff_benchmarks.scores import DETAIL, Pixels, Sample, Scores
+from s3diff_benchmarks.scores import DETAIL, Sample, Scores
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.upscaler import Result, Upscaler
+from s3diff_runtime.vocabulary import SCALE, Pixels
 
 _MOST_STEPS = 11
 _CELL = 384
@@ -67,7 +68,7 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
 
     Raises:
         RequestError: when the truth is not four times as large as the input, or too small to score.
-        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+        RequestError, BundleError, JobError: see `Upscaler`.
     """
     expected = (SCALE * lr.shape[0], SCALE * lr.shape[1])
     if truth is not None and truth.shape[:2] != expected:

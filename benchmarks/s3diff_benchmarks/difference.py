@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s3diff_benchmarks.report import Cell, Column, Plot, Series
-
-Pixels = NDArray[np.uint8]
+from s3diff_runtime.vocabulary import Pixels
 
 COLUMNS = (
     Column(name="error", unit="levels", better="lower"),

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s3diff_benchmarks.errors import RequestError
-from s3diff_training.files import installed_file
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import installed_file
 from s3diff_training.losses.lpips import LPIPS
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.images import open_photograph
+from s3diff_runtime.pictures.photograph import open_photograph
 
 _ELLIPSES = 6
 
@@ -36,7 +36,7 @@ def given_or_drawn(path: Path | None) -> NDArray[np.uint8]:
     """A photograph, or for None a drawn picture of 512 pixels a side: uint8 RGB `[H, W, 3]`.
 
     Raises:
-        RequestError (of the runtime): when there is no such photograph.
+        RequestError: when there is no such photograph.
     """
     return open_photograph(path).pixels if path else draw_picture(512, 512, seed=0)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.errors import JobError, RequestError
 from s3diff_benchmarks.index import Finished, write_index
 from s3diff_benchmarks.output_options import output_options, typed_command
 from s3diff_benchmarks.parts import PARTS, plan, run_command, run_part
 from s3diff_benchmarks.writing import INDEX_NAME, Output
+from s3diff_runtime.errors import JobError, RequestError
 
 _PATH = click.Path(path_type=Path)
 _BUNDLE = "demo.bundle"

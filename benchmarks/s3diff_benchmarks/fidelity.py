@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.difference import COLUMNS, NOTE, Difference, Pixels, curve
+from s3diff_benchmarks.difference import COLUMNS, NOTE, Difference, curve
 from s3diff_benchmarks.drawn import draw_picture, middle
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.quality import bundle_names
 from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
 from s3diff_benchmarks.restorers import exact
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BundleError, RequestError
-from s3diff_runtime.manifest import Manifest
-from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
+from s3diff_runtime.vocabulary import Pixels
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -85,7 +86,7 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
         network: of the bundles' weights, in fp32; None compares tiles alone.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): when a bundle runs with no engine at all.
+        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
     for folder in (request.bundle, *request.vs):
         Upscaler.open(folder, "auto", request.device).close()

@@ -18,8 +18,8 @@ import onnx.inliner
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from s3diff_benchmarks.errors import JobError
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import JobError
 
 Shape = tuple[int, ...]
 

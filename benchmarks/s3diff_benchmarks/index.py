@@ -56,7 +56,7 @@ def write_index(folder: Path, command: str, parts: Sequence[Finished], html: boo
 
     Raises:
         RequestError: when a report cannot be read back.
-        JobError (of the runtime): when the disk refuses.
+        JobError: when the disk refuses.
     """
     reports = {part.name: read_report(folder / part.name) for part in parts if part.report}
     texts = {

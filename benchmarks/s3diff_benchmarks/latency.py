@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.meters import GpuMeter
 from s3diff_benchmarks.methods import Method, require_pictures
 from s3diff_benchmarks.statistics import Progress, Summary, sample_interleaved
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.images import open_photograph
-from s3diff_runtime.saving import save
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.vocabulary import Pixels
 
-Pixels = NDArray[np.uint8]
 CALL, END_TO_END = "call", "end to end"
 """From pixels to pixels, and from file to file."""
 DECODE, ENCODE = "decode", "encode"

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.assembly import Findings
@@ -34,10 +32,10 @@ from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report import Table
 from s3diff_benchmarks.weights import Weights, load_pytorch
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import UpscaleOptions
-from s3diff_runtime.saving import save
+from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.vocabulary import Pixels
 
-Pixels = NDArray[np.uint8]
 _CEILING_SECONDS = 6.0
 _WITHOUT_PYTORCH = "PyTorch was not timed: pass --demo, or --base and --checkpoint"
 
@@ -73,7 +71,7 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
         machine: its name, for the paper's table.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+        RequestError, BundleError, JobError: see `Upscaler`.
     """
     image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from s3diff_benchmarks.machine import nvml
-from s3diff_runtime.devices import Device
+from s3diff_runtime.engines.devices import Device
 
 
 class GpuMeter:

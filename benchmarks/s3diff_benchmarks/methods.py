@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.quality import bundle_names
-from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.errors import JobError, RequestError
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
-
-Pixels = NDArray[np.uint8]
+from s3diff_runtime.vocabulary import Pixels
 
 
 class Upscaled(NamedTuple):
@@ -81,7 +76,7 @@ def open_bundles(
         opened: closes them.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): see `Upscaler.open`; of a missing engine, only
+        RequestError, BundleError, JobError: see `Upscaler.open`; of a missing engine, only
             when nothing could be opened.
     """
     found, notes, last = Opening([], []), [], None

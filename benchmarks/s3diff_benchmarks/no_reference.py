@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_benchmarks.errors import RequestError
+from s3diff_runtime.errors import RequestError
 
 LABELS = {"niqe": "NIQE", "musiq": "MUSIQ", "maniqa-pipal": "MANIQA", "clipiqa": "CLIPIQA"}
 """pyiqa's names of the scores in the paper's tables, as users of its published protocol take them."""

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
-from s3diff_benchmarks.errors import RequestError
-from s3diff_runtime.images import open_photograph, photograph_size
-from s3diff_runtime.saving import SUFFIXES
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.formats import SUFFIXES
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
+from s3diff_runtime.vocabulary import SCALE
 
-SCALE = 4
 LEAST_SIDE = 8
 """Of inputs with a truth: LPIPS and SSIM look at larger surroundings than smaller results have."""
 SECONDS_NAME = "seconds.json"
@@ -115,7 +115,7 @@ def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
 
 
 def pixels_of(path: Path) -> NDArray[np.uint8]:
-    """An image as uint8 RGB `[H, W, 3]`, upright. Raises `RequestError` (of the runtime) where that fails."""
+    """An image as uint8 RGB `[H, W, 3]`, upright. Raises `RequestError` where that fails."""
     return np.array(open_photograph(path).pixels)  # a copy that may be written to, which torch insists on
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.index import Finished
+from s3diff_runtime.errors import JobError
 
 PARTS = ("latency", "throughput", "quality", "fidelity", "control")
 """In the order in which they run; also the names of their folders."""

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.report import Cell, Column, Table
+from s3diff_runtime.errors import RequestError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.pairs import Case, Peer, find_cases, find_peer, pixels_of
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import PublishedQuality, quality_rows
@@ -30,6 +29,7 @@ from s3diff_benchmarks.restorers import (
     with_pytorch,
 )
 from s3diff_benchmarks.scores import Sample, Scores
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.upscaler import Upscaler
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def measure_quality(
         network: on its device, for a row of PyTorch; None leaves it out.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+        RequestError, BundleError, JobError: see `Upscaler`.
     """
     with ExitStack() as opened:
         rows = _methods(request, inputs.peers, network, opened)

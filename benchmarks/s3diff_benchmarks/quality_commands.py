@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from s3diff_benchmarks.assembly import Assembly
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.output_options import output_options
 from s3diff_benchmarks.weights import Weights, load_pytorch, weights_options
 from s3diff_benchmarks.writing import Output
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3diff_benchmarks.machine import Machine
-from s3diff_runtime.manifest import Manifest
-from s3diff_runtime.parts import Sha256, UtcTime
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.records import Sha256, UtcTime
 
 REVISION: Final = 1
 """Of the JSON; docs/bench-report.schema.json describes it."""

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from s3diff_benchmarks.pairs import Case, Peer, pixels_of
 from s3diff_runtime.upscaler import Upscaler
+from s3diff_runtime.vocabulary import Pixels
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
 
-Pixels = NDArray[np.uint8]
 BICUBIC = "bicubic"
 PYTORCH = "PyTorch fp32"
 

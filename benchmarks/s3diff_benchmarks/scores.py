@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.no_reference import NoReference, no_reference_scores
 from s3diff_benchmarks.report import Cell, Column, bounds_of
 from s3diff_benchmarks.statistics import Mean
-from s3diff_training.errors import RequestError as WeightsError
+from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.metrics import high_frequency_energy, psnr_y, ssim_y
 
-Pixels = NDArray[np.uint8]
 LPIPS_LABELS = {"alex": "LPIPS", "vgg": "LPIPS-VGG"}
 DETAIL = "fine detail"
 
@@ -119,14 +117,14 @@ def load_scores(request: ScoreRequest) -> Scores:
 def _learned(request: ScoreRequest) -> Iterator[Score | str]:
     """LPIPS and DISTS, each followed by a note on its weights."""
     from s3diff_benchmarks.dists import DISTS
-    from s3diff_benchmarks.errors import RequestError
+    from s3diff_runtime.errors import RequestError
     from s3diff_training.losses.lpips import LPIPS
 
     vgg: LPIPS | None = None
     for net, label in LPIPS_LABELS.items():
         try:
             model = LPIPS.load(net, request.lpips_weights).to(request.device)  # type: ignore[arg-type]
-        except WeightsError as error:
+        except RequestError as error:
             if request.lpips_weights:
                 raise
             yield f"{label} was not measured: {error}"

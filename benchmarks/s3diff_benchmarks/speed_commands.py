@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from s3diff_benchmarks.assembly import Assembly
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.output_options import output_options
 from s3diff_benchmarks.weights import Weights, weights_options
 from s3diff_benchmarks.writing import Output
+from s3diff_runtime.errors import RequestError
 
 _PATH = click.Path(path_type=Path)
 

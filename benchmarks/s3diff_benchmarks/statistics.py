@@ -12,7 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_benchmarks.errors import RequestError
+from s3diff_runtime.errors import RequestError
 
 CONFIDENCE = 0.95
 """Of all intervals."""

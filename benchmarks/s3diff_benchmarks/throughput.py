@@ -8,13 +8,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_benchmarks.assembly import Findings
 from s3diff_benchmarks.drawn import given_or_drawn
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.latency import picture_of
 from s3diff_benchmarks.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.meters import gpu_meter
@@ -22,14 +19,15 @@ from s3diff_benchmarks.methods import require_pictures
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table, seconds_columns
 from s3diff_benchmarks.statistics import Progress
-from s3diff_runtime.batch import Batch, BatchOptions
-from s3diff_runtime.devices import listed_devices
-from s3diff_runtime.fleet import Fleet
-from s3diff_runtime.jobs import plan_jobs
-from s3diff_runtime.options import UpscaleOptions
-from s3diff_runtime.saving import save
+from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.jobs import plan_jobs
+from s3diff_runtime.batch.run import Batch, BatchOptions
+from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.errors import JobError
+from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.vocabulary import Pixels
 
-Pixels = NDArray[np.uint8]
 RATES = (0.5, 0.7, 0.8, 0.9, 1.0, 1.2)
 """Of arrivals, as shares of what callers that wait were served at best."""
 _FOLDER_SHARE, _CLOSED_SHARE = 0.2, 0.4
@@ -69,7 +67,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     """Measure everything that was asked for.
 
     Raises:
-        RequestError, BundleError, JobError (of the runtime): see `Upscaler`.
+        RequestError, BundleError, JobError: see `Upscaler`.
     """
     devices = listed_devices(request.devices)
     source = given_or_drawn(request.image)

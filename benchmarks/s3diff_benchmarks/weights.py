@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from s3diff_benchmarks.errors import RequestError
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import RequestError
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -81,7 +81,7 @@ def load_pytorch(weights: Weights) -> S3Diff:
     """The network in PyTorch: evaluation mode, fp32, on the CPU, without gradients.
 
     Raises:
-        CheckpointError (of the training room): when base and checkpoint are unreadable or do not fit.
+        CheckpointError: when base and checkpoint are unreadable or do not fit.
     """
     from s3diff_training.checkpoints import build_network, read_checkpoint
     from s3diff_training.network import load_base

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.figures import heading, shown_at, visible
 from s3diff_benchmarks.markdown import to_markdown
 from s3diff_benchmarks.report import Report, Table
-from s3diff_training.files import replacing
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import replacing
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
@@ -106,7 +106,7 @@ def write_report(
     Raises:
         RequestError: when the folder is in the way.
         ValueError: when an image is missing, or the name of an extra file is not a plain one of its own.
-        JobError (of the training room): when the disk refuses.
+        JobError: when the disk refuses.
     """
     Output(folder, force).check()
     named = {name for picture in report.pictures for name in (picture.before, picture.after)}

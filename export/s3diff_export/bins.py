@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from s3diff_export.errors import RequestError
-from s3diff_runtime.manifest import Bin
+from s3diff_runtime.bundle.manifest import Bin
+from s3diff_runtime.errors import RequestError
 from s3diff_training.network import S3Diff
 from s3diff_training.network.color import bicubic_upscale, correct_color
 from s3diff_training.network.diffusion import guide

@@ -23,17 +23,18 @@ from torch import nn
 from s3diff_export.bins import bin_costs
 from s3diff_export.check_images import check_images
 from s3diff_export.engines import AddedEngines, add_engines, require_builder
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import StageGraph, export_onnx, stage_graphs
 from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_export.reference import CheckCase, Reference, check_cases, references
 from s3diff_export.verify import ParityReport, check_sane, verify
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import SHARED, Bin, FileRecord, Guidance, Manifest, Prompts, Source, Stage
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.errors import BuildError, RequestError
+from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints import build_network, read_checkpoint
 from s3diff_training.data import from_uint8
-from s3diff_training.files import replacing
 from s3diff_training.network import S3Diff, load_base
 
 Progress = Callable[[str], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_export.errors import RequestError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.data import PhotographFolder
 
 DRAWN_SIZES = ((48, 64), (37, 53), (64, 32))

@@ -17,17 +17,18 @@ from s3diff_export.build import build as build_bundle
 from s3diff_export.check_images import check_images
 from s3diff_export.engine_commands import chosen_engines, engine_options, show_engines
 from s3diff_export.engines.layers import LayerReport, compare_layers
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_export.progress import live_progress
 from s3diff_export.reference import Reference, check_cases, references
 from s3diff_export.verify import Gates, ParityReport
 from s3diff_export.verify import verify as verify_bundle
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.engine_records import Flavour
-from s3diff_runtime.engines import ENGINES, open_engine
-from s3diff_runtime.manifest import ColorFix, Manifest
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.choice import ENGINES, open_engine
+from s3diff_runtime.errors import BuildError, RequestError
+from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.demo import demo_model
 
 Command = TypeVar("Command", bound=Callable[..., Any])

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from s3diff_export.engines import AddedEngines, EngineOptions, SizeRange, add_engines
 from s3diff_export.engines.options import DEFAULT_TARGETS, HardwareCompatibility, parse_size
-from s3diff_export.errors import RequestError
 from s3diff_export.progress import live_progress
-from s3diff_runtime.engine_records import Flavour
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.errors import RequestError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(path_type=Path)

@@ -8,10 +8,11 @@ from typing import get_args
 
 from s3diff_export.bins import grid
 from s3diff_export.engines.options import EngineOptions
-from s3diff_export.errors import RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.verify import Gates
-from s3diff_runtime.manifest import Bin, ColorFix
+from s3diff_runtime.bundle.manifest import Bin
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import ColorFix
 
 __all__ = ["BuildOptions", "ModelSource"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from s3diff_runtime.manifest import Bin
+from s3diff_runtime.bundle.manifest import Bin
 from s3diff_training.data import from_uint8
 from s3diff_training.network import S3Diff
 from s3diff_training.network.color import bicubic_upscale, correct_color

@@ -14,11 +14,12 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.reference import Array, CheckCase, Reference
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.manifest import SHARED, Manifest
-from s3diff_runtime.session import Engine, OnnxEngine, Session
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.interface import Engine, Session
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.errors import BuildError, RequestError
 
 _SATURATED = 0.98
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from s3diff_runtime.errors import BundleError, JobError, RequestError, RuntimeRoomError
+from s3diff_runtime.errors import BundleError, JobError, RequestError, S3DiffError
 
 if TYPE_CHECKING:
-    from s3diff_runtime.options import UpscaleOptions
+    from s3diff_runtime.upscale_options import UpscaleOptions
     from s3diff_runtime.upscaler import Result, Upscaler
 
 __all__ = [
@@ -24,14 +24,14 @@ __all__ = [
     "JobError",
     "RequestError",
     "Result",
-    "RuntimeRoomError",
+    "S3DiffError",
     "UpscaleOptions",
     "Upscaler",
 ]
 
 _HOMES = {
     "Result": "s3diff_runtime.upscaler",
-    "UpscaleOptions": "s3diff_runtime.options",
+    "UpscaleOptions": "s3diff_runtime.upscale_options",
     "Upscaler": "s3diff_runtime.upscaler",
 }
 

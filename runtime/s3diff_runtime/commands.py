@@ -7,11 +7,12 @@ from typing import Any, get_args
 
 import click
 
-from s3diff_runtime.images import MAX_PIXELS
-from s3diff_runtime.inspection import show_manifest
-from s3diff_runtime.manifest import ColorFix, Manifest
-from s3diff_runtime.saving import FORMATS, QUALITY
-from s3diff_runtime.upscaling import UpscaleRequest, run_upscale
+from s3diff_runtime.batch.upscaling import UpscaleRequest, run_upscale
+from s3diff_runtime.bundle.inspection import show_manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.pictures.formats import FORMATS, QUALITY
+from s3diff_runtime.pictures.photograph import MAX_PIXELS
+from s3diff_runtime.vocabulary import ColorFix
 
 _PATH = click.Path(path_type=Path)
 _SCORE = click.FloatRange(0, 1)

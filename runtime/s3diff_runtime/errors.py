@@ -1,27 +1,49 @@
-"""What can go wrong in the runtime; the command line turns each into one line and an exit code."""
+"""What can go wrong, in every room; the command line turns each into one line and an exit code."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 
-class RuntimeRoomError(Exception):
-    """Base of the room's errors. `exit_code` is what the command line exits with."""
+
+class S3DiffError(Exception):
+    """Base of all errors that are raised on purpose. `exit_code` is what the command line exits with."""
 
     exit_code = 1
 
 
-class RequestError(RuntimeRoomError):
-    """The request cannot be met as it stands: a wrong option, image, engine, device or folder."""
+class RequestError(S3DiffError):
+    """The request cannot be met as it stands: a wrong option, picture, engine, device, file or folder."""
 
     exit_code = 2
 
 
 class BundleError(RequestError):
-    """A bundle that is missing, damaged, altered, inconsistent, or newer than this runtime."""
+    """A bundle that is missing, damaged, altered, inconsistent, or newer than this version."""
 
 
-class JobError(RuntimeRoomError):
+class CheckpointError(RequestError):
+    """A checkpoint or base model that cannot be read, or does not fit what it is loaded into."""
+
+
+class JobError(S3DiffError):
     """The request was sound and the work failed: out of memory, a result that is not finite, a full disk."""
+
+
+class BuildError(JobError):
+    """An export that failed, a graph that TensorRT refuses, a gate of verification that does not hold."""
 
 
 class OutOfMemory(JobError):
     """The device or the host has not the memory that the work needs; smaller tiles or batches need less."""
+
+
+def refuse(problems: Iterable[str], what: str = "") -> None:
+    """Raise `RequestError` with all problems in one message, where there are any.
+
+    Args:
+        problems: each with what is wrong and what was expected.
+        what: put in front, such as `wrong sizes for this bundle`.
+    """
+    found = "; ".join(problems)
+    if found:
+        raise RequestError(f"{what}: {found}" if what else found)

@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.bundle.manifest import SHARED, Bin
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.interface import Lane, Value
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.manifest import SHARED, Bin
 from s3diff_runtime.prompts import PromptEncoder
-from s3diff_runtime.session import Lane, Value
 from s3diff_runtime.settings import Conditions, Degradation
-from s3diff_runtime.tiling import Pixels
+from s3diff_runtime.vocabulary import Pixels
 
 T = TypeVar("T", bound=np.generic)
 

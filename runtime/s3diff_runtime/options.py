@@ -1,60 +1,253 @@
-"""How an upscaler works, as against what it does to an image."""
+"""Options: frozen dataclasses whose fields carry type, range, default and help, each written once.
+
+```
+@dataclass(frozen=True)
+class Tiling(Options):
+    tile: int = option(128, "Input pixels of a tile's side; 0 never cuts.", least=0)
+    mode: Literal["fast", "exact"] = option("fast", "How tiles are blended.")
+```
+
+The field says what may be asked for, from Python as `Tiling(tile=64)` and on the command line as `--tile 64`
+(`command_line.takes` makes it). Everything that is out of range is told in one error. What was asked for is
+told apart from what is merely the default: `Tiling(tile=128).given` is `{"tile"}`, `Tiling().given` is empty.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, dataclass, field, fields
+from typing import (
+    Any,
+    Literal,
+    Self,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
+
+T = TypeVar("T", bound="Options")
+_KEY = "option"
 
 
 @dataclass(frozen=True)
-class UpscaleOptions:
-    """Sizes, limits and checks of an `Upscaler`.
+class OptionInfo:
+    """What a field says of itself besides type and default."""
+
+    help: str
+    flags: tuple[str, ...] = ()
+    """On the command line; `--field-name` by default, `--no-field-name` for what is on by default."""
+    least: float = -math.inf
+    most: float = math.inf
+    above: float = -math.inf
+    """Exclusive, as `below`."""
+    below: float = math.inf
+    shown: str | None = None
+    """The default as `--help` shows it, where that says more than the value."""
+    parse: Callable[[str], Any] | None = None
+    """Reads the text of the command line, where the field has another type; raises `RequestError`."""
+    metavar: str | None = None
+    positional: bool = False
+    repeated: bool = False
+    """Whether a tuple comes from an option that is given several times; else from one text with commas."""
+    env: str | None = None
+
+    def range_of(self) -> str:
+        """The range in words; empty where every number will do."""
+        both = math.isfinite(self.least) and math.isfinite(self.most)
+        parts = [f"from {self.least:g} to {self.most:g}"] if both else []
+        if math.isfinite(self.least) and not both:
+            parts.append(f"{self.least:g} or more")
+        if math.isfinite(self.most) and not both:
+            parts.append(f"{self.most:g} or less")
+        if math.isfinite(self.above):
+            parts.append(f"more than {self.above:g}")
+        if math.isfinite(self.below):
+            parts.append(f"less than {self.below:g}")
+        return " and ".join(parts)
+
+    def holds(self, number: float) -> bool:
+        """Whether a number is finite and in the range."""
+        return (
+            self.least <= number <= self.most and self.above < number < self.below and math.isfinite(number)
+        )
+
+
+def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:  # noqa: ANN401 - takes a field's place
+    """A field of `Options`.
+
+    Args:
+        default: of the option; without one it is required.
+        help: what it does, in one line.
+        info: more fields of `OptionInfo`.
+    """
+    return field(default=default, metadata={_KEY: OptionInfo(help, **info)})
+
+
+def argument(help: str, default: Any = MISSING, **info: Any) -> Any:  # noqa: ANN401
+    """A field of `Options` that the command line takes by its place; see `option`."""
+    return option(default, help, positional=True, **info)
+
+
+def group(default: Options | type[Options], only: Sequence[str] = ()) -> Any:  # noqa: ANN401
+    """A field that holds other `Options`, whose options stand among this class's own on the command line.
+
+    Args:
+        default: what the options are by default: an instance, or a class whose defaults they are.
+        only: names of the fields that are options; others keep their defaults. None named: all.
+    """
+    made: Any = default() if isinstance(default, type) else default
+    made.__dict__["given"] = frozenset()
+    return field(default=made, metadata={_KEY: tuple(only)})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Base of frozen dataclasses made of `option` fields.
 
     Raises:
-        RequestError: naming everything that is out of range.
+        RequestError: on construction, naming every field that is out of range and every combination that
+            does not fit (`problems`), at once.
     """
 
-    tile: int | None = 128
-    """Images with a longer side are cut into tiles of this side, in low-resolution pixels: by default what
-    the network was trained on. None or 0 never cuts. The default gives way to what engines take."""
-    overlap: int | None = None
-    """Low-resolution pixels over which neighbouring tiles blend into each other, at most half a tile. None
-    takes a quarter of the tile."""
-    batch: int = 4
-    """Images or tiles that run through the network at once. The default gives way to what engines take."""
-    threads: int | None = None
-    """Threads that work on one operator on the CPU; None takes the machine's cores."""
-    memory_mib: int = 4096
-    """Budget for the weights of bins that stay loaded, in MiB of files; for merged bundles."""
-    check: Literal["sizes", "hashes"] = "sizes"
-    """What is compared of large files on opening; small files are always hashed."""
-    check_finite: bool = False
-    """Whether each stage's output is searched for NaN and infinity."""
+    def __new__(cls, *values: object, **named: object) -> Self:
+        """Remember what was given."""
+        made = super().__new__(cls)
+        names = [each.name for each in fields(cls)] if values else []
+        made.__dict__["given"] = frozenset([*names[: len(values)], *named])
+        return made
 
     def __post_init__(self) -> None:
-        """Check every field."""
-        problems = list(self._problems())
-        if problems:
-            raise RequestError("; ".join(problems))
+        """Check every field, then what no single one shows."""
+        wrong = list(_range_problems(self))
+        refuse(wrong or self.problems())
 
-    def _problems(self) -> Iterator[str]:
-        if self.tile is not None and self.tile < 0:
-            yield f"tile is {self.tile}, expected 0 (never cut) or more low-resolution pixels"
-        if self.overlap is not None and not 0 <= 2 * self.overlap <= (self.tile or math.inf):
-            yield f"overlap is {self.overlap}, expected from 0 to half the tile of {self.tile}"
-        if self.batch < 1:
-            yield f"batch is {self.batch}, expected 1 or more"
-        if self.threads is not None and self.threads < 1:
-            yield f"threads is {self.threads}, expected 1 or more"
-        if self.memory_mib < 1:
-            yield f"memory_mib is {self.memory_mib}, expected 1 or more"
-        if self.check not in ("sizes", "hashes"):
-            yield f"check is {self.check!r}, expected sizes or hashes"
+    @property
+    def given(self) -> frozenset[str]:
+        """Names of the fields that were asked for; a group counts where one of its options was."""
+        given: frozenset[str] = self.__dict__["given"]
+        return given
 
-    def overlap_of(self, tile: int) -> int:
-        """`overlap`, settled for tiles of this side, which may be smaller than was asked for."""
-        return tile // 4 if self.overlap is None else min(self.overlap, tile // 2)
+    def problems(self) -> Iterator[str]:
+        """What is wrong with the fields together, each alone being in range; for subclasses."""
+        return iter(())
+
+    def but(self, **changes: Any) -> Self:  # noqa: ANN401 - values of fields
+        """The same with other values, which count as given only where they did before."""
+        made = type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | changes)
+        made.__dict__["given"] = self.given
+        return made
+
+    def flags_of(self, *names: str) -> list[str]:
+        """How the command line calls those of the fields that were given; all of them where none is named."""
+        infos = infos_of(type(self))
+        return [
+            infos[name].flags[0]
+            for name in infos
+            if name in self.given and (not names or name in names) and infos[name].flags
+        ]
+
+
+def infos_of(cls: type[Options]) -> dict[str, OptionInfo]:
+    """The options of a class by field, with the flags that the command line has for them."""
+    found = {}
+    for each in fields(cls):
+        info = each.metadata.get(_KEY)
+        if not isinstance(info, OptionInfo):
+            continue
+        if not info.flags and not info.positional:
+            no = "no-" if each.default is True else ""
+            info = dataclasses.replace(info, flags=(f"--{no}{each.name.replace('_', '-')}",))
+        found[each.name] = info
+    return found
+
+
+def groups_of(cls: type[Options]) -> dict[str, tuple[str, ...]]:
+    """The groups of a class by field, each with the names of its options; empty names mean all."""
+    return {
+        each.name: each.metadata[_KEY] for each in fields(cls) if isinstance(each.metadata.get(_KEY), tuple)
+    }
+
+
+def types_of(cls: type[Options]) -> dict[str, object]:
+    """The type of every field, without None."""
+    return {name: _without_none(hint) for name, hint in get_type_hints(cls).items()}
+
+
+def read(cls: type[T], values: Mapping[str, object], default: T | None = None, prefix: str = "") -> T:
+    """Make options of what a command line gave, groups and all; tells everything that is wrong at once.
+
+    Args:
+        cls: to make.
+        values: of what was given alone, by field; of a group's options by `group.field`.
+        default: an instance whose values stand for what was not given; None takes the class's own.
+        prefix: of the names in `values`.
+    """
+    made = {} if default is None else {each.name: getattr(default, each.name) for each in fields(cls)}
+    given: set[str] = set()
+    problems: list[str] = []
+    for name, info in infos_of(cls).items():
+        if prefix + name in values:
+            given.add(name)
+            with _noting(problems):
+                made[name] = _parsed(info, values[prefix + name])
+    for name in groups_of(cls):
+        if any(key.startswith(f"{prefix}{name}.") for key in values):
+            given.add(name)
+            own = made.get(name, cls.__dataclass_fields__[name].default)
+            with _noting(problems):
+                made[name] = read(type(own), values, own, f"{prefix}{name}.")
+    with _noting(problems):
+        options = cls(**made)
+        options.__dict__["given"] = frozenset(given)
+    refuse(problems)
+    return options
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    """Note a wrong request and go on."""
+    try:
+        yield
+    except RequestError as error:
+        problems.append(str(error))
+
+
+def _parsed(info: OptionInfo, value: Any) -> Any:  # noqa: ANN401
+    if info.parse is None:
+        return value
+    return tuple(map(info.parse, value)) if info.repeated else info.parse(value)
+
+
+def _without_none(hint: object) -> object:
+    if get_origin(hint) in (Union, types.UnionType):
+        parts = [part for part in get_args(hint) if part is not types.NoneType]
+        return parts[0] if len(parts) == 1 else hint
+    return hint
+
+
+def _range_problems(options: Options) -> Iterator[str]:
+    hints = types_of(type(options))
+    for name, info in infos_of(type(options)).items():
+        value, hint = getattr(options, name), hints[name]
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            expected = _expected(info, get_args(hint)[0] if get_origin(hint) is tuple else hint, one)
+            if expected:
+                yield f"{name} is {value if isinstance(value, tuple) else repr(one)}, expected {expected}"
+                break
+
+
+def _expected(info: OptionInfo, hint: object, value: object) -> str:
+    """What a value should have been; empty where it is right."""
+    if get_origin(hint) is Literal:
+        return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
+    if isinstance(value, int | float) and not isinstance(value, bool) and not info.holds(value):
+        return info.range_of() or "a finite number"
+    return ""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:

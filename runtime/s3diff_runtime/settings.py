@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict
 
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.manifest import Manifest
 
 
 class Degradation(NamedTuple):

@@ -15,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s3diff_runtime.backoff import Backoff, Sizes
-from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.bundle.manifest import Bin, Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.engines import open_engine
+from s3diff_runtime.engines.backoff import Backoff, Sizes
+from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory, RequestError
-from s3diff_runtime.images import Photograph, open_photograph
-from s3diff_runtime.limits import Limits
-from s3diff_runtime.manifest import Bin, Manifest
 from s3diff_runtime.network import Network
-from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.pictures.photograph import Photograph, open_photograph
+from s3diff_runtime.pictures.tiling import TilePlan, estimate_windows
 from s3diff_runtime.settings import Conditions, Degradation, UpscaleSettings
-from s3diff_runtime.tiling import Pixels, TilePlan, estimate_windows
+from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.vocabulary import Pixels
 
 ImageLike = str | Path | Image.Image | NDArray[Any]
 T = TypeVar("T")

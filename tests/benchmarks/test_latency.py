@@ -14,7 +14,6 @@ from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 
 from s3diff_benchmarks.ceilings import Ceilings, measure_ceilings, roofline
 from s3diff_benchmarks.cold_start import Task, measure_cold_start
-from s3diff_benchmarks.errors import JobError, RequestError
 from s3diff_benchmarks.flops import Work
 from s3diff_benchmarks.latency import CALL, END_TO_END, Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.latency_report import (
@@ -28,6 +27,7 @@ from s3diff_benchmarks.latency_report import (
 from s3diff_benchmarks.methods import Upscaled
 from s3diff_benchmarks.report import Table
 from s3diff_export import cli
+from s3diff_runtime.errors import JobError, RequestError
 
 QUICK = Sampling(seconds=0.2, warm_up=1, least=3)
 PICTURE = dark_noise(40, 40, brightest=250)

@@ -9,8 +9,8 @@ import pytest
 from tests.benchmarks.pictures import noise, write_folder
 
 from s3diff_benchmarks import pairs
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.pairs import Case, find_cases, find_peer, pixels_of
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.errors import RequestError as ImageError
 
 SMALL, LARGE = noise(8, 10), noise(32, 40)

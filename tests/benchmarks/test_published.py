@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.published import quality_rows, speed_rows, table3
+from s3diff_runtime.errors import RequestError
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
 from s3diff_benchmarks import quality_commands
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.quality import QualityRequest, bundle_names
 from s3diff_export.cli import cli, run
+from s3diff_runtime.errors import RequestError
 from s3diff_training.metrics import psnr_y
 
 NAMES = ("a", "b", "c", "d", "e")

@@ -14,11 +14,10 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from tests.benchmarks.pictures import Pixels, noise, smooth
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.pairs import Case, pixels_of
 from s3diff_benchmarks.restorers import bicubic
 from s3diff_benchmarks.scores import DETAIL, Sample, Score, ScoreRequest, Scores, load_scores
-from s3diff_training.errors import RequestError as WeightsError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 
 SHOWN = 3
@@ -34,7 +33,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> Scores:
 
 def forbid_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(net: str, _weights: Path | None = None) -> LPIPS:
-        raise WeightsError(f"no weights of {net}")
+        raise RequestError(f"no weights of {net}")
 
     monkeypatch.setattr(LPIPS, "load", load)
 
@@ -179,7 +178,7 @@ def test_missing_weights_leave_a_note(plain: Scores) -> None:
 
 
 def test_named_weights_must_be_there(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"no LPIPS weights at .*nowhere"):
+    with pytest.raises(RequestError, match=r"no LPIPS weights at .*nowhere"):
         load_scores(ScoreRequest(truth=True, lpips_weights=tmp_path / "nowhere"))
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.statistics import Mean, Summary, sample_interleaved
+from s3diff_runtime.errors import RequestError
 
 
 class Bench:

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.errors import RequestError
 from s3diff_benchmarks.figures import heading, rounded, shown
 from s3diff_benchmarks.markdown import code_block, to_markdown
 from s3diff_benchmarks.output_options import output_options
@@ -21,6 +20,7 @@ from s3diff_benchmarks.plots import draw
 from s3diff_benchmarks.reading import read_report
 from s3diff_benchmarks.report import Column, Picture, Plot, Report, Series
 from s3diff_benchmarks.writing import Output, publish, write_report
+from s3diff_runtime.errors import RequestError
 
 ROW = ("a", 1.0, 0.98, 1.02, 1.3, 500)
 

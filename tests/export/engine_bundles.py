@@ -15,7 +15,8 @@ from s3diff_export.build import build
 from s3diff_export.engines.building import Built
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
-from s3diff_runtime.manifest import FileRecord, Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.records import FileRecord
 
 OPTIONS = {
     "dynamic": BuildOptions(GraphOptions("dynamic", "fp16", prompts="runtime"), verify=False),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3diff_export.bins import grid, nearest, parse_bins
-from s3diff_export.errors import RequestError
+from s3diff_runtime.errors import RequestError
 
 scores = st.floats(0, 1)
 

@@ -18,12 +18,12 @@ from tests.training.small import SMALL_RANKS, random_checkpoint
 
 from s3diff_export.build import build
 from s3diff_export.cli import cli, run
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime import RequestError as RuntimeRequestError
 from s3diff_runtime import UpscaleOptions, Upscaler
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_training.checkpoints import write_checkpoint
 from s3diff_training.data import from_uint8
 from s3diff_training.network import S3Diff

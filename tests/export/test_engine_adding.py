@@ -18,10 +18,10 @@ from tests.export.models import Files
 from s3diff_export.cli import cli, run
 from s3diff_export.engines import EngineOptions, SizeRange, add_engines
 from s3diff_export.engines.building import EngineBuilder
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_runtime import BundleError, JobError
-from s3diff_runtime.manifest import Manifest
-from s3diff_training.errors import JobError as TrainingJobError
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import BuildError, RequestError
+from s3diff_runtime.errors import JobError as TrainingJobError
 
 ADA = EngineOptions("tensorrt-rtx", compute_capabilities=("8.9",))
 STAGES = ("estimator", "vae_encoder", "unet", "vae_decoder", "finish_wavelet")

@@ -16,11 +16,11 @@ from s3diff_export.engines.api import TensorRt
 from s3diff_export.engines.building import EngineBuilder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import Shapes
-from s3diff_export.errors import BuildError, RequestError
-from s3diff_runtime.engine_records import Flavour
-from s3diff_runtime.manifest import Stage
-from s3diff_runtime.parts import TensorSpec
-from s3diff_runtime.tensorrt.cuda import Gpu
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.engines.tensorrt.cuda import Gpu
+from s3diff_runtime.errors import BuildError, RequestError
 
 STAGE = Stage(
     inputs=(

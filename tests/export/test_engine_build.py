@@ -20,11 +20,11 @@ from s3diff_export.engines import EngineOptions, SizeRange, add_engines
 from s3diff_export.engines.api import TensorRt
 from s3diff_export.engines.building import EngineBuilder
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_export.errors import BuildError
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
-from s3diff_runtime.engine_records import EngineSidecar
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.engine_records import EngineSidecar
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import BuildError
 
 ADA = EngineOptions("tensorrt-rtx", compute_capabilities=("8.9",), optimization_level=0)
 _TOOLS = Path(__file__).resolve().parents[2] / "tools"

@@ -16,9 +16,9 @@ from tests.export.models import Files, photographs
 from s3diff_export.cli import cli, run
 from s3diff_export.engines import layers
 from s3diff_export.engines.layers import compare_layers, engine_of_all_layers, raised_to_fp32
-from s3diff_export.errors import RequestError
 from s3diff_export.verify import Gates
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import RequestError
 
 IMAGE = photographs(1, 20, 24, seed=3)[0]
 
@@ -115,7 +115,7 @@ def test_a_network_of_all_layers_builds_through_rtx(fused: Path) -> None:
 
 def test_an_engine_needs_a_gpu(fused: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(runtime: object) -> int:
-        raise layers.RuntimeRoomError("no usable GPU was found")
+        raise layers.S3DiffError("no usable GPU was found")
 
     monkeypatch.setattr(layers, "count_gpus", none)
     with pytest.raises(RequestError, match="--layers --engine tensorrt-rtx runs engines: no usable GPU"):

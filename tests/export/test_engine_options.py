@@ -15,10 +15,10 @@ from s3diff_export.engine_commands import chosen_engines, engine_options
 from s3diff_export.engines import EngineOptions, SizeRange
 from s3diff_export.engines.options import parse_size
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_export.errors import RequestError
-from s3diff_runtime.engine_records import Profile, Range
-from s3diff_runtime.manifest import Manifest, Stage
-from s3diff_runtime.parts import TensorSpec
+from s3diff_runtime.bundle.engine_records import Profile, Range
+from s3diff_runtime.bundle.manifest import Manifest, Stage
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.errors import RequestError
 
 RTX = EngineOptions("tensorrt-rtx")
 

@@ -12,12 +12,12 @@ from tests.export.models import DEGRADATIONS, error, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import Tensor, nn
 
-from s3diff_export.errors import RequestError
 from s3diff_export.graphs import GraphOptions, stage_graphs
 from s3diff_export.graphs.dynamic import branching
 from s3diff_export.graphs.fused import fusing
 from s3diff_export.graphs.merged import merging
 from s3diff_export.graphs.unet import OneStepUNet, PromptAttention
+from s3diff_runtime.errors import RequestError
 from s3diff_training.network import UNET_TARGETS, ModulatedLoRA, Modulation, NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.lora import ModulationSlot

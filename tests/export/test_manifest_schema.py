@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from s3diff_runtime.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = REPOSITORY / "docs" / "manifest.schema.json"

@@ -24,9 +24,10 @@ from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_export.reference import CheckCase, Reference, references
 from s3diff_export.verify import Gates, verify
 from s3diff_runtime import UpscaleOptions, Upscaler
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.manifest import SHARED, Bin, LoraMode, Manifest
-from s3diff_runtime.session import OnnxEngine
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.lora_modes import LoraMode
 from s3diff_training.parity import reference_network
 
 Array = NDArray[Any]

@@ -18,8 +18,9 @@ from tests.training.small import SMALL_RANKS
 from torch import Tensor
 
 from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
-from s3diff_runtime.manifest import SHARED, ColorFix, Stage
-from s3diff_runtime.session import OnnxEngine
+from s3diff_runtime.bundle.manifest import SHARED, Stage
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network import ENCODER_AND_DECODER_TARGETS, NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel

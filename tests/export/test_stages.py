@@ -14,11 +14,11 @@ from tests.export.models import DEGRADATIONS, error, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import nn
 
-from s3diff_export.errors import RequestError
 from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
 from s3diff_export.graphs.dynamic import branching
 from s3diff_export.graphs.unet import OneStepUNet
-from s3diff_runtime.manifest import LoraMode
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.lora_modes import LoraMode
 from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.lora import ModulationSlot

@@ -22,20 +22,11 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import (
-    SHARED,
-    Bin,
-    ColorFix,
-    FileRecord,
-    Guidance,
-    LoraMode,
-    Manifest,
-    Prompts,
-    Source,
-    Stage,
-    TensorSpec,
-)
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage
+from s3diff_runtime.bundle.records import FileRecord, TensorSpec
+from s3diff_runtime.lora_modes import LoraMode
+from s3diff_runtime.vocabulary import ColorFix
 
 MULTIPLE = 16
 """High-resolution pixels that the encoder pads to: 4 low-resolution ones."""

@@ -26,9 +26,16 @@ import pytest
 from tests.runtime.fake_bundle import MULTIPLE, file_records
 from tests.runtime.fake_cuda import FakeCuda, Op
 
-from s3diff_runtime.engine_records import EngineIdentity, EngineSet, EngineSidecar, Flavour, Profile, Range
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import Manifest, Stage
+from s3diff_runtime.bundle.engine_records import (
+    EngineIdentity,
+    EngineSet,
+    EngineSidecar,
+    Flavour,
+    Profile,
+    Range,
+)
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import Manifest, Stage
 
 VERSION = "10.13.2.6"
 LEAST = MULTIPLE // 4
@@ -268,7 +275,7 @@ def install_fakes(
     }
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, modules.get(name))
-    for module in ("s3diff_runtime.engines", "s3diff_runtime.tensorrt.cuda"):
+    for module in ("s3diff_runtime.engines.choice", "s3diff_runtime.engines.tensorrt.cuda"):
         monkeypatch.setattr(f"{module}.load_runtime", lambda: cuda)
 
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from tests.runtime.pictures import PICTURE, enlarged
 
-from s3diff_runtime import batch as batch_module
-from s3diff_runtime.batch import Batch, BatchOptions, Outcome, is_whole
+from s3diff_runtime.batch import run as batch_module
+from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.jobs import Job, plan_jobs
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, is_whole
 from s3diff_runtime.errors import BundleError, JobError
-from s3diff_runtime.fleet import Fleet
-from s3diff_runtime.jobs import Job, plan_jobs
-from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Result, Upscaler
 
 

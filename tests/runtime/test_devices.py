@@ -17,11 +17,11 @@ from tests.runtime.fake_bundle import dark_noise, enlarged, write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import add_engines, install_fakes
 
+from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.commands import upscale
-from s3diff_runtime.devices import Device, listed_devices
+from s3diff_runtime.engines.devices import Device, listed_devices
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.fleet import Fleet
-from s3diff_runtime.options import UpscaleOptions
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 
 # --- names ----------------------------------------------------------------------------------------
@@ -44,9 +44,9 @@ def test_unknown_devices(name: str) -> None:
 def test_lists_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed_devices("cpu") == ["cpu"]
     assert listed_devices("cuda:1, cuda:0") == ["cuda:1", "cuda:0"]
-    monkeypatch.setattr("s3diff_runtime.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=3))
+    monkeypatch.setattr("s3diff_runtime.engines.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=3))
     assert listed_devices("all") == ["cuda:0", "cuda:1", "cuda:2"]
-    monkeypatch.setattr("s3diff_runtime.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=0))
+    monkeypatch.setattr("s3diff_runtime.engines.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=0))
     with pytest.raises(RequestError, match=r"no usable GPU was found"):
         listed_devices("all")
 

@@ -25,8 +25,8 @@ from tests.runtime.pictures import (
 )
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.images import MAX_PIXELS, open_photograph, photograph_size
-from s3diff_runtime.saving import save
+from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.pictures.photograph import MAX_PIXELS, open_photograph, photograph_size
 
 LOSSLESS = ["png", "tiff"]
 

@@ -9,8 +9,9 @@ import pytest
 from tests.runtime.fake_bundle import edit_manifest, write_fake_bundle
 
 from s3diff_export import cli
-from s3diff_runtime.integrity import HASHED_BELOW
-from s3diff_runtime.manifest import FileRecord, Manifest
+from s3diff_runtime.bundle.integrity import HASHED_BELOW
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.records import FileRecord
 
 ROOT = cli.RootGroup({"inspect": cli.Subcommand("s3diff_runtime.commands:inspect", "Show.", "cpu")})
 PARITY = {

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from s3diff_runtime.batch.jobs import output_folder, plan_jobs, refuse_existing
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.jobs import output_folder, plan_jobs, refuse_existing
 
 
 @pytest.fixture(autouse=True)

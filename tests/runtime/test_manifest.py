@@ -12,10 +12,12 @@ import pytest
 from pydantic import ValidationError
 from tests.runtime.fake_bundle import edit_manifest, file_records, write_fake_bundle
 
+from s3diff_runtime.bundle.integrity import HASHED_BELOW
+from s3diff_runtime.bundle.manifest import Manifest, Prompts
+from s3diff_runtime.bundle.records import FileRecord
 from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.files import replacing
-from s3diff_runtime.integrity import HASHED_BELOW
-from s3diff_runtime.manifest import FileRecord, LoraMode, Manifest, Prompts
+from s3diff_runtime.lora_modes import LoraMode
 
 Edit = Callable[[dict[str, Any]], object]
 UNET = "onnx/unet.onnx"

@@ -18,9 +18,9 @@ from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import add_engines, install_fakes
 
 from s3diff_runtime import JobError, UpscaleOptions, Upscaler
-from s3diff_runtime.backoff import Backoff, Sizes
+from s3diff_runtime.engines.backoff import Backoff, Sizes
+from s3diff_runtime.engines.onnx import OnnxSession
 from s3diff_runtime.errors import OutOfMemory
-from s3diff_runtime.session import OnnxSession
 
 REASON = "nothing left"
 

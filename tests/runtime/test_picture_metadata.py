@@ -22,8 +22,8 @@ from tests.runtime.pictures import (
 )
 
 from s3diff_runtime.errors import JobError, RequestError
-from s3diff_runtime.images import open_photograph, photograph_size
-from s3diff_runtime.saving import require_fit, save
+from s3diff_runtime.pictures.formats import require_fit, save
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 
 # Pillow warns of what it skips in damaged EXIF; the command line silences it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -11,7 +11,7 @@ import pytest
 from tests.runtime.fake_bundle import dark_noise, edit_manifest, write_fake_bundle
 
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
-from s3diff_runtime.session import OnnxSession
+from s3diff_runtime.engines.onnx import OnnxSession
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +181,6 @@ def test_out_of_memory(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     def exhaust(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("s3diff_runtime.tiling.TilePlan.blend", exhaust)
+    monkeypatch.setattr("s3diff_runtime.pictures.tiling.TilePlan.blend", exhaust)
     with pytest.raises(JobError, match=r"out of memory"):
         upscale(bundles["dynamic"], dark_noise(80, 80), UpscaleOptions(tile=32))

@@ -15,8 +15,8 @@ from skimage import data
 from s3diff_export.build import build
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
-from s3diff_runtime.options import UpscaleOptions
-from s3diff_runtime.tiling import Cut, TilePlan
+from s3diff_runtime.pictures.tiling import Cut, TilePlan
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.demo import demo_model
 

@@ -16,11 +16,13 @@ import onnxruntime
 import pytest
 from tests.runtime.fake_bundle import BINS, write_fake_bundle
 
-from s3diff_runtime.bundle import Bundle, SessionPool
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.interface import LANES, Lane, Session, Value
+from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import BundleError, JobError, RequestError
-from s3diff_runtime.manifest import Stage
-from s3diff_runtime.session import LANES, Lane, OnnxEngine, Session, Value
 
 
 @pytest.fixture(scope="module")

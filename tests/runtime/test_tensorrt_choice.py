@@ -11,12 +11,12 @@ from tests.runtime.fake_bundle import write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import VERSION, add_engines, install_fakes
 
-from s3diff_runtime import engines as engines_module
-from s3diff_runtime.bundle import Bundle
+from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.engines import open_engine
+from s3diff_runtime.engines import choice as engines_module
+from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.session import OnnxEngine
 
 
 @pytest.fixture
@@ -148,7 +148,9 @@ def test_missing_gpu_is_found_before_tensorrt_is_touched(
     """Making a runtime without one would end the process."""
     install_fakes(monkeypatch, FakeCuda(gpus=0))
     add_engines(folder)
-    monkeypatch.setattr("s3diff_runtime.engines.TensorRt.load", lambda flavour: pytest.fail("was loaded"))
+    monkeypatch.setattr(
+        "s3diff_runtime.engines.choice.TensorRt.load", lambda flavour: pytest.fail("was loaded")
+    )
     with pytest.raises(RequestError, match=r"no usable GPU was found"):
         chosen(folder, "tensorrt")
     assert chosen(folder) == ("onnx", None)

@@ -16,12 +16,12 @@ from tests.runtime import fake_tensorrt
 from tests.runtime.fake_cuda import FakeCuda
 
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.tensorrt.api import TensorRt
+from s3diff_runtime.engines.tensorrt.buffers import Buffers, host_view
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, Handle, count_gpus, load_runtime
+from s3diff_runtime.engines.tensorrt.graphs import GraphCache
+from s3diff_runtime.engines.tensorrt.lanes import LanePool
 from s3diff_runtime.errors import JobError, OutOfMemory, RequestError
-from s3diff_runtime.tensorrt.api import TensorRt
-from s3diff_runtime.tensorrt.buffers import Buffers, host_view
-from s3diff_runtime.tensorrt.cuda import Cuda, Gpu, Handle, count_gpus, load_runtime
-from s3diff_runtime.tensorrt.graphs import GraphCache
-from s3diff_runtime.tensorrt.lanes import LanePool
 
 
 def calls_of(fake: FakeCuda) -> list[str]:

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.engine_records import Flavour
-from s3diff_runtime.engines import open_engine
-from s3diff_runtime.manifest import Manifest
-from s3diff_runtime.session import OnnxEngine
-from s3diff_runtime.tensorrt.cuda import Cuda, load_runtime
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, load_runtime
 
 pytestmark = pytest.mark.gpu
 

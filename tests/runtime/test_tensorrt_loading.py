@@ -14,9 +14,9 @@ from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import add_engines, install_fakes
 
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
-from s3diff_runtime.bundle import Bundle
-from s3diff_runtime.engine_records import Profile, Range
-from s3diff_runtime.engines import open_engine
+from s3diff_runtime.bundle.engine_records import Profile, Range
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.errors import BundleError
 
 

@@ -15,11 +15,11 @@ from tests.runtime.fake_cuda import DeviceFault, FakeCuda
 from tests.runtime.fake_tensorrt import IExecutionContext, add_engines, install_fakes
 
 from s3diff_runtime import JobError, Result, UpscaleOptions, Upscaler
-from s3diff_runtime.bundle import Bundle
+from s3diff_runtime.bundle.engine_records import Profile, Range
+from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.engine_records import Profile, Range
-from s3diff_runtime.engines import open_engine
-from s3diff_runtime.session import Engine, Session
+from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.interface import Engine, Session
 
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1)
 ENGINES = ("tensorrt", "onnx")

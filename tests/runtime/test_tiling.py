@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3diff_runtime.tiling import ESTIMATE_PIXELS, Cut, Pixels, TilePlan, estimate_windows
+from s3diff_runtime.pictures.tiling import ESTIMATE_PIXELS, Cut, TilePlan, estimate_windows
+from s3diff_runtime.vocabulary import Pixels
 
 
 @st.composite

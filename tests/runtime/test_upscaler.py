@@ -27,8 +27,8 @@ from tests.runtime.fake_bundle import (
 
 import s3diff_runtime
 from s3diff_runtime import Result, UpscaleOptions, Upscaler
-from s3diff_runtime.manifest import LoraMode
-from s3diff_runtime.session import OnnxSession
+from s3diff_runtime.engines.onnx import OnnxSession
+from s3diff_runtime.lora_modes import LoraMode
 from s3diff_runtime.upscaler import ImageLike
 
 MODES: tuple[LoraMode, ...] = ("merged", "dynamic", "fused")

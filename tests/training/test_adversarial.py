@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 
 

@@ -17,11 +17,11 @@ from tests.training.small import (
     small_base,
 )
 
+from s3diff_runtime.errors import CheckpointError
 from s3diff_training.checkpoints import (
     Checkpoint,
     build_network,
 )
-from s3diff_training.errors import CheckpointError
 from s3diff_training.network import load_base
 from s3diff_training.network.base import BaseModel, one_step_alphas
 
@@ -115,4 +115,4 @@ def test_a_damaged_base_is_refused(folder: Path, damage: str) -> None:
 def test_a_base_from_its_folder_computes_the_same(sd_base: BaseModel, checkpoint: Checkpoint) -> None:
     lr = random_photograph(1, 16, 16)
     loaded, made = (build_network(fresh(base), checkpoint) for base in (sd_base, small_base(4)))
-    assert loaded.restore(lr).x0.equal(made.restore(lr).x0)
+    assert loaded.restore(lr).forward.x0.equal(made.restore(lr).forward.x0)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_training.checkpoints import (
     read_checkpoint,
 )
-from s3diff_training.errors import CheckpointError, RequestError
 
 
 def with_metadata(source: Path, path: Path, **changes: str | None) -> Path:

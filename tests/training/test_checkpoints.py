@@ -19,6 +19,7 @@ from tests.training.small import (
 from torch import Tensor
 
 from s3diff_export.cli import cli, run
+from s3diff_runtime.errors import CheckpointError, JobError
 from s3diff_training.checkpoints import (
     Checkpoint,
     build_network,
@@ -28,7 +29,6 @@ from s3diff_training.checkpoints import (
     write_estimator,
     write_released,
 )
-from s3diff_training.errors import CheckpointError, JobError
 from s3diff_training.network import ENCODER_AND_DECODER_TARGETS, DegradationEstimator
 from s3diff_training.network.base import BaseModel
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from skimage import data
 
+from s3diff_runtime.errors import JobError, RequestError
+from s3diff_runtime.files import replacing
 from s3diff_training.data import (
     PhotographFolder,
     contact_sheet,
@@ -21,8 +23,6 @@ from s3diff_training.data import (
     save_image,
     to_uint8,
 )
-from s3diff_training.errors import JobError, RequestError
-from s3diff_training.files import replacing
 
 
 def photograph(height: int, width: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations import (
     KernelSettings,
     draw_final_sinc_kernels,
@@ -21,7 +22,6 @@ from s3diff_training.degradations import (
     sinc_kernel,
 )
 from s3diff_training.degradations.kernels import KernelShape
-from s3diff_training.errors import RequestError
 
 
 def second_moments(kernel: Tensor) -> tuple[float, float, float]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from skimage import data
 from torch import Generator, Tensor
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations import (
     BLUR_FULL_SCALE,
     NOISE_FULL_SCALE,
@@ -21,7 +22,6 @@ from s3diff_training.degradations import (
     KernelSettings,
     StageSettings,
 )
-from s3diff_training.errors import RequestError
 
 OFF = StageSettings(
     blur_probability=0.0,

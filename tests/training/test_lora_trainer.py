@@ -129,7 +129,7 @@ def test_losses_can_follow_the_colour_correction(
 ) -> None:
     model, lpips = network(tiny_base), Seen()
     outputs: list[Tensor] = []
-    model.register_forward_hook(lambda *call: outputs.append(call[-1][0].detach().clone()))
+    model.register_forward_hook(lambda *call: outputs.append(call[-1].decoded.detach().clone()))
     corrected = replace(NO_GAN, loss_color="wavelet")
     trainer = lora_trainer(model, photograph_folder, corrected, FixedPairs(batch), lpips)
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")

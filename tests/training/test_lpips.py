@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.losses import lpips
 from s3diff_training.losses.lpips import LPIPS
 

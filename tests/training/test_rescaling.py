@@ -36,7 +36,7 @@ def largest(network: S3Diff, image: Tensor) -> tuple[Tensor, dict[str, float]]:
         for name, module in network.unet.named_modules()
         if type(module).__name__ in ("ResnetBlock2D", "Downsample2D", "Upsample2D")
     ]
-    x0 = network.restore(image, noise=0.3, blur=0.6).x0
+    x0 = network.restore(image, noise=0.3, blur=0.6).forward.x0
     for hook in hooks:
         hook.remove()
     return x0, found

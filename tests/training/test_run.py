@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s3diff_training.errors import CheckpointError, JobError, RequestError
+from s3diff_runtime.errors import CheckpointError, JobError, RequestError
 from s3diff_training.train.loop import LoopOptions, Samples, TrainLoop
 from s3diff_training.train.optimisers import Trained
 from s3diff_training.train.run import RunFolder

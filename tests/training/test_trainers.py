@@ -31,10 +31,10 @@ from tests.training.tiny_runs import (
 )
 from torch import Tensor, nn
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints import build_network, read_checkpoint
 from s3diff_training.checkpoints.released import read_estimator
 from s3diff_training.degradations import DegradedBatch
-from s3diff_training.errors import RequestError
 from s3diff_training.network import DegradationEstimator, load_base
 from s3diff_training.network.base import BaseModel
 from s3diff_training.train import estimator as estimating

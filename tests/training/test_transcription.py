@@ -278,7 +278,7 @@ def test_noise_of_each_prompt_and_x0(both: Both) -> None:
 def test_the_whole_chain(both: Both) -> None:
     restored = both.network.restore(both.lr)
     assert relative(restored.degradation, both.equations.estimate) < 1e-5
-    assert relative(restored.x0, both.equations.x0) < 1e-4
+    assert relative(restored.forward.x0, both.equations.x0) < 1e-4
     assert relative(restored.image, both.equations.image) < 1e-4
 
 

@@ -11,17 +11,11 @@ from PIL import Image
 from skimage import data
 from torch import Tensor, nn
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.data import PhotographFolder, from_uint8, save_image
 from s3diff_training.degradations import DegradationPipeline
-from s3diff_training.errors import RequestError
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.train.validation import (
-    Pair,
-    PairedFolders,
-    bicubic,
-    held_out_pairs,
-    validate_pairs,
-)
+from s3diff_training.train.validation import Pair, PairedFolders, bicubic, held_out_pairs, validate_pairs
 
 
 class MeanDistance(nn.Module):

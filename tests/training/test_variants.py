@@ -27,8 +27,8 @@ from tests.training.small import (
 )
 from torch import Tensor, nn
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
-from s3diff_training.errors import RequestError
 from s3diff_training.network import (
     DECODER_TARGETS,
     ENCODER_AND_DECODER_TARGETS,
@@ -175,10 +175,10 @@ def test_variant_computes_what_it_says_and_survives_a_checkpoint(
     restored = variant.network.restore(lr, seed=seed, color_fix="none")
     x0, image = by_the_formulas(variant, lr, seed)
     # fp32 in another order of sums is up to 2e-4 off, by machine: x0 amplifies errors of epsilon 15 times
-    assert relative(restored.x0, x0) < 5e-4
+    assert relative(restored.forward.x0, x0) < 5e-4
     assert relative(restored.image, image) < 5e-4
     if name not in ("released", "axes the other way"):  # else the option would reach nothing
-        assert relative(restored.x0, released.network.restore(lr).x0) > 1e-3
+        assert relative(restored.forward.x0, released.network.restore(lr).forward.x0) > 1e-3
 
     write_checkpoint(variant.checkpoint, tmp_path / "variant.safetensors")
     again = read_checkpoint(tmp_path / "variant.safetensors")
@@ -191,9 +191,11 @@ def test_the_order_of_the_axes_reaches_the_modulation(
     sd_base: BaseModel, released: Variant, lr: Tensor
 ) -> None:
     swapped = make(sd_base, degradation_axes=("noise", "blur")).network
-    ours, theirs = (network.restore(lr, noise=0.9, blur=0.1).x0 for network in (swapped, released.network))
+    ours, theirs = (
+        network.restore(lr, noise=0.9, blur=0.1).forward.x0 for network in (swapped, released.network)
+    )
     assert relative(ours, theirs) > 1e-3
-    assert ours.equal(released.network.restore(lr, noise=0.1, blur=0.9).x0)
+    assert ours.equal(released.network.restore(lr, noise=0.1, blur=0.9).forward.x0)
 
 
 # --- where the LoRA is, and what C it gets --------------------------------------------------------
@@ -251,7 +253,9 @@ def test_shared_modulation_is_one_matrix_of_the_degradation(sd_base: BaseModel) 
 def test_without_modulation_the_degradation_changes_nothing(sd_base: BaseModel, lr: Tensor) -> None:
     network = make(sd_base, modulation="none").network
     assert network.modulation(torch.tensor([[0.2, 0.7]])) == Modulation(None, None)
-    assert network.restore(lr, noise=0, blur=1).x0.equal(network.restore(lr, noise=1, blur=0).x0)
+    assert network.restore(lr, noise=0, blur=1).forward.x0.equal(
+        network.restore(lr, noise=1, blur=0).forward.x0
+    )
     assert not [name for name in network.trainable_names() if name.startswith("modulation.")]
 
 
@@ -267,16 +271,16 @@ def test_a_start_from_noise_needs_and_keeps_a_seed(sd_base: BaseModel, lr: Tenso
     network = make(sd_base, start_step=250).network
     with pytest.raises(RequestError, match="pass a generator or a seed"):
         network.restore(lr)
-    first, same, other = (network.restore(lr, seed=seed).x0 for seed in (1, 1, 2))
+    first, same, other = (network.restore(lr, seed=seed).forward.x0 for seed in (1, 1, 2))
     assert first.equal(same)
     assert relative(first, other) > 1e-3
 
 
 def test_a_seed_samples_the_posterior(released: Variant, lr: Tensor) -> None:
     x0, _ = by_the_formulas(released, lr, seed=4)
-    sampled = released.network.restore(lr, seed=4).x0
+    sampled = released.network.restore(lr, seed=4).forward.x0
     assert relative(sampled, x0) < 5e-4
-    assert relative(sampled, released.network.restore(lr).x0) > 1e-3
+    assert relative(sampled, released.network.restore(lr).forward.x0) > 1e-3
 
 
 def test_prompts_per_image(released: Variant) -> None:
@@ -288,16 +292,16 @@ def test_prompts_per_image(released: Variant) -> None:
         alone = network.restore(
             images[index : index + 1], positive_prompt=positive[index], negative_prompt=[negative[index]]
         )
-        assert relative(together.x0[index : index + 1], alone.x0) < 1e-4
+        assert relative(together.forward.x0[index : index + 1], alone.forward.x0) < 1e-4
     swapped = network.restore(images, positive_prompt=positive[::-1], negative_prompt=negative)
-    assert relative(swapped.x0, together.x0) > 1e-3
+    assert relative(swapped.forward.x0, together.forward.x0) > 1e-3
 
 
 def test_an_empty_prompt_is_a_prompt(released: Variant, lr: Tensor) -> None:
     network = released.network
     empty = network.restore(lr, positive_prompt="")
-    assert empty.x0.equal(network.restore(lr, positive_prompt=[""]).x0)
-    assert relative(empty.x0, network.restore(lr).x0) > 1e-3
+    assert empty.forward.x0.equal(network.restore(lr, positive_prompt=[""]).forward.x0)
+    assert relative(empty.forward.x0, network.restore(lr).forward.x0) > 1e-3
 
 
 @pytest.mark.parametrize("prompts", [[], ["a", "b", "c"]])
@@ -310,7 +314,7 @@ def test_a_wrong_number_of_prompts_is_refused(released: Variant, prompts: Sequen
 def test_guidance_is_linear_in_its_scale(released: Variant, lr: Tensor, scale: float) -> None:
     """Eq. 5 stays linear through the formula of x0: from scale 0 (negative) to 1 (positive) and beyond."""
     network = released.network
-    negative, positive, scaled = (network.restore(lr, guidance=s).x0 for s in (0.0, 1.0, scale))
+    negative, positive, scaled = (network.restore(lr, guidance=s).forward.x0 for s in (0.0, 1.0, scale))
     assert relative(scaled, negative + scale * (positive - negative)) < 1e-4
     assert relative(positive, negative) > 1e-2
 
@@ -327,10 +331,10 @@ def test_degradation_by_hand(sd_base: BaseModel, lr: Tensor, axes: tuple[str, st
     assert both.degradation.equal(given)
     texts = network.encode_prompts([network.config.positive_prompt, network.config.negative_prompt]).split(1)
     with torch.no_grad():
-        image, x0 = network(network.prepare(lr), given, *texts, network.config.guidance)
-    assert both.x0.equal(x0)
-    assert both.image.equal(correct_color((image + 1) / 2, image, "none"))
-    assert relative(both.x0, network.restore(lr).x0) > 1e-3
+        forward = network(network.prepare(lr), given, *texts, network.config.guidance)
+    assert both.forward.x0.equal(forward.x0)
+    assert both.image.equal(correct_color((forward.decoded + 1) / 2, forward.decoded, "none"))
+    assert relative(both.forward.x0, network.restore(lr).forward.x0) > 1e-3
 
 
 def test_scores_outside_their_range_are_all_named(released: Variant, lr: Tensor) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint, write_released
 from s3diff_training.data import read_image, save_image
-from s3diff_training.errors import RequestError
 from s3diff_training.logs import set_up_logging
 from s3diff_training.network import load_base
 

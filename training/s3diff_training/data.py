@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from s3diff_training.errors import RequestError
-from s3diff_training.files import replacing
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import replacing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
 MAX_PIXELS = 200_000_000

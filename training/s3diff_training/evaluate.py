@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import PhotographFolder, contact_sheet, to_uint8
 from s3diff_training.degradations import DegradationPipeline
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.metrics import flat_patches, grid_energy_ratio, high_frequency_energy, luma
 from s3diff_training.network import S3Diff
-from s3diff_training.network.model import SCALE
 from s3diff_training.train.estimator import degraded_crops, rank_correlation
 from s3diff_training.train.validation import (
     Pair,

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints import build_network, read_checkpoint
 from s3diff_training.demo import demo_model
-from s3diff_training.errors import RequestError
 from s3diff_training.evaluate import SEEDS, Evaluation, Evaluator, Scores
-from s3diff_training.files import replacing
 from s3diff_training.logs import set_up_logging
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network import S3Diff, load_base

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.checkpoints import build_network, read_checkpoint
-from s3diff_training.errors import RequestError
-from s3diff_training.network import ColorFix, S3Diff, bicubic_upscale, correct_color, load_base
+from s3diff_training.network import S3Diff, bicubic_upscale, correct_color, load_base
 from s3diff_training.network.diffusion import guide
 
 TOLERANCE = 1e-5

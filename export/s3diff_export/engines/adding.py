@@ -18,10 +18,11 @@ from s3diff_export.engines.api import TensorRt
 from s3diff_export.engines.building import EngineBuilder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_runtime.engine_records import EngineIdentity, EngineSet, EngineSidecar, Profile
-from s3diff_runtime.integrity import sha256
-from s3diff_runtime.manifest import SHARED, FileRecord, Manifest
-from s3diff_training.files import replacing
+from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, Profile
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.files import replacing
 
 Progress = Callable[[str], None]
 _HASH_LENGTH = 8

@@ -20,10 +20,9 @@ from typing import Any, Final
 
 from s3diff_export.engines.messages import Messages, collector
 from s3diff_export.engines.options import EngineOptions
-from s3diff_export.errors import RequestError
-from s3diff_runtime.engine_records import Flavour
-from s3diff_runtime.errors import RuntimeRoomError
-from s3diff_runtime.tensorrt.cuda import Cuda, Gpu, load_runtime
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
+from s3diff_runtime.errors import RequestError, S3DiffError
 
 MODULES: Final[dict[Flavour, str]] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _OLDEST: Final[dict[Flavour, tuple[int, int]]] = {"tensorrt": (10, 12), "tensorrt-rtx": (1, 2)}
@@ -160,7 +159,7 @@ def _find_gpu() -> Gpu:
     """The GPU that TensorRT builds for: the first. Without one its library would end the process."""
     try:
         return Cuda(load_runtime()).gpu
-    except RuntimeRoomError as error:
+    except S3DiffError as error:
         raise RequestError(
             f"--engine tensorrt builds on the GPU that is to run the engines: {error}; "
             "--engine tensorrt-rtx builds without one, for RTX cards"

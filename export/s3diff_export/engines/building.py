@@ -16,10 +16,10 @@ from s3diff_export.engines.api import DTYPES, TensorRt
 from s3diff_export.engines.messages import join_reasons
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import Shapes
-from s3diff_export.errors import BuildError
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.errors import BuildError
 from s3diff_runtime.files import replacing
-from s3diff_runtime.manifest import Stage
-from s3diff_runtime.parts import TensorSpec
 
 Progress = Callable[[str], None]
 _POLL = 0.1  # seconds

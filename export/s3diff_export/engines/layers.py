@@ -29,14 +29,13 @@ from polygraphy.logger import G_LOGGER
 
 from s3diff_export.engines.api import TensorRt
 from s3diff_export.engines.options import EngineOptions
-from s3diff_export.errors import BuildError, RequestError
 from s3diff_export.reference import Array, check_cases
 from s3diff_export.verify import Gates, advance, errors_of, stage_inputs, stage_order, start_of
-from s3diff_runtime.engine_records import Flavour
-from s3diff_runtime.errors import RuntimeRoomError
-from s3diff_runtime.manifest import SHARED, Manifest
-from s3diff_runtime.session import OnnxEngine
-from s3diff_runtime.tensorrt.cuda import count_gpus, load_runtime
+from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
+from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
 
 Progress = Callable[[str], None]
 Feed = Mapping[str, Array]
@@ -204,7 +203,7 @@ def _require_gpu(flavour: Flavour) -> None:
     TensorRt.find(EngineOptions(flavour))
     try:
         count_gpus(load_runtime())
-    except RuntimeRoomError as error:
+    except S3DiffError as error:
         raise RequestError(f"--layers --engine {flavour} runs engines: {error}") from error
 
 

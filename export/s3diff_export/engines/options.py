@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from s3diff_export.errors import RequestError
-from s3diff_runtime.engine_records import Flavour, Profile, Range
-from s3diff_runtime.manifest import SCALE
+from s3diff_runtime.bundle.engine_records import Flavour, Profile, Range
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE
 
 HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from s3diff_runtime.engine_records import Profile, Range
-from s3diff_runtime.manifest import SCALE, Manifest, Stage
-from s3diff_runtime.parts import TensorSpec
+from s3diff_runtime.bundle.engine_records import Profile, Range
+from s3diff_runtime.bundle.manifest import Manifest, Stage
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.vocabulary import SCALE
 
 _MOST_PROMPTS = 2  # positive and negative
 

@@ -19,8 +19,8 @@ from onnx_ir.tensor_adapters import TorchTensor
 from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
-from s3diff_export.errors import BuildError
 from s3diff_export.graphs.stages import StageGraph
+from s3diff_runtime.errors import BuildError
 
 OPSET = 18
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from s3diff_export.errors import RequestError
-from s3diff_runtime.manifest import LoraMode
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.lora_modes import LoraMode
 
 Precision = Literal["fp32", "fp16"]
 PromptMode = Literal["folded", "runtime"]

@@ -9,15 +9,16 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from s3diff_export.errors import RequestError
 from s3diff_export.graphs.derive import LayerMaker, derive
 from s3diff_export.graphs.dynamic import branching
 from s3diff_export.graphs.fused import fusing
 from s3diff_export.graphs.merged import merging
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.unet import OneStepUNet
-from s3diff_runtime.manifest import TensorSpec
-from s3diff_training.network import ColorFix, Modulation, S3Diff, bicubic_upscale, correct_color
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import ColorFix
+from s3diff_training.network import Modulation, S3Diff, bicubic_upscale, correct_color
 from s3diff_training.network.color import reflect_to_multiple
 from s3diff_training.network.diffusion import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers

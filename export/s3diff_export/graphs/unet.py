@@ -10,8 +10,8 @@ from diffusers import Transformer2DModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from s3diff_export.errors import RequestError
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen
+from s3diff_runtime.errors import RequestError
 from s3diff_training.network import ModulatedLoRA, lora_layers
 from s3diff_training.network.lora import ModulationSlot
 

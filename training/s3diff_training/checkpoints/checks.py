@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from s3diff_training.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError
 
 _NAMED = 3
 """How many tensors of a kind an error names."""

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints.checks import first, require_whole
 from s3diff_training.checkpoints.released import read_estimator, read_released
-from s3diff_training.errors import CheckpointError
-from s3diff_training.files import replacing
 from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints.checks import require_whole
-from s3diff_training.errors import CheckpointError
-from s3diff_training.files import replacing
 from s3diff_training.network import DegradationEstimator, NetworkConfig
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations.draws import Range, chance, choice, uniform
 from s3diff_training.degradations.settings import KernelSettings
-from s3diff_training.errors import RequestError
 
 KernelShape = Literal["gaussian", "generalized", "plateau"]
 _SHAPES: tuple[KernelShape, ...] = ("gaussian", "generalized", "plateau")

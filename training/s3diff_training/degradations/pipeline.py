@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations.carried import CarriedBatch
 from s3diff_training.degradations.draws import chance, choice, uniform
 from s3diff_training.degradations.kernels import draw_final_sinc_kernels, draw_kernels
 from s3diff_training.degradations.noise import draw_noise
 from s3diff_training.degradations.settings import DegradationSettings, ResizeMode, StageSettings
-from s3diff_training.errors import RequestError
 
 SMALLEST_SIDE = 32
 """Smaller HR crops would be shrunk to a few pixels on the way."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations.draws import Range
-from s3diff_training.errors import RequestError
 
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 

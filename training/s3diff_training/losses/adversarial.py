@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
 from s3diff_training.logs import quiet_libraries
 
 DEFAULT_DINO = "facebook/dino-vits16"

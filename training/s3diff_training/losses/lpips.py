@@ -26,8 +26,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s3diff_training.errors import RequestError
-from s3diff_training.files import installed_file
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import installed_file
 
 Net = Literal["alex", "vgg"]
 

@@ -1,7 +1,7 @@
 """The network: base model, degradation-guided LoRA, modulation, estimator, one-step diffusion."""
 
 from s3diff_training.network.base import BaseModel, load_base, one_step_alphas
-from s3diff_training.network.color import ColorFix, bicubic_upscale, correct_color
+from s3diff_training.network.color import bicubic_upscale, correct_color
 from s3diff_training.network.config import (
     DECODER_TARGETS,
     ENCODER_AND_DECODER_TARGETS,
@@ -11,18 +11,17 @@ from s3diff_training.network.config import (
 )
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import ModulatedLoRA, lora_layers, merged_weight
-from s3diff_training.network.model import SCALE, Restored, S3Diff
+from s3diff_training.network.model import ForwardPass, Restored, S3Diff
 from s3diff_training.network.modulation import Modulation
 
 __all__ = [
     "DECODER_TARGETS",
     "ENCODER_AND_DECODER_TARGETS",
     "ENCODER_TARGETS",
-    "SCALE",
     "UNET_TARGETS",
     "BaseModel",
-    "ColorFix",
     "DegradationEstimator",
+    "ForwardPass",
     "ModulatedLoRA",
     "Modulation",
     "NetworkConfig",

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextModel
 
-from s3diff_training.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError
 from s3diff_training.logs import quiet_libraries
 from s3diff_training.network.diffusion import FIRST_TIMESTEP
 

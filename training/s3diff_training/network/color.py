@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, ColorFix
 
-ColorFix = Literal["wavelet", "adain", "none"]
 _WAVELET_LEVELS = 5
 _CHANNELS = 3
 
 
-def bicubic_upscale(image: Tensor, scale: int = 4) -> Tensor:
+def bicubic_upscale(image: Tensor, scale: int = SCALE) -> Tensor:
     """Bicubic with `align_corners=False` and no antialiasing; values may overshoot."""
     height, width = image.shape[-2:]
     return F.interpolate(image, (scale * height, scale * width), mode="bicubic", align_corners=False)
@@ -76,9 +75,7 @@ def correct_color(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
     Raises:
         RequestError: for another name.
     """
-    if fix not in get_args(ColorFix):
-        raise RequestError(
-            f"unknown colour correction {fix!r}; expected one of {', '.join(get_args(ColorFix))}"
-        )
+    if fix not in COLOR_FIXES:
+        raise RequestError(f"unknown colour correction {fix!r}; expected one of {', '.join(COLOR_FIXES)}")
     corrected = _FIXES[fix](image, reference) if fix in _FIXES else image
     return corrected.clamp(0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
 
 ModulationKind = Literal["per-block", "shared", "none"]
 POSITIVE_PROMPT = (

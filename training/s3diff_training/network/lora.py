@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
 
 
 class ModulationSlot:

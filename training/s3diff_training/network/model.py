@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
-from s3diff_training.errors import RequestError
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import ColorFix, bicubic_upscale, correct_color, reflect_to_multiple
+from s3diff_training.network.color import bicubic_upscale, correct_color, reflect_to_multiple
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
 from s3diff_training.network.estimator import DegradationEstimator
@@ -27,8 +29,12 @@ from s3diff_training.network.lora import (
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.skips import SkipConnections
 
-SCALE = 4
-"""Upscaling factor of the paper."""
+Around = Callable[[str], AbstractContextManager[object]]
+"""Called with the name of each stage (of `s3diff_runtime.stages`) for a context to compute it in."""
+
+
+def _nothing_around(_stage: str) -> AbstractContextManager[object]:
+    return nullcontext()
 
 
 class Encoded(NamedTuple):
@@ -41,16 +47,35 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ForwardPass:
+    """All that the network computes from the prepared image to the decoded one."""
+
+    modulation: Modulation
+    latent: Tensor
+    """`[N, c, h, w]` in the UNet's latent space, as the encoder gives it."""
+    skips: list[Tensor]
+    """See `Encoded`."""
+    epsilon_positive: Tensor
+    """`[N, c, h, w]`: the noise predicted under the positive prompt."""
+    epsilon_negative: Tensor | None
+    """Under the negative one; None where it was not evaluated."""
+    x0: Tensor
+    """`[N, c, h, w]` float32: the denoised latent, in the UNet's latent space."""
+    decoded: Tensor
+    """`[N, 3, H, W]` in [-1, 1], with the padding of `prepare`."""
+
+
+@dataclass(frozen=True)
 class Restored:
-    """A batch of super-resolved images and the degradation that was applied."""
+    """A batch of super-resolved images and how they came about."""
 
     image: Tensor
-    """`[N, 3, 4H, 4W]` in [0, 1]."""
+    """`[N, 3, 4H, 4W]` float32 in [0, 1]."""
     degradation: Tensor
     """`[N, 2]` in [0, 1], in the order of `NetworkConfig.degradation_axes`."""
-
-    x0: Tensor
-    """`[N, c, h, w]`: the denoised latent, in the UNet's latent space."""
+    prepared: Tensor
+    """`[N, 3, H, W]` in [-1, 1]: what `prepare` made of the input."""
+    forward: ForwardPass
 
 
 class S3Diff(nn.Module):
@@ -65,7 +90,6 @@ class S3Diff(nn.Module):
     """
 
     def __init__(self, base: BaseModel, config: NetworkConfig | None = None) -> None:
-        """See the class."""
         super().__init__()
         self.config = config = config or NetworkConfig()
         self.tokenizer = base.tokenizer
@@ -170,9 +194,17 @@ class S3Diff(nn.Module):
         return noise
 
     def predict_noise_pair(
-        self, latent: Tensor, positive: Tensor, negative: Tensor, modulation: Modulation
+        self,
+        latent: Tensor,
+        positive: Tensor,
+        negative: Tensor,
+        modulation: Modulation,
+        one_batch: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Epsilon of the positive and of the negative prompt, in one batch of 2 N (eq. 5)."""
+        """Epsilon of the positive and of the negative prompt (eq. 5), in one batch of 2 N or one by one."""
+        if not one_batch:
+            first, second = (self.predict_noise(latent, p, modulation) for p in (positive, negative))
+            return first, second
         prompts = torch.cat([p.expand(len(latent), -1, -1) for p in (positive, negative)])
         both = self.predict_noise(latent.repeat(2, 1, 1, 1), prompts, modulation.repeat(2))
         first, second = both.chunk(2)
@@ -196,35 +228,45 @@ class S3Diff(nn.Module):
         negative: Tensor | None = None,
         guidance: float = 1.0,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The network from prepared image to restored image, differentiable.
+        *,
+        one_batch: bool = True,
+        around: Around = _nothing_around,
+    ) -> ForwardPass:
+        """The network from prepared image to decoded image, differentiable.
 
         Args:
-            image: `[N, 3, H, W]` in [-1, 1], from `prepare`.
+            image: `[N, 3, H, W]` in [-1, 1], from `prepare`, in the dtype of the weights.
             degradation: `[N, 2]` in [0, 1].
             positive: prompt embeddings `[N or 1, 77, width]`.
             negative: likewise; None (or guidance 1) evaluates the positive prompt alone.
             guidance: scale of eq. 5.
             generator: samples the posterior and the starting noise; None is deterministic, which a network
                 that starts from noise (`start_step`) refuses.
-
-        Returns:
-            The image `[N, 3, H, W]` in [-1, 1], and x0.
+            one_batch: evaluate both prompts at once; else one after the other, as the released code does.
+            around: for every stage a context to compute it in, such as one that takes its time.
 
         Raises:
             RequestError: when starting noise is needed and there is no generator.
         """
         if self.one_step.adds_noise and generator is None:
             raise RequestError("this network starts from noise (start_step); pass a generator or a seed")
-        modulation = self.modulation(degradation)
-        latent, skips = self.encode(image, modulation, generator)
-        start = self.one_step.start(latent, generator)
-        if negative is None or guidance == 1.0:
-            noise = self.predict_noise(start, positive, modulation)
-        else:
-            noise = guide(*self.predict_noise_pair(start, positive, negative, modulation), guidance)
-        x0 = self.one_step.denoise(start, noise)
-        return self.decode(x0.to(image.dtype), modulation, skips), x0
+        with around("modulation"):
+            modulation = self.modulation(degradation)
+        with around("vae_encoder"):
+            latent, skips = self.encode(image, modulation, generator)
+        with around("unet"):
+            start, epsilon_negative = self.one_step.start(latent, generator), None
+            if negative is None or guidance == 1.0:
+                epsilon = epsilon_positive = self.predict_noise(start, positive, modulation)
+            else:
+                epsilon_positive, epsilon_negative = self.predict_noise_pair(
+                    start, positive, negative, modulation, one_batch
+                )
+                epsilon = guide(epsilon_positive, epsilon_negative, guidance)
+            x0 = self.one_step.denoise(start, epsilon)
+        with around("vae_decoder"):
+            decoded = self.decode(x0.to(image.dtype), modulation, skips)
+        return ForwardPass(modulation, latent, skips, epsilon_positive, epsilon_negative, x0, decoded)
 
     @torch.no_grad()
     def restore(
@@ -235,9 +277,11 @@ class S3Diff(nn.Module):
         blur: float | None = None,
         guidance: float | None = None,
         color_fix: ColorFix = "wavelet",
-        positive_prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] | None = None,
+        positive_prompt: str | Sequence[str] | Tensor | None = None,
+        negative_prompt: str | Sequence[str] | Tensor | None = None,
         seed: int | None = None,
+        one_batch: bool = True,
+        around: Around = _nothing_around,
     ) -> Restored:
         """Upscale low-resolution images x4.
 
@@ -247,23 +291,45 @@ class S3Diff(nn.Module):
             blur: replaces the estimated blur score, in [0, 1].
             guidance: scale of eq. 5; None takes the checkpoint's.
             color_fix: colour correction against the bicubic image.
-            positive_prompt: one prompt, or one per image (Table 9); None takes the checkpoint's.
+            positive_prompt: one prompt, or one per image (Table 9), or what `encode_prompts` made of them;
+                None takes the checkpoint's.
             negative_prompt: likewise.
             seed: samples the posterior and the starting noise; None is deterministic.
+            one_batch, around: see `forward`; here `around` gets estimator and finish too.
 
         Raises:
             RequestError: for scores outside [0, 1] or a wrong number of prompts.
         """
-        degradation = self.degradation(image, noise=noise, blur=blur)
+        dtype = next(self.vae.parameters()).dtype
         positive = self._prompts(positive_prompt, self.config.positive_prompt, len(image))
         negative = self._prompts(negative_prompt, self.config.negative_prompt, len(image))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         scale = self.config.guidance if guidance is None else guidance
-        output, x0 = self(self.prepare(image), degradation, positive, negative, scale, generator)
+        with around("estimator"):
+            degradation = self.degradation(image.to(dtype), noise=noise, blur=blur)
+        prepared = self.prepare(image)
+        forward: ForwardPass = self(
+            prepared.to(dtype),
+            degradation,
+            positive,
+            negative,
+            scale,
+            generator,
+            one_batch=one_batch,
+            around=around,
+        )
+        with around(f"finish_{color_fix}"):
+            finished = self.finish(forward.decoded, image, color_fix)
+        return Restored(finished, degradation, prepared, forward)
+
+    def finish(self, decoded: Tensor, image: Tensor, color_fix: ColorFix) -> Tensor:
+        """From the decoded image `[N, 3, H, W]` in [-1, 1] to the result `[N, 3, 4h, 4w]` float32 in [0, 1].
+
+        Crops the padding and brings the colours back to those of the low-resolution `image` `[N, 3, h, w]`.
+        """
         height, width = (SCALE * side for side in image.shape[-2:])
-        upscaled = (output[..., :height, :width] + 1) / 2
-        reference = bicubic_upscale(image, SCALE).clamp(0, 1)
-        return Restored(correct_color(upscaled, reference, color_fix), degradation, x0)
+        upscaled = (decoded.float()[..., :height, :width] + 1) / 2
+        return correct_color(upscaled, bicubic_upscale(image, SCALE).clamp(0, 1), color_fix)
 
     @torch.no_grad()
     def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:
@@ -285,9 +351,9 @@ class S3Diff(nn.Module):
                 degradation[:, column] = value
         return degradation
 
-    def _prompts(self, prompt: str | Sequence[str] | None, default: str, images: int) -> Tensor:
+    def _prompts(self, prompt: str | Sequence[str] | Tensor | None, default: str, images: int) -> Tensor:
         prompt = default if prompt is None else prompt  # "" is a prompt too
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
         if len(prompts) not in (1, images):
             raise RequestError(f"{len(prompts)} prompts for {images} images; expected one, or one per image")
-        return self.encode_prompts(prompts)
+        return prompts if isinstance(prompts, Tensor) else self.encode_prompts(prompts)

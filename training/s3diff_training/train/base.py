@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.degradations.pipeline import DegradedBatch
-from s3diff_training.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import bicubic_upscale, wavelet_fix, wavelet_low
@@ -115,8 +116,8 @@ class BaseTrainer:
     def _forward(self, lr: Tensor) -> Tensor:
         image = self._network.prepare(lr)
         unknown = torch.zeros(len(lr), 2, device=lr.device)  # nothing is modulated here
-        output, _ = self._network(image, unknown, self._prompt.to(lr.device))
-        return output[..., : 4 * lr.shape[-2], : 4 * lr.shape[-1]]
+        decoded: Tensor = self._network(image, unknown, self._prompt.to(lr.device)).decoded
+        return decoded[..., : SCALE * lr.shape[-2], : SCALE * lr.shape[-1]]
 
     def _restore(self, lr: Tensor) -> Tensor:
         return self._network.restore(lr.to(self._prompt.device)).image

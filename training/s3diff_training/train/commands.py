@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_training.checkpoints import build_network, read_checkpoint
 from s3diff_training.checkpoints.released import read_estimator
-from s3diff_training.errors import CheckpointError, RequestError
 from s3diff_training.logs import set_up_logging
 from s3diff_training.losses.adversarial import DEFAULT_DINO, DinoDiscriminator
 from s3diff_training.losses.lpips import LPIPS, Net

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.checkpoints import write_estimator
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
 from s3diff_training.metrics import spearman
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
-from s3diff_training.network.model import SCALE
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.optimisers import Trained
 from s3diff_training.train.pairs import PairOptions, TrainingPairs

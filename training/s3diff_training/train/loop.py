@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from s3diff_runtime.errors import CheckpointError, JobError, RequestError
 from s3diff_training.data import contact_sheet
-from s3diff_training.errors import CheckpointError, JobError, RequestError
 from s3diff_training.train.optimisers import OptimisedModule, Trained
 from s3diff_training.train.progress import TrainingProgress
 from s3diff_training.train.run import OnExisting, RunFolder

@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.checkpoints import capture, write_checkpoint
 from s3diff_training.degradations.pipeline import DegradedBatch
-from s3diff_training.errors import RequestError
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.color import bicubic_upscale, wavelet_fix
-from s3diff_training.network.model import SCALE, S3Diff
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.optimisers import Trained
 from s3diff_training.train.pairs import HeldOut, TrainingPairs
@@ -191,9 +192,8 @@ class LoraTrainer:
             negative[:, None, None], self._negative.to(loop.device), self._positive.to(loop.device)
         )
         generator = loop.generator if self._network.one_step.adds_noise else None
-        image, _ = self._network(
-            self._network.prepare(pairs.lr), self._levels(pairs), prompts, generator=generator
-        )
+        prepared = self._network.prepare(pairs.lr)
+        image: Tensor = self._network(prepared, self._levels(pairs), prompts, generator=generator).decoded
         height, width = (SCALE * side for side in pairs.lr.shape[-2:])
         image = image[..., :height, :width]
         if self._options.loss_color == "none":

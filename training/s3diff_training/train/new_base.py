@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from s3diff_training.errors import RequestError
-from s3diff_training.files import replacing
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import replacing
 from s3diff_training.logs import quiet_libraries
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT

@@ -13,7 +13,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from s3diff_training.errors import CheckpointError, JobError
+from s3diff_runtime.errors import CheckpointError, JobError
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import SMALLEST_SIDE, DegradationPipeline, DegradedBatch
-from s3diff_training.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS, Net
-from s3diff_training.network.model import SCALE
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.validation import Restore, bicubic, held_out_pairs, validate_pairs
 

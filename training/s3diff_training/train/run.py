@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from s3diff_training.errors import CheckpointError, JobError, RequestError
-from s3diff_training.files import replacing
+from s3diff_runtime.errors import CheckpointError, JobError, RequestError
+from s3diff_runtime.files import replacing
 
 OnExisting = Literal["refuse", "resume", "replace"]
 _PACKAGES = ("torch", "accelerate", "diffusers", "peft", "transformers", "numpy", "pillow", "kornia")

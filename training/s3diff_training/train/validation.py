@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import (
     IMAGE_SUFFIXES,
     PhotographFolder,
@@ -21,11 +23,9 @@ from s3diff_training.data import (
     to_uint8,
 )
 from s3diff_training.degradations.pipeline import DegradationPipeline
-from s3diff_training.errors import RequestError
 from s3diff_training.metrics import psnr_y, ssim_y
 from s3diff_training.network.color import bicubic_upscale
 
-SCALE = 4
 _MULTIPLE = 32
 Restore = Callable[[Tensor], Tensor]
 """From LR `[1, 3, h, w]` to SR `[1, 3, 4h, 4w]`, both in [0, 1]."""

@@ -1,0 +1,1 @@
+"""Many pictures: jobs, the run over files and devices, its report."""

@@ -1,0 +1,297 @@
+"""Upscales many pictures: reading, computing and writing overlap, and one bad picture stops no other."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+from typing import Any, Literal
+
+from PIL import Image
+
+from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.jobs import Job
+from s3diff_runtime.errors import JobError, S3DiffError
+from s3diff_runtime.pictures.comparison import before_and_after
+from s3diff_runtime.pictures.formats import QUALITY, require_fit, save
+from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph, photograph_size
+from s3diff_runtime.settings import UpscaleSettings
+from s3diff_runtime.upscaler import Result, Upscaler
+
+Status = Literal["done", "skipped", "failed", "not done"]
+
+_READERS = _WRITERS = 2
+_CHUNK_SECONDS = 2.0
+"""About how long an upscaler works before progress is shown; longer chunks batch a little better."""
+_LARGEST_CHUNK = 8
+"""Batches in a chunk, at most."""
+_CHUNK_PIXELS = 4_000_000
+"""Input pixels in a chunk, unless a single picture has more."""
+_WAITING_PIXELS = 128_000_000
+"""Result pixels that may wait to be written, unless a single picture has more: they hold memory."""
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
+"""After these no other picture can be written either."""
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What is done to every picture of a batch."""
+
+    settings: UpscaleSettings = field(default_factory=UpscaleSettings)
+    """Degradation, guidance, prompts, colour correction."""
+    quality: int = QUALITY
+    """Of JPEG and WebP results, 1 to 100."""
+    resume: bool = False
+    """Whether a picture with whole outputs of the right size is skipped."""
+    max_pixels: int = MAX_PIXELS
+    """Inputs with more pixels fail."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    job: Job
+    status: Status = "not done"
+    error: str | None = None
+    """Why it failed."""
+    input_size: tuple[int, int] | None = None
+    """`(width, height)`, upright."""
+    output_size: tuple[int, int] | None = None
+    estimated: dict[str, float] | None = None
+    """The degradation read off the picture; None where it was set by hand."""
+    applied: dict[str, float] | None = None
+    """The degradation asked of the network."""
+    bin: str | None = None
+    """Name of the bin whose weights were used, for merged bundles."""
+    tiles: int | None = None
+    notes: tuple[str, ...] = ()
+    """What reading the picture lost or converted."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """`read`, the stages of the network, `host` (between the stages) and `write`."""
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry of a report, see docs/upscaling.md."""
+        return {
+            "input": str(self.job.source),
+            "output": str(self.job.target),
+            "comparison": str(self.job.comparison) if self.job.comparison else None,
+            "status": self.status,
+            "error": self.error,
+            "input_size": self.input_size,
+            "output_size": self.output_size,
+            "degradation": {"estimated": self.estimated, "applied": self.applied},
+            "bin": self.bin,
+            "tiles": self.tiles,
+            "notes": self.notes,
+            "seconds": {stage: round(seconds, 4) for stage, seconds in self.seconds.items()},
+        }
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A decoded picture on its way to the network."""
+
+    number: int
+    photograph: Photograph
+
+    @property
+    def pixels(self) -> int:
+        return self.photograph.pixels.shape[0] * self.photograph.pixels.shape[1]
+
+
+class Batch:
+    """Upscales the pictures of a list of jobs.
+
+    Two threads read ahead and two write behind those of the fleet, which run the network. What waits between
+    them is bounded, in pictures before the network and in pixels after it.
+
+    Attributes:
+        outcomes: one for each job, in order; complete once `run` ended, and true at any time before.
+
+    Args:
+        fleet: the open upscalers, of one bundle.
+        jobs: see `plan_jobs`.
+        options: for all pictures.
+        on_outcome: called with each outcome that is settled, from any thread.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        jobs: Sequence[Job],
+        options: BatchOptions,
+        on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    ) -> None:
+        """See the class."""
+        self.outcomes = [Outcome(job) for job in jobs]
+        self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
+        self._scale, self._batch = fleet.manifest.scale, fleet.options.batch
+        self._chunk_length = self._batch
+        self._waiting: deque[tuple[Future[None], int]] = deque()  # writes, with their result pixels
+        self._making_room = Lock()
+        self._disk_error: JobError | None = None
+
+    def run(self) -> None:
+        """Do the jobs. Pictures that cannot be read, computed or written become failed outcomes.
+
+        When interrupted, what the network has finished is still written, and nothing else is started.
+
+        Raises:
+            JobError: when the disk is full or gone; the outcomes say what was done.
+            BundleError: when a graph of the bundle cannot be loaded.
+        """
+        with (
+            ThreadPoolExecutor(_WRITERS, "write") as writers,
+            ThreadPoolExecutor(_READERS, "read") as readers,
+        ):
+            try:
+                chunks = self._chunks(self._read_ahead(readers))
+                self._fleet.drain(chunks, lambda upscaler, chunk: self._do(upscaler, chunk, writers))
+            finally:
+                readers.shutdown(wait=False, cancel_futures=True)
+        self._make_room(_WAITING_PIXELS)  # all of it: waits for the last write
+        self._raise_disk_error()
+
+    def _do(self, upscaler: Upscaler, chunk: list[_Read], writers: ThreadPoolExecutor) -> None:
+        """Upscale a chunk and leave the results to the writers."""
+        self._make_room(sum(read.pixels for read in chunk) * self._scale**2)
+        start = perf_counter()
+        for read, result in self._upscaled(upscaler, chunk):
+            write = writers.submit(self._write, read, result)
+            with self._making_room:
+                self._waiting.append((write, read.pixels * self._scale**2))
+        per_picture = (perf_counter() - start) / len(chunk)
+        length = min(_LARGEST_CHUNK * self._batch, int(_CHUNK_SECONDS / per_picture))
+        self._chunk_length = max(self._batch, length)
+        self._raise_disk_error()
+
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_Read]:
+        ahead: deque[Future[_Read | None]] = deque()
+        for number in range(len(self.outcomes)):
+            ahead.append(readers.submit(self._read, number))
+            if len(ahead) > 2 * self._batch * len(self._fleet.upscalers):
+                yield from _present(ahead.popleft().result())
+        while ahead:
+            yield from _present(ahead.popleft().result())
+
+    def _read(self, number: int) -> _Read | None:
+        """Decode a picture; None when its outcome is settled already."""
+        start, outcome = perf_counter(), self.outcomes[number]
+        try:
+            if self._options.resume and is_whole(outcome.job, self._scale, self._options.max_pixels):
+                self._settle(number, replace(outcome, status="skipped"))
+                return None
+            photograph = open_photograph(outcome.job.source, self._options.max_pixels)
+            self._fleet.check_size(*photograph.pixels.shape[:2])
+            width, height = (side * self._scale for side in photograph.size)
+            require_fit(outcome.job.target, width, height, photograph.alpha is not None)
+        except S3DiffError as error:
+            self._settle(number, replace(outcome, status="failed", error=str(error)))
+            return None
+        self.outcomes[number] = replace(
+            outcome,
+            input_size=photograph.size,
+            output_size=(width, height),
+            notes=photograph.notes,
+            seconds={"read": perf_counter() - start},
+        )
+        return _Read(number, photograph)
+
+    def _chunks(self, pictures: Iterator[_Read]) -> Iterator[list[_Read]]:
+        """Lists of pictures for one call of the upscaler, which batches those that go together."""
+        chunk = list[_Read]()
+        for picture in pictures:
+            if chunk and sum(read.pixels for read in chunk) + picture.pixels > _CHUNK_PIXELS:
+                yield chunk
+                chunk = []
+            chunk.append(picture)
+            if len(chunk) >= self._chunk_length:
+                yield chunk
+                chunk = []
+        if chunk:
+            yield chunk
+
+    def _upscaled(self, upscaler: Upscaler, chunk: list[_Read]) -> Iterator[tuple[_Read, Result]]:
+        """The results of a chunk; when it fails, its pictures are tried one by one."""
+        try:
+            pixels = [read.photograph.pixels for read in chunk]
+            results = upscaler.upscale_pixels(pixels, **self._options.settings)
+        except JobError as error:
+            if len(chunk) == 1:
+                number = chunk[0].number
+                self._settle(number, replace(self.outcomes[number], status="failed", error=str(error)))
+            else:
+                for read in chunk:
+                    yield from self._upscaled(upscaler, [read])
+            return
+        yield from zip(chunk, results, strict=True)
+
+    def _make_room(self, pixels: int) -> None:
+        """Wait until so many result pixels may join those that wait to be written."""
+        with self._making_room:
+            while self._waiting and sum(held for _, held in self._waiting) + pixels > _WAITING_PIXELS:
+                self._waiting.popleft()[0].result()
+
+    def _write(self, read: _Read, result: Result) -> None:
+        start, outcome = perf_counter(), self.outcomes[read.number]
+        outcome = replace(
+            outcome,
+            estimated=result.estimated,
+            applied=result.applied,
+            bin=result.bin.name if result.bin else None,
+            tiles=result.tiles,
+        )
+        try:
+            image = read.photograph.finish(result.pixels)
+            save(image, outcome.job.target, self._options.quality)
+            if outcome.job.comparison is not None:
+                save(before_and_after(read.photograph, image), outcome.job.comparison)
+        except (S3DiffError, MemoryError) as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_ERRORS:
+                self._disk_error = JobError(f"{error}; stopped, and --resume goes on from here")
+            reason = str(error) or "out of memory"
+            self._settle(read.number, replace(outcome, status="failed", error=reason))
+            return
+        seconds = outcome.seconds | result.seconds | {"write": perf_counter() - start}
+        self._settle(read.number, replace(outcome, status="done", seconds=seconds))
+
+    def _settle(self, number: int, outcome: Outcome) -> None:
+        self.outcomes[number] = outcome
+        self._on_outcome(outcome)
+
+    def _raise_disk_error(self) -> None:
+        if self._disk_error is not None:
+            raise self._disk_error
+
+
+def is_whole(job: Job, scale: int, max_pixels: int) -> bool:
+    """Whether every output of a job exists and decodes to its end, and the result has the size it must have.
+
+    Raises:
+        RequestError: when the input cannot be read.
+    """
+    if not all(path.is_file() for path in job.outputs):
+        return False
+    width, height = photograph_size(job.source, max_pixels)
+    sizes = [_decoded_size(path) for path in job.outputs]
+    return sizes[0] == (width * scale, height * scale) and None not in sizes
+
+
+def _decoded_size(path: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.size
+    except Exception:  # Pillow's decoders raise many kinds for damaged files
+        return None
+
+
+def _present(read: _Read | None) -> Iterator[_Read]:
+    if read is not None:
+        yield read

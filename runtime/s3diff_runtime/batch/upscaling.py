@@ -1,0 +1,273 @@
+"""The work behind `s3diff-export upscale`: checks the request, runs the batch, shows progress, reports."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+from typing import Any, get_args
+
+import click
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.jobs import Job, output_folder, plan_jobs, refuse_existing
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.errors import JobError, RequestError, S3DiffError
+from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.formats import require_fit
+from s3diff_runtime.pictures.photograph import photograph_size
+from s3diff_runtime.settings import Conditions, UpscaleSettings
+from s3diff_runtime.upscale_options import UpscaleOptions
+
+
+@dataclass(frozen=True)
+class UpscaleRequest:
+    """Everything that the command line can ask for; `s3diff-export upscale --help` explains each field.
+
+    Raises:
+        RequestError: naming all options that contradict each other, or that are missing.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    bundle: Path | None
+    format: str | None
+    quality: int
+    noise: float | None
+    blur: float | None
+    guidance: float | None
+    color_fix: str
+    prompt: str | None
+    negative_prompt: str | None
+    engine: str
+    device: str
+    tile: int
+    batch: int
+    threads: int | None
+    max_pixels: int
+    force: bool
+    resume: bool
+    compare: bool
+    dry_run: bool
+    report: Path | None
+
+    def __post_init__(self) -> None:
+        """Check what no single option shows."""
+        problems = []
+        if self.bundle is None:
+            problems.append(
+                "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
+            )
+        if self.force and self.resume:
+            problems.append("--force replaces results and --resume keeps them; choose one")
+        if self.dry_run and self.report:
+            problems.append("--dry-run writes nothing, not even a --report")
+        if problems:
+            raise RequestError("; ".join(problems))
+
+    @property
+    def settings(self) -> UpscaleSettings:
+        """What is done to every picture."""
+        return UpscaleSettings(
+            noise=self.noise,
+            blur=self.blur,
+            guidance=self.guidance,
+            color_fix=self.color_fix,
+            prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
+        )
+
+
+def run_upscale(request: UpscaleRequest) -> None:
+    """Do what `s3diff-export upscale` was asked for.
+
+    Raises:
+        RequestError: before any work, for a request that cannot be met.
+        BundleError: for a damaged bundle.
+        JobError: after the work, when pictures failed; during it, when the disk is full.
+    """
+    options = UpscaleOptions(tile=request.tile, batch=request.batch, threads=request.threads)
+    jobs = plan_jobs(request.inputs, request.output, request.format, request.compare)
+    if not request.force and not request.resume:
+        refuse_existing(jobs)
+    if request.report:
+        _require_own_file(request.report, jobs)
+    bundle = request.bundle or Path()  # never None: the request checked it
+    with _every_size_allowed():
+        if request.dry_run:
+            manifest = Manifest.read(bundle)
+            Conditions.of(manifest, **request.settings)
+            _show_plan(request, jobs, manifest.scale)
+            return
+        with Fleet.open(bundle, request.engine, listed_devices(request.device), options) as fleet:
+            Conditions.of(fleet.manifest, **request.settings)
+            if request.report:
+                _require_writable(request.report.parent)
+            _require_writable(output_folder(request.output))
+            _run(request, fleet, jobs)
+
+
+def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
+    options = BatchOptions(request.settings, request.quality, request.resume, request.max_pixels)
+    started, start = datetime.now(UTC), perf_counter()
+    ending: BaseException | None = None
+    with _progress(len(jobs)) as show:
+        batch = Batch(fleet, jobs, options, show)
+        try:
+            batch.run()
+        except BaseException as error:  # an interruption too: the report says how far the batch came
+            ending = error
+    seconds = perf_counter() - start
+    _print_summary(batch.outcomes, seconds, ending)
+    if request.report:
+        _write_report(request.report, _report(request, fleet, batch.outcomes, started, seconds, ending))
+    if ending is not None:
+        raise ending
+    failed = [outcome for outcome in batch.outcomes if outcome.status == "failed"]
+    if failed:
+        raise JobError(f"{len(failed)} of {len(jobs)} images failed; the first: {failed[0].error}")
+
+
+def _show_plan(request: UpscaleRequest, jobs: Sequence[Job], scale: int) -> None:
+    failed = 0
+    for job in jobs:
+        try:
+            width, height = photograph_size(job.source, request.max_pixels)
+            require_fit(job.target, width * scale, height * scale, transparent=False)
+            kept = request.resume and is_whole(job, scale, request.max_pixels)
+        except S3DiffError as error:
+            failed += 1
+            click.echo(f"failing: {error}")
+            continue
+        what = "is whole" if kept else "replaced" if job.target.exists() else "new"
+        sizes = f"{width}x{height} -> {width * scale}x{height * scale}"
+        click.echo(f"{job.source} -> {job.target} ({sizes}, {what})")
+    if failed:
+        raise JobError(f"{failed} of {len(jobs)} images would fail")
+
+
+class _Speed(ProgressColumn):
+    """Images per second over the last while."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.2f} images/s" if speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Outcome], None]]:
+    """Show a bar on a terminal, and failures anywhere; yields what to call with each outcome."""
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        lock, remaining = Lock(), total
+
+        def show(outcome: Outcome) -> None:
+            nonlocal remaining
+            if outcome.status == "failed":
+                console.print(f"failed: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
+            if outcome.status == "skipped":  # takes no time, and would make the others look quick
+                with lock:
+                    remaining -= 1
+                    progress.update(task, total=remaining)
+            else:
+                progress.advance(task)
+
+        yield show
+
+
+def _print_summary(outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None) -> None:
+    counts = _counts(outcomes)
+    if len(outcomes) == 1 and counts["done"]:
+        for path in outcomes[0].job.outputs:
+            click.echo(path)
+        return
+    parts = [f"{counts['done']} upscaled in {seconds:.1f} s"]
+    parts += [f"{counts[status]} {status}" for status in ("skipped", "failed", "not done") if counts[status]]
+    hint = "; --resume goes on from here" if isinstance(ending, KeyboardInterrupt) else ""
+    click.echo(", ".join(parts) + hint, err=ending is not None)
+
+
+def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    found = Counter(outcome.status for outcome in outcomes)
+    return {status: found[status] for status in get_args(Status)}
+
+
+def _report(
+    request: UpscaleRequest,
+    fleet: Fleet,
+    outcomes: Sequence[Outcome],
+    started: datetime,
+    seconds: float,
+    ending: BaseException | None,
+) -> dict[str, Any]:
+    counts = _counts(outcomes)
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(counts["done"] / seconds, 4),
+        "bundle": str(request.bundle),
+        "engine": fleet.engine,
+        "device": fleet.device,
+        "settings": request.settings,
+        "ended_by": None if ending is None else str(ending) or type(ending).__name__,
+        "counts": counts,
+        "images": [outcome.as_json() for outcome in outcomes],
+    }
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _require_own_file(report: Path, jobs: Sequence[Job]) -> None:
+    taken = {path.resolve() for job in jobs for path in (job.source, *job.outputs)}
+    if report.resolve() in taken or report.is_dir():
+        raise RequestError(f"--report {report} is an input, a result or a folder; name another file")
+
+
+def _require_writable(folder: Path) -> None:
+    """Find out before hours of work; permissions alone do not tell, for example on a read-only disk."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RequestError(f"cannot write into {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _every_size_allowed() -> Iterator[None]:
+    """Lift Pillow's limit and its warnings in this process: inputs have our limit, and results are larger."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before

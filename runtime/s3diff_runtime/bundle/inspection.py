@@ -1,0 +1,131 @@
+"""The manifest of a bundle for people, see `s3diff-export inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from s3diff_runtime.bundle.engine_records import EngineSet, Range
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.records import TensorSpec
+
+_LONGEST_LIST = 6
+
+
+def show_manifest(manifest: Manifest, folder: Path, checked: bool) -> None:
+    """Print tables on standard output: the bundle, its stages, its bins, and the reports of its build.
+
+    Args:
+        manifest: of the bundle.
+        folder: where it is.
+        checked: whether the hash of every file was compared.
+    """
+    console = Console(soft_wrap=True)
+    console.print(_table(f"Bundle {folder}", ("", ""), _facts(manifest, checked), header=False))
+    console.print(_table("Stages", ("stage", "inputs", "outputs", "graphs", "size"), _stages(manifest)))
+    if manifest.bins:
+        bins = [(bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins]
+        console.print(_table("Bins", ("name", "noise", "blur"), bins))
+    for engines in manifest.engines:
+        console.print(_table(f"Engines {engines.name}", ("", ""), _engines(engines, manifest), header=False))
+    for name, report in manifest.reports.items():
+        console.print(_table(f"Report: {name}", ("", ""), list(_flat(report)), header=False))
+
+
+def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
+    prompts, guidance = manifest.prompts, manifest.guidance
+    yield "format", f"{manifest.format}, revision {manifest.revision}"
+    yield "built", f"{manifest.created} by {manifest.producer}"
+    for role, source in manifest.sources.items():
+        yield role, f"{source.name} (sha256 {source.sha256[:12]}…)"
+    yield "LoRA mode", manifest.lora_mode
+    yield "precision", manifest.precision
+    yield "scale", f"×{manifest.scale}; results are padded to a multiple of {manifest.multiple} pixels inside"
+    yield "latent", f"{manifest.latent_channels} channels at 1/{manifest.vae_factor} of the size"
+    yield "degradation", f"{', '.join(manifest.degradation_axes)} (the estimator's order)"
+    yield "guidance", guidance.mode if guidance.mode == "off" else f"on, {guidance.default:g} by default"
+    yield "prompts", "folded into the graphs" if prompts.mode == "folded" else "any text"
+    yield "positive prompt", prompts.positive
+    yield "negative prompt", prompts.negative
+    yield "colour corrections", ", ".join(manifest.color_fixes)
+    total = sum(record.size for record in manifest.files.values())
+    how = "every hash compared" if checked else "all sizes and the hashes of small files compared"
+    yield "files", f"{len(manifest.files)} with {_bytes(total)}; {how}"
+
+
+def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
+    for name, stage in manifest.stages.items():
+        files = {
+            path
+            for graph in stage.graphs.values()
+            for path in (graph, f"{graph}.data")
+            if path in manifest.files
+        }
+        size = sum(manifest.files[path].size for path in files)
+        graphs = "1, shared" if "shared" in stage.graphs else f"{len(stage.graphs)}, one per bin"
+        yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
+
+
+def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]]:
+    identity, paths = engines.identity, list(engines.paths())
+    yield "TensorRT", f"{identity.flavour} {identity.version}"
+    runs_on = f"compute capability {', '.join(identity.targets)}"
+    if identity.gpu is not None:
+        runs_on = f"{identity.gpu}, {runs_on}, a driver for CUDA {identity.driver} or later"
+    if identity.hardware_compatibility != "none":
+        runs_on += f"; {identity.hardware_compatibility.replace('_', ' ')}"
+    yield "runs on", runs_on
+    for name in ("batch", "height", "width"):
+        yield name, "{} to {}, tuned for {}".format(*_ends(getattr(identity.profile, name)))
+    for option, value in identity.options.items():
+        if value is not None:
+            yield option.replace("_", " "), str(value)
+    yield "engines", f"{len(paths)} with {_bytes(sum(manifest.files[path].size for path in paths))}"
+
+
+def _ends(sizes: Range) -> tuple[int, int, int]:
+    return sizes.min, sizes.max, sizes.opt
+
+
+def _tensors(specs: Sequence[TensorSpec]) -> str:
+    return "\n".join(f"{spec.name} {spec.dtype} [{', '.join(map(str, spec.shape))}]" for spec in specs)
+
+
+def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """A report's numbers and words, each under the path that leads to it; long lists as their length."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list) and len(value) > _LONGEST_LIST:
+        yield name, f"{len(value)} entries, see --json"
+    elif isinstance(value, list) and any(isinstance(inner, Mapping | list) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}[{index}]")
+    elif isinstance(value, float):
+        yield name, f"{value:.4g}"
+    else:
+        yield name, str(value)
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[Any], header: bool = True
+) -> Table:
+    table = Table(title=escape(title), title_justify="left", show_header=header)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def _bytes(size: int) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.4g} GiB"

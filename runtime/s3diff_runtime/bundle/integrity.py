@@ -1,0 +1,92 @@
+"""Compares the files of a bundle with what its manifest says of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.errors import BundleError
+
+HASHED_BELOW = 4 * 2**20
+"""Files of fewer bytes are hashed on every opening: graphs, tokenizers, the weights of small stages."""
+
+
+def file_problems(
+    folder: Path, files: Mapping[str, FileRecord], graph_folders: Iterable[str], hash_all: bool
+) -> Iterator[str]:
+    """Describe every file that is missing, altered, truncated, or in the bundle without being recorded.
+
+    ONNX Runtime reads external weights from the folder of a graph, so a file there that the manifest does not
+    name could reach the network unchecked; it is a problem too. Hidden files, which desktops leave, are not.
+
+    Args:
+        folder: of the bundle.
+        files: the records by relative POSIX path.
+        graph_folders: relative paths of the folders that hold graphs.
+        hash_all: hash large files too; the small ones always are.
+
+    Yields:
+        One line a problem: the file, what was expected, what was found.
+    """
+    root = folder.resolve()
+    for name, record in files.items():
+        problem = _problem(root, name, record, hash_all)
+        if problem:
+            yield problem
+    for directory in sorted(graph_folders):
+        for path in sorted((root / directory).glob("[!.]*")):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and name not in files and name != "manifest.json":
+                yield f"{name} is not in the manifest"
+
+
+def _problem(root: Path, name: str, record: FileRecord, hash_all: bool) -> str | None:
+    path = root / name
+    try:
+        if not path.resolve().is_relative_to(root):
+            return f"{name} is a link that leaves the bundle"
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != record.size:
+            return f"{name} has {size} bytes, expected {record.size}"
+        if hash_all or size < HASHED_BELOW:
+            found = sha256(path)
+            if found != record.sha256:
+                return f"{name} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…)"
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file in hexadecimal. Raises `OSError` when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checked_content(folder: Path, name: str, record: FileRecord | None) -> bytes:
+    """Read a file of a bundle once, and return the very bytes whose size and hash were found right.
+
+    Raises:
+        BundleError: when the manifest does not name the file, or it is not what the manifest says.
+    """
+    again = "copy the bundle again, or rebuild it"
+    if record is None:
+        raise BundleError(f"{name} is not among the files of the manifest of {folder}; {again}")
+    path = folder / name
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{name} is a link that leaves the bundle {folder}; {again}")
+        with path.open("rb") as file:
+            content = file.read(record.size + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}); {again}") from error
+    found = hashlib.sha256(content).hexdigest()
+    if len(content) != record.size or found != record.sha256:
+        raise BundleError(
+            f"{path} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…); {again}"
+        )
+    return content

@@ -1,0 +1,73 @@
+"""The sessions of a bundle: opened when first asked for, those of the bins within a budget of memory."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import RLock
+
+from s3diff_runtime.bundle.manifest import SHARED, Bin
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.interface import Engine, Session
+from s3diff_runtime.errors import OutOfMemory
+
+
+class SessionPool:
+    """The sessions of a bundle, opened when first asked for. Safe to use from several threads.
+
+    Those that serve all bins stay. Those of the bins stay while the sizes of their files keep within the
+    budget; the least recently used leave first, before another one is opened, and a single one may exceed it.
+
+    Args:
+        bundle: where the graphs are.
+        engine: opens them.
+        memory_bytes: budget for the sessions of bins.
+
+    Attributes:
+        engine: as given.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:
+        """See the class."""
+        self._bundle, self.engine, self._budget = bundle, engine, memory_bytes
+        self._shared: dict[str, Session] = {}
+        self._binned: OrderedDict[tuple[str, str], Session] = OrderedDict()
+        self._lock = RLock()
+
+    def get(self, stage: str, bin: Bin | None = None) -> Session:
+        """The session of `stage` that serves `bin`. Raises `BundleError` when its graph cannot be loaded."""
+        key = self._bundle.key(stage, bin)
+        with self._lock:
+            if key == SHARED:
+                if stage not in self._shared:
+                    self._shared[stage] = self._open(stage, key)
+                return self._shared[stage]
+            if (stage, key) not in self._binned:
+                self._make_room(self._bundle.size(stage, key))
+                self._binned[stage, key] = self._open_instead(stage, key)
+            self._binned.move_to_end((stage, key))
+            return self._binned[stage, key]
+
+    def resident(self) -> list[tuple[str, str]]:
+        """Stage and bin of the bins' open sessions, the least recently used first."""
+        with self._lock:
+            return list(self._binned)
+
+    def _make_room(self, size: int) -> None:
+        held = sum(self._bundle.size(*key) for key in self._binned)
+        while self._binned and held + size > self._budget:
+            key, _session = self._binned.popitem(last=False)
+            held -= self._bundle.size(*key)
+
+    def _open_instead(self, stage: str, key: str) -> Session:
+        """Open a session, at the cost of other bins where the device has not the memory for all."""
+        while True:
+            try:
+                return self._open(stage, key)
+            except OutOfMemory:
+                if not self._binned:
+                    raise
+            self._binned.popitem(last=False)
+
+    def _open(self, stage: str, key: str) -> Session:
+        path = self._bundle.folder / self._bundle.graph(stage, key)
+        return self.engine.open(path, self._bundle.manifest.stages[stage])

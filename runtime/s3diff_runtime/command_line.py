@@ -1,0 +1,109 @@
+"""Commands made from `Options`: every option is a field, and a command takes one instance."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import click
+from click.core import ParameterSource
+
+from s3diff_runtime.options import OptionInfo, Options, groups_of, infos_of, read, types_of
+
+T = TypeVar("T", bound=Options)
+_SEPARATOR = "__"
+_UNSET = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+
+
+class Listed(click.ParamType):
+    """Values with commas between them, as a tuple."""
+
+    def __init__(self, kind: click.ParamType) -> None:
+        """Of values of one kind."""
+        self.kind, self.name = kind, f"{kind.name},…"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[object, ...]:
+        """Read `16,32,64`."""
+        return tuple(self.kind.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
+def takes(cls: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
+    """Give a command the options of a class; it is called with an instance, made of what was typed.
+
+    Below `@click.command()`. Raises `RequestError`, from the command, with all that is wrong.
+    """
+
+    def decorate(command: Callable[[T], None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_options(**typed: object) -> None:
+            source = click.get_current_context().get_parameter_source
+            given = {
+                name.replace(_SEPARATOR, "."): value
+                for name, value in typed.items()
+                if source(name) not in _UNSET
+            }
+            command(read(cls, given))
+
+        with_options.__click_params__ = list(_parameters(cls, None))[::-1]  # type: ignore[attr-defined]
+        return with_options
+
+    return decorate
+
+
+def typed_command() -> str:
+    """The command line of this process, as a shell takes it."""
+    return shlex.join(["s3diff-export", *sys.argv[1:]])
+
+
+def _parameters(
+    cls: type[Options], default: Options | None, prefix: str = "", only: tuple[str, ...] = ()
+) -> Iterator[click.Parameter]:
+    """In the order of the fields; those of a group where it stands."""
+    infos, hints, groups = infos_of(cls), types_of(cls), groups_of(cls)
+    for each in fields(cls):
+        value = each.default if default is None else getattr(default, each.name)
+        if isinstance(value, Options):
+            yield from _parameters(type(value), value, f"{prefix}{each.name}{_SEPARATOR}", groups[each.name])
+        elif each.name in infos and (not only or each.name in only):
+            yield _parameter(prefix + each.name, infos[each.name], hints[each.name], value)
+
+
+def _parameter(name: str, info: OptionInfo, hint: Any, default: Any) -> click.Parameter:  # noqa: ANN401
+    several, required = get_origin(hint) is tuple, default is MISSING
+    help_text = _help(info, default)
+    if hint is bool:
+        return click.Option([*info.flags, name], is_flag=True, flag_value=default is not True, help=help_text)
+    kind = _kind(get_args(hint)[0] if several else hint, info)
+    shared: dict[str, Any] = {"required": required, "metavar": info.metavar}
+    if info.positional:
+        return click.Argument([name], type=kind, nargs=-1 if several else 1, **shared)
+    if several and not info.repeated and not info.parse:
+        kind = Listed(kind)
+    return click.Option(
+        [*info.flags, name], type=kind, multiple=info.repeated, envvar=info.env, help=help_text, **shared
+    )
+
+
+def _kind(hint: Any, info: OptionInfo) -> click.ParamType:  # noqa: ANN401
+    if info.parse:
+        return click.STRING
+    if get_origin(hint) is Literal:
+        return click.Choice([str(choice) for choice in get_args(hint)])
+    kinds: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
+    return kinds.get(hint, click.STRING)
+
+
+def _help(info: OptionInfo, default: Any) -> str:  # noqa: ANN401
+    """What it does, where it comes from besides, its range, and its default."""
+    shown = info.shown
+    if shown is None and isinstance(default, int | float | str | tuple) and not isinstance(default, bool):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    notes = [f"env: {info.env}" if info.env else "", info.range_of(), f"default: {shown}" if shown else ""]
+    return " ".join([info.help, *(f"[{note}]" for note in notes if note)])

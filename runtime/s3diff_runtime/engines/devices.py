@@ -1,0 +1,44 @@
+"""Names of devices: `cpu`, `cuda`, `cuda:N`, and lists of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+from s3diff_runtime.errors import RequestError
+
+_DEVICE = re.compile(r"(cpu|cuda)|cuda:(\d{1,3})")
+
+
+class Device(NamedTuple):
+    """What runs the network."""
+
+    kind: Literal["cpu", "cuda"]
+    number: int
+    """Of the GPU, from 0; 0 for the CPU."""
+
+    @classmethod
+    def parse(cls, name: str) -> Device:
+        """Read `cpu`, `cuda` (the first GPU) or `cuda:N`. Raises `RequestError` for anything else."""
+        match = _DEVICE.fullmatch(name)
+        if not match:
+            raise RequestError(f"unknown device {name!r}; expected cpu, cuda, or cuda:N")
+        return cls("cpu" if match[1] == "cpu" else "cuda", int(match[2] or 0))
+
+
+def listed_devices(names: str) -> list[str]:
+    """The devices of a list such as `cuda:0,cuda:1`; `all` stands for every GPU of this machine.
+
+    Raises:
+        RequestError: for an unknown device, one that is named twice, or `all` where there is no GPU.
+    """
+    if names == "all":
+        from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
+
+        return [f"cuda:{index}" for index in range(count_gpus(load_runtime()))]
+    devices = [name.strip() for name in names.split(",")]
+    parsed = [Device.parse(name) for name in devices]
+    twice = sorted({name for name, device in zip(devices, parsed, strict=True) if parsed.count(device) > 1})
+    if twice:
+        raise RequestError(f"--device names {' and '.join(twice)} more than once; name each device once")
+    return devices

@@ -1,0 +1,96 @@
+"""What sizes a bundle takes: the multiple that it pads to, and the profile of its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+from s3diff_runtime.bundle.engine_records import Profile
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.upscale_options import UpscaleOptions
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in low-resolution pixels."""
+
+    multiple: int
+    """Sides are padded to a multiple of it, inside the graphs."""
+    profile: Profile | None
+    """What the engines were built for; None takes every size."""
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """The limits of what runs of a bundle."""
+        manifest, engines = bundle.manifest, bundle.engines
+        return cls(manifest.multiple // manifest.scale, engines.identity.profile if engines else None)
+
+    @property
+    def least_batch(self) -> int:
+        """Smaller batches are filled up, so that nothing is gained by them."""
+        return self.profile.batch.min if self.profile else 1
+
+    @property
+    def least_tile(self) -> int:
+        """The smallest side of a tile."""
+        profile = self.profile
+        return max(self.multiple, profile.height.min, profile.width.min) if profile else self.multiple
+
+    @property
+    def most_side(self) -> int | None:
+        """The longest side of a tile, or of what the estimator sees; None for any."""
+        return min(self.profile.height.max, self.profile.width.max) if self.profile else None
+
+    def settle(self, options: UpscaleOptions) -> UpscaleOptions:
+        """Fit the options to the bundle: defaults give way, and what was asked for is refused.
+
+        Raises:
+            RequestError: naming all options that do not fit.
+        """
+        fitted = replace(options, batch=self._batch(options), tile=self._tile(options))
+        problems = list(self._problems(fitted))
+        if problems:
+            raise RequestError("; ".join(problems))
+        return fitted
+
+    def check_size(self, height: int, width: int, tile: int | None) -> None:
+        """Raise `RequestError` when an image, cut into tiles of `tile` (0 or None: never), fits no engine."""
+        if self.profile is None:
+            return
+        for name, side, range in (("high", height, self.profile.height), ("wide", width, self.profile.width)):
+            piece = min(side, tile) if tile and max(height, width) > tile else side
+            padded = -(-piece // self.multiple) * self.multiple
+            if not range.min <= padded <= range.max:
+                remedy = "use --tile" if padded > range.max else "build engines with a smaller --min-size"
+                raise RequestError(
+                    f"image is {side} pixels {name}, and the engines take from "
+                    f"{range.min - self.multiple + 1} to {range.max}; {remedy}, or use engine onnx"
+                )
+
+    def _batch(self, options: UpscaleOptions) -> int:
+        """The default is brought within the profile; what was chosen stays."""
+        if self.profile is None or options.batch != UpscaleOptions.batch:
+            return options.batch
+        return min(max(options.batch, self.profile.batch.min), self.profile.batch.max)
+
+    def _tile(self, options: UpscaleOptions) -> int | None:
+        if self.most_side is None or not options.tile or options.tile != UpscaleOptions.tile:
+            return options.tile
+        return min(max(options.tile, self.least_tile), self.most_side)
+
+    def _problems(self, options: UpscaleOptions) -> Iterator[str]:
+        tile, multiple = options.tile, self.multiple
+        if tile and tile % multiple:
+            lower = tile // multiple * multiple
+            choices = " or ".join(str(size) for size in (lower, lower + multiple) if size)
+            yield f"tile is {tile}, expected a multiple of {multiple} for this bundle: {choices}"
+        if self.profile is None:
+            return
+        most, batches = self.most_side or tile or 0, self.profile.batch
+        wider = "build engines with a wider profile, or use engine onnx"
+        if tile and not self.least_tile <= tile <= most:
+            yield f"tile is {tile}, and the engines take from {self.least_tile} to {most}; {wider}"
+        if options.batch > batches.max:
+            yield f"batch is {options.batch}, and the engines take up to {batches.max}; {wider}"

@@ -1,0 +1,196 @@
+"""The engine `onnx`: ONNX Runtime on the graphs of a bundle, on the CPU or on CUDA."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from threading import BoundedSemaphore
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.interface import LANES, Value
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ORT_TYPES = {
+    "uint8": "tensor(uint8)",
+    "int64": "tensor(int64)",
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+}
+_NO_MEMORY = re.compile(
+    r"out of memory|failed to allocate memory|smaller than requested bytes|bad[ _]alloc|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+"""What ONNX Runtime and the CUDA libraries below it say when memory runs out; it has no error of its own."""
+
+
+class OnnxEngine:
+    """ONNX Runtime on the CPU or on a CUDA device; never on another one than asked for.
+
+    Args:
+        device: `cpu`, `cuda`, or `cuda:N` for the GPU of that number.
+        threads: that work on one operator; None takes the machine's cores. For the CPU.
+
+    Raises:
+        RequestError: for an unknown device, or one that the installed ONNX Runtime does not serve.
+    """
+
+    name = "onnx"
+
+    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+        """See the class."""
+        self._kind, self._index = Device.parse(device)
+        self.device = device
+        self._provider = _PROVIDERS[self._kind]
+        self._ort = _import_onnxruntime()
+        self._require(self._ort.get_available_providers(), "install s3diff-export[gpu] in place of [cpu]")
+        if self._kind == "cuda":
+            self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
+        self._options = self._session_options(threads)
+        self._turns = BoundedSemaphore(LANES)
+
+    @contextmanager
+    def lane(self, clock: Clock) -> Iterator[OnnxLane]:
+        """See `Engine.lane`."""
+        with self._turns:
+            yield OnnxLane(self._ort, self._kind, self._index, clock)
+
+    def open(self, graph: Path, stage: Stage) -> OnnxSession:
+        """See `Engine.open`."""
+        settings = {"device_id": self._index} if self._kind == "cuda" else {}
+        try:
+            session = self._ort.InferenceSession(
+                str(graph), self._options, providers=[(self._provider, settings)]
+            )
+        except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+            raise BundleError(
+                f"ONNX Runtime {self._ort.__version__} cannot load {graph} ({_line(error)}); "
+                "update ONNX Runtime, or rebuild the bundle with s3diff-export build"
+            ) from error
+        self._require(
+            session.get_providers(), "check that nvidia-smi lists the GPU and that CUDA and cuDNN load"
+        )
+        _require_tensors(graph, "inputs", session.get_inputs(), stage.inputs)
+        _require_tensors(graph, "outputs", session.get_outputs(), stage.outputs)
+        return OnnxSession(session, graph.stem, self._kind, self._index)
+
+    def _require(self, providers: list[str], remedy: str) -> None:
+        """ONNX Runtime falls back to the CPU without an error; refuse that."""
+        if self._provider not in providers:
+            raise RequestError(
+                f"device {self.device} was asked for, but ONNX Runtime {self._ort.__version__} offers only "
+                f"{', '.join(providers)} here; {remedy}, or use device cpu"
+            )
+
+    def _session_options(self, threads: int | None) -> onnxruntime.SessionOptions:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors; warnings about graph nodes help no user
+        # Every session has its own threads: those of one must not spin while the next one works.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # One arena for all sessions holds the largest need of a stage, not the sum of all.
+        _share_cpu_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        return options
+
+
+class OnnxLane:
+    """A chain of stages in ONNX Runtime, which waits for each of them."""
+
+    def __init__(self, ort: ModuleType, device: str, index: int, clock: Clock) -> None:
+        """Count times with `clock`; values go to device number `index` of its kind."""
+        self._ort, self._device, self._index = ort, device, index
+        self.timed = clock.running
+
+    def upload(self, name: str, array: NDArray[Any]) -> Value:
+        """See `Lane.upload`; on the CPU there is nothing to do."""
+        if self._device == "cpu":
+            return array
+        try:
+            value: Value = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
+        except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+            raise _failure(f"copying {name} to {self._device} failed", error) from error
+        return value
+
+
+class OnnxSession:
+    """A graph in ONNX Runtime. Outputs stay on the device until `numpy.asarray` fetches them."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, stage: str, device: str, index: int) -> None:
+        """Wrap a session of ONNX Runtime on device number `index` of its kind."""
+        self._session, self._stage = session, stage
+        self._device, self._index = device, index
+        self._outputs = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """See `Session.run`."""
+        try:
+            binding = self._session.io_binding()
+            for name, value in inputs.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, np.asarray(value, order="C"))
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name, self._device, self._index)
+            self._session.run_with_iobinding(binding)
+            return dict(zip(self._outputs, binding.get_outputs(), strict=True))
+        except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
+            raise _failure(f"stage {self._stage} failed on {self._device}", error) from error
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RequestError(
+            "ONNX Runtime is not installed: pip install 's3diff-export[cpu]', or [gpu] for CUDA"
+        ) from error
+    return onnxruntime
+
+
+@cache
+def _share_cpu_arena() -> None:
+    """Give the process one allocator, which the sessions use that ask for it, and which lives as long."""
+    ort = _import_onnxruntime()
+    kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
+    ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)
+
+
+def _require_tensors(graph: Path, kind: str, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
+    has = [(tensor.name, tensor.type) for tensor in found]
+    wanted = [(tensor.name, _ORT_TYPES[tensor.dtype]) for tensor in expected]
+    if has != wanted:
+        raise BundleError(
+            f"{graph} has the {kind} {_named(has)} and the manifest says {_named(wanted)}; "
+            "rebuild the bundle with s3diff-export build"
+        )
+
+
+def _named(tensors: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} {dtype}" for name, dtype in tensors) or "none"
+
+
+def _failure(what: str, error: Exception) -> JobError:
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return OutOfMemory(f"{what} for want of memory ({_line(error)}); smaller tiles or batches need less")
+    return JobError(f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:400]

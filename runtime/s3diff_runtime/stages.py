@@ -1,0 +1,103 @@
+"""The stages of the network in their order, and the tensors that they exchange. The one table of both.
+
+The manifest is checked against it, the exporter makes graphs by it, and whatever runs, verifies or counts the
+stages follows its order. What the stages compute is in docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
+
+Dtype = Literal["uint8", "int64", "float16", "float32"]
+_LATENT = ("batch", "latent_channels", "latent_height", "latent_width")
+
+
+@dataclass(frozen=True)
+class TensorKind:
+    """A tensor that goes from the host to a stage, between stages, or back.
+
+    `axes` are sizes, or names: `batch`, `prompts` and those of sides are free in a graph, others are facts of
+    the network (`latent_channels`, `vae_rank`).
+    """
+
+    dtype: Dtype
+    axes: tuple[int | str, ...]
+    from_host: bool = False
+    """Whether no stage makes it."""
+
+
+TENSORS: Mapping[str, TensorKind] = MappingProxyType(
+    {
+        "image": TensorKind("uint8", ("batch", "height", "width", 3), from_host=True),
+        "tokens": TensorKind("int64", ("prompts", "tokens"), from_host=True),
+        "guidance": TensorKind("float32", (), from_host=True),
+        "prompts": TensorKind("float32", ("prompts", "tokens", "text_width")),
+        "degradation": TensorKind("float32", ("batch", 2)),
+        "vae_modulation": TensorKind("float32", ("batch", "vae_blocks", "vae_rank", "vae_rank")),
+        "unet_modulation": TensorKind("float32", ("batch", "unet_blocks", "unet_rank", "unet_rank")),
+        "latent": TensorKind("float32", _LATENT),
+        "x0": TensorKind("float32", _LATENT),
+        "decoded": TensorKind("float32", ("batch", 3, "decoded_height", "decoded_width")),
+        "upscaled": TensorKind("uint8", ("batch", "upscaled_height", "upscaled_width", 3)),
+    }
+)
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """One step of the network: what it must read and give, and what it may besides."""
+
+    name: str
+    reads: tuple[str, ...]
+    gives: tuple[str, ...]
+    may_read: tuple[str, ...] = ()
+    may_give: tuple[str, ...] = ()
+    optional: bool = False
+    """Whether bundles can do without it: because of their prompts, LoRA mode, or colour corrections."""
+    for_picture: bool = True
+    """Whether it runs for every batch of pictures; else it runs for prompts, or for the scores."""
+    color_fix: ColorFix | None = None
+    """The correction that it applies; None for a stage that serves all of them."""
+
+
+STAGES: Mapping[str, StageKind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            StageKind("text_encoder", ("tokens",), ("prompts",), optional=True, for_picture=False),
+            StageKind("estimator", ("image",), ("degradation",), for_picture=False),
+            StageKind(
+                "modulation",
+                ("degradation",),
+                (),
+                may_give=("vae_modulation", "unet_modulation"),
+                optional=True,
+            ),
+            StageKind("vae_encoder", ("image",), ("latent",), ("vae_modulation",)),
+            StageKind("unet", ("latent",), ("x0",), ("guidance", "unet_modulation", "prompts")),
+            StageKind("vae_decoder", ("x0",), ("decoded",), ("vae_modulation",)),
+            *(
+                StageKind(f"finish_{fix}", ("decoded", "image"), ("upscaled",), optional=True, color_fix=fix)
+                for fix in COLOR_FIXES
+            ),
+        )
+    }
+)
+"""In the order in which they feed each other."""
+
+
+def finish_of(color_fix: str) -> str:
+    """Name of the stage that applies a colour correction."""
+    return next(name for name, kind in STAGES.items() if kind.color_fix == color_fix)
+
+
+def picture_stages(color_fix: str) -> tuple[str, ...]:
+    """The stages that a batch of pictures may go through, in order."""
+    return tuple(
+        name for name, kind in STAGES.items() if kind.for_picture and kind.color_fix in (None, color_fix)
+    )

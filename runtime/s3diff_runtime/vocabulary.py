@@ -1,0 +1,25 @@
+"""Words that all rooms share: what is upscaled by how much, corrected how, and named what."""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCALE: Final = 4
+"""Upscaling factor of the paper: output side over input side."""
+
+Pixels = NDArray[np.uint8]
+"""A picture: uint8 RGB `[H, W, 3]`, or a batch of them `[N, H, W, 3]`."""
+
+ColorFix = Literal["wavelet", "adain", "none"]
+"""How the colours of a result are brought back to its input's."""
+COLOR_FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
+
+Precision = Literal["fp32", "fp16"]
+"""Of weights and activations inside the UNet and the VAE."""
+
+Axis = Literal["noise", "blur"]
+"""What a degradation score measures."""
+AXES: tuple[Axis, ...] = get_args(Axis)
