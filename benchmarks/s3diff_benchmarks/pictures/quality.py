@@ -6,24 +6,22 @@ import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from s3diff_benchmarks.pictures.pairs import Case, Peer, find_cases, find_peer, pixels_of
-from s3diff_benchmarks.pictures.restorers import (
+from s3diff_benchmarks.methods import (
     BICUBIC,
-    PYTORCH,
-    Facts,
-    Restorer,
-    bicubic,
-    from_peer,
-    with_bundle,
-    with_pytorch,
+    EXACT,
+    BundleMethod,
+    Input,
+    Method,
+    bundle_names,
 )
+from s3diff_benchmarks.pictures.pairs import Case, Peer, find_cases, find_peer, pixels_of
 from s3diff_benchmarks.pictures.scores import Sample, Scores
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import PublishedQuality, quality_rows
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 
 PER_IMAGE = "per-image.csv"
 _SHOWN = 4
-_BUNDLE_SUFFIX = ".bundle"
 _BUNDLE_PLACE = 1
 """Of the measured bundle among the rows, behind bicubic."""
 _PUBLISHED = {
@@ -52,6 +49,8 @@ _PUBLISHED = {
     "CLIPIQA": "clipiqa",
 }
 """Columns, and the fields of `PublishedQuality` that they show."""
+_FACTS = ("seconds", "noise", "blur", "bin")
+"""How an image came about, in the CSV: the scores that were applied, and whose weights, where known."""
 _TIME = Column(name="time", unit="s")
 
 
@@ -75,7 +74,7 @@ class QualityRequest:
 
     def __post_init__(self) -> None:
         """Check that all rows can be told apart."""
-        names = [BICUBIC, PYTORCH, *bundle_names([self.bundle, *self.vs]), *(name for name, _ in self.also)]
+        names = [BICUBIC, EXACT, *bundle_names([self.bundle, *self.vs]), *(name for name, _ in self.also)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise RequestError(f"two rows would be called {', '.join(twice)}; give --also another name")
@@ -107,16 +106,15 @@ class Inputs:
 class _Row:
     """One method and what became of its images."""
 
-    name: str
-    restore: Restorer
-    facts: list[Facts] = field(default_factory=list)
+    method: Method
+    facts: list[tuple[Cell, ...]] = field(default_factory=list)
+    """Of every image, under `_FACTS`."""
     scores: list[Mapping[str, float]] = field(default_factory=list)
 
-
-def bundle_names(bundles: Sequence[Path]) -> list[str]:
-    """Short names that tell bundles apart: of their folders, with their paths where these are alike."""
-    names = [path.resolve().name.removesuffix(_BUNDLE_SUFFIX) for path in bundles]
-    return [str(path) if names.count(name) > 1 else name for path, name in zip(bundles, names, strict=True)]
+    @property
+    def name(self) -> str:
+        """Of the method."""
+        return self.method.name
 
 
 def measure_quality(
@@ -153,14 +151,16 @@ def _methods(
     request: QualityRequest, peers: Sequence[Peer], network: S3Diff | None, opened: ExitStack
 ) -> list[_Row]:
     """The rows, in the order of the table: bicubic, the bundle first measured, and so on."""
-    rows = [_Row(BICUBIC, bicubic)]
+    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
+
+    rows = [_Row(BicubicMethod())]
     bundles = [request.bundle, *request.vs]
     for name, folder in zip(bundle_names(bundles), bundles, strict=True):
         upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
-        rows.append(_Row(name, with_bundle(upscaler)))
+        rows.append(_Row(BundleMethod(name, folder, upscaler)))
     if network is not None:
-        rows.append(_Row(PYTORCH, with_pytorch(network)))
-    return rows + [_Row(peer.name, from_peer(peer)) for peer in peers]
+        rows.append(_Row(exact(network)))
+    return rows + [_Row(peer) for peer in peers]
 
 
 def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[str, Image.Image]:
@@ -171,11 +171,12 @@ def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[st
             lr, truth = pixels_of(case.lr), pixels_of(case.hr) if case.hr else None
             for place, row in enumerate(rows):
                 tell(number * len(rows) + place, f"{row.name}: {case.name}")
-                restored = row.restore(case, lr)
-                row.facts.append(restored.facts)
-                row.scores.append(scores.measure(Sample(restored.pixels, lr, truth)))
+                (result,) = row.method([Input(lr, case.name)])
+                scored = (result.applied.get("noise"), result.applied.get("blur"))
+                row.facts.append((result.total_seconds, *scored, result.bin))
+                row.scores.append(scores.measure(Sample(result.pixels, lr, truth)))
                 if number < _SHOWN and place <= _BUNDLE_PLACE:
-                    images[_picture_name(number, place)] = Image.fromarray(restored.pixels)
+                    images[_picture_name(number, place)] = Image.fromarray(result.pixels)
     return images
 
 
@@ -228,7 +229,7 @@ def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
 
 
 def _typical_seconds(row: _Row) -> float | None:
-    seconds = [facts.seconds for facts in row.facts if facts.seconds is not None]
+    seconds = [facts[0] for facts in row.facts if isinstance(facts[0], float)]
     # The first image also pays for what is opened and allocated once.
     return median(seconds[1:] or seconds) if seconds else None
 
@@ -281,11 +282,10 @@ def _csv(rows: Sequence[_Row], cases: Sequence[Case]) -> str:
     """One line for each image and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    applied = [part.name for part in fields(Facts)]
     labels = list(rows[0].scores[0])
-    writer.writerow(["image", "method", *labels, *applied])
+    writer.writerow(["image", "method", *labels, *_FACTS])
     for number, case in enumerate(cases):
         for row in rows:
             measured: list[Cell] = [row.scores[number][label] for label in labels]
-            writer.writerow([case.name, row.name, *measured, *astuple(row.facts[number])])
+            writer.writerow([case.name, row.name, *measured, *row.facts[number]])
     return text.getvalue()
