@@ -81,7 +81,7 @@ def open_bundles(
     """
     found, notes, last = Opening([], []), [], None
     for name, folder in zip(bundle_names(bundles), bundles, strict=True):
-        for engine in engines:
+        for engine in dict.fromkeys(engines):
             try:
                 upscaler = opened.enter_context(Upscaler.open(folder, engine, device, options))
             except RequestError as error:

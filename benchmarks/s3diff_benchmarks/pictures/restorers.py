@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3diff_benchmarks.pictures.pairs import Case, Peer, pixels_of
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
+from s3diff_training.weights import ModelSource, differing
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -95,3 +98,22 @@ def from_peer(peer: Peer) -> Restorer:
         return Restored(pixels_of(peer.outputs[case.name]), Facts(seconds))
 
     return restore
+
+
+def torch_device(device: str) -> str:
+    """The device for torch's part: the one asked for, or the CPU where this torch serves none other."""
+    import torch
+
+    return device if torch.cuda.is_available() else "cpu"
+
+
+def pytorch_notes(weights: ModelSource, device: str, used: str, bundles: Sequence[Path]) -> Iterator[str]:
+    """Where PyTorch did not run what the bundles run: on another device, or with other weights."""
+    if not weights.named:
+        return
+    if used != device:
+        yield f"PyTorch ran on {used}: the installed torch serves no GPU"
+    files = weights.files()
+    for bundle in bundles:
+        if unlike := differing(files, Manifest.read(bundle)):
+            yield f"{bundle} was built from another {' and another '.join(unlike)} than PyTorch ran with"

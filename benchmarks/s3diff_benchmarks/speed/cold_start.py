@@ -164,7 +164,7 @@ def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]
     import torch
 
     from s3diff_benchmarks.speed.baselines import released
-    from s3diff_benchmarks.weights import Weights, load_pytorch
+    from s3diff_training.weights import ModelSource
 
     if task.threads:
         torch.set_num_threads(task.threads)
@@ -173,8 +173,10 @@ def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]
     base, checkpoint, estimator = task.weights
 
     def open_network(_opened: ExitStack) -> Callable[[Any], object]:
-        weights = Weights(base, Path(checkpoint), Path(estimator) if estimator else None)
-        method = released(load_pytorch(weights).to(task.device))
+        weights = ModelSource(
+            base=base, checkpoint=Path(checkpoint), estimator=Path(estimator) if estimator else None
+        )
+        method = released(weights.load().to(task.device))
         return lambda image: method([image])
 
     return open_network
