@@ -17,7 +17,6 @@ from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_fold
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
 from tests.runtime.fake_tensorrt import add_engines
 
-from s3diff_benchmarks import quality_commands
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
 from s3diff_benchmarks.pictures.difference import Difference
@@ -31,6 +30,7 @@ from s3diff_benchmarks.pictures.fidelity import (
 from s3diff_benchmarks.report.series import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
+from s3diff_training.weights import ModelSource
 
 
 @pytest.fixture
@@ -191,9 +191,7 @@ def test_command_takes_images_and_writes_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
-    )
+    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
     shifting_bundle(tmp_path / "a.bundle")
     write_folder(tmp_path, {"photo.png": noise(40, 50)})
     (tmp_path / "c.safetensors").write_bytes(b"weights")
@@ -218,7 +216,7 @@ def test_command_takes_images_and_writes_curves(
         (["none"], "none"),
         (["a.bundle", "--image", "none.png"], "none.png"),
         (["a.bundle", "--checkpoint", "none"], "--base and --checkpoint go together"),
-        (["a.bundle", "--base", "b", "--checkpoint", "none"], "none is no file"),
+        (["a.bundle", "--base", "b", "--checkpoint", "none"], "checkpoint none does not exist"),
         (["a.bundle", "--device", "tpu"], "tpu"),
     ],
 )

