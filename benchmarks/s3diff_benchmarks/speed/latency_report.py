@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
+from itertools import permutations
 
 from s3diff_benchmarks.pictures.difference import NOTE, Difference
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
@@ -17,6 +18,7 @@ _SECONDS = ("least", "median", "low", "high", "p95", "p99")
 _NEW_PROCESS = ("launch", "imports", "open", "first image", "second image")
 """The fields of `ColdStart` that are seconds, in their order."""
 _CASE = (Column(name="size", unit="pixels"), Column(name="batch"))
+"""The fields of a `Case`."""
 Works = Mapping[tuple[str, Case], Mapping[str, Work]]
 """Of every stage, by method and case."""
 
@@ -32,7 +34,7 @@ def latency_table(timings: Sequence[Timings]) -> Table:
             summary = Summary.of(samples)
             seconds = [getattr(summary, name) for name in _SECONDS]
             of_call = (summary.median / first[timing.case], joules) if part == CALL else (None, None)
-            key = (timing.method, timing.case.side, batch, part)
+            key = (timing.method, *astuple(timing.case), part)
             rows.append((*key, summary.count, *seconds, batch / summary.median, *of_call))
     return Table(
         name="latency",
@@ -65,7 +67,7 @@ def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | N
         known = {**stages, CALL: Work.of_all(stages.values())}
         for stage, samples in {**timing.stages, CALL: timing.calls}.items():
             seconds = Summary.of(samples).median
-            key = (timing.method, timing.case.side, timing.case.batch, stage)
+            key = (timing.method, *astuple(timing.case), stage)
             achieved = _achieved(known.get(stage), seconds, ceilings)
             rows.append((*key, seconds, 100 * seconds / whole, *achieved))
     return Table(
@@ -101,15 +103,11 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
         references: names of the methods that the others are held against.
     """
     rows: list[tuple[Cell, ...]] = []
-    for timing in timings:
-        for other in timings:
-            comparable = other.method in references and other.case == timing.case and other is not timing
-            if comparable and timing.image is not None and other.image is not None:
-                difference = Difference.of([(timing.image, other.image)])
-                side, batch = timing.case.side, timing.case.batch
-                rows.append(
-                    (timing.method, other.method, side, batch, *difference.cells[:2], difference.largest)
-                )
+    for one, other in permutations(timings, 2):
+        comparable = other.method in references and other.case == one.case
+        if comparable and one.image is not None and other.image is not None:
+            error, psnr, _, largest = Difference.of([(one.image, other.image)]).cells
+            rows.append((one.method, other.method, *astuple(one.case), error, psnr, largest))
     return Table(
         name="agreement",
         title="The same picture",
@@ -149,8 +147,7 @@ def cold_start_table(found: Mapping[str, ColdStart], times: int) -> Table:
 
 def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
     """Time by stage, time by method, and images per second by batch where several were measured."""
-    cases = list(dict.fromkeys(timing.case for timing in timings))
-    first = cases[0]
+    first = timings[0].case
     yield Plot(
         name="methods",
         title="One call, by size and batch",
@@ -174,7 +171,7 @@ def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
         where={"size": first.side, "batch": first.batch, "stage": _stages(timings)},
         y_label="seconds, median",
     )
-    if len({case.batch for case in cases if case.side == first.side}) > 1:
+    if len({timing.case.batch for timing in timings if timing.case.side == first.side}) > 1:
         yield Plot(
             name="batches",
             title=f"Images per second by batch, {first.side} pixels",
@@ -223,7 +220,6 @@ def _achieved(work: Work | None, seconds: float, ceilings: Ceilings | None) -> t
     if work is None or not work.flops or not seconds:
         return None, None, None, None, None
     rate = work.flops / seconds
-    shares = (
-        (100 * rate / ceilings.flops, 100 * rate / ceilings.at(work.intensity)) if ceilings else (None, None)
-    )
+    roofs = (ceilings.flops, ceilings.at(work.intensity)) if ceilings else (None, None)
+    shares = [roof and 100 * rate / roof for roof in roofs]
     return work.flops / 1e12, work.intensity, rate / 1e12, *shares

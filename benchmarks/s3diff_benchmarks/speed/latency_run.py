@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +22,6 @@ from s3diff_benchmarks.speed.cold_start import ColdStart, Task, measure_cold_sta
 from s3diff_benchmarks.speed.flops import bundle_work
 from s3diff_benchmarks.speed.latency import Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.speed.latency_report import (
-    Works,
     agreement_table,
     cold_start_table,
     latency_table,
@@ -98,8 +98,13 @@ def run_latency(request: LatencyRequest) -> Findings:
             timings = measure(
                 [*bundles, *baselines], cases, image, sampling, Path(folder), meter.joules, tell
             )
-        cold_starts = _cold_starts(request, bundles, bool(baselines), image, Path(folder))
-    works = _works(bundles, cases)
+        cold_starts = _cold_starts(
+            request, bundles, bool(baselines), picture_of(image, cases[0].side), Path(folder)
+        )
+    works = {
+        (each.name, case): bundle_work(each.folder, each.upscaler.manifest, case.batch, case.side, case.side)
+        for each, case in product(bundles, cases)
+    }
     ceilings, ceiling_notes = _ceilings(request, bundles[0])
     seconds = table3_seconds(timings)
     ours = seconds.pop(bundles[0].name, None)
@@ -170,16 +175,6 @@ def _baselines(request: LatencyRequest, image: Pixels) -> tuple[list[Method], fl
     return [released(network), tuned(network, picture_of(image, min(request.sizes)))], trainable, [note]
 
 
-def _works(methods: Sequence[BundleMethod], cases: Sequence[Case]) -> Works:
-    return {
-        (method.name, case): bundle_work(
-            method.folder, method.upscaler.manifest, case.batch, case.side, case.side
-        )
-        for method in methods
-        for case in cases
-    }
-
-
 def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings | None, list[str]]:
     precision = method.upscaler.manifest.precision
     try:
@@ -190,13 +185,13 @@ def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings |
 
 
 def _cold_starts(
-    request: LatencyRequest, bundles: Sequence[BundleMethod], pytorch: bool, image: Pixels, folder: Path
+    request: LatencyRequest, bundles: Sequence[BundleMethod], pytorch: bool, picture: Pixels, folder: Path
 ) -> dict[str, ColdStart]:
     """What new processes take, by method; none where none were asked for."""
     if not request.cold_starts:
         return {}
     source = folder / "cold-start.png"
-    save(Image.fromarray(picture_of(image, request.sizes[0])), source)
+    save(Image.fromarray(picture), source)
     device, threads = request.device, request.threads
     tasks = [Task(each.name, each.folder, source, device, threads, each.upscaler.engine) for each in bundles]
     if pytorch:
