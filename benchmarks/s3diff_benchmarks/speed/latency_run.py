@@ -98,9 +98,8 @@ def run_latency(request: LatencyRequest) -> Findings:
             timings = measure(
                 [*bundles, *baselines], cases, image, sampling, Path(folder), meter.joules, tell
             )
-        cold_starts = _cold_starts(
-            request, bundles, bool(baselines), picture_of(image, cases[0].side), Path(folder)
-        )
+        picture = picture_of(image, cases[0].side)
+        cold_starts = _cold_starts(request, bundles, bool(baselines), picture, Path(folder))
     works = {
         (each.name, case): bundle_work(each.folder, each.upscaler.manifest, case.batch, case.side, case.side)
         for each, case in product(bundles, cases)
