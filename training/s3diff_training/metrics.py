@@ -8,6 +8,7 @@ find what those scores miss: regular grids left by strided layers, and how much 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,26 +100,36 @@ def high_frequency_energy(image: Pixels) -> float:
     return float(power[np.hypot(vertical, horizontal) > 0.25].sum())
 
 
-def grid_energy_ratio(residual: FloatImage) -> dict[int, float]:
-    """How far a grid of period 4 and of period 8 pixels stands out: {period: ratio}, about 1 without one.
+class GridSpectrum:
+    """The mean spectrum of patches that are added as they come: tells whether a regular grid lies over them."""
 
-    `residual` is a float image [H, W] or a stack of patches [N, H, W] whose spectra are averaged, in grey
-    levels, at least 64 pixels a side: an output minus its truth, or the luma of flat regions. The power at
-    frequency 1/period on either axis and on the diagonals is divided by the power density of the frequencies
-    around those points: the spectrum of natural detail is smooth and cancels, a strided network's grid is a
-    line. Constant images give 1; compare others with their truth, whose own lines (fabric, bricks) count
-    too. On white noise 99 of 100 values lie in 0.2 to 2.6 for one 64 x 64 patch, in 0.7 to 1.35 for a stack
-    of 20. Raises `ValueError` for other shapes.
-    """
-    stack = residual[None] if residual.ndim == 2 else residual
-    if stack.ndim != 3 or len(stack) == 0 or min(stack.shape[1:]) < PATCH:
-        raise ValueError(
-            f"expected [H, W] or [N, H, W] with sides of at least {PATCH}, got {list(residual.shape)}"
-        )
-    # Whole periods put the grid's frequencies on spectral bins.
-    height, width = (side - side % max(GRID_PERIODS) for side in stack.shape[1:])
-    power = _power_spectrum(stack[:, :height, :width].astype(np.float64))
-    return {period: _peak_ratio(power, height // period, width // period) for period in GRID_PERIODS}
+    def __init__(self) -> None:
+        self._power, self._count = np.zeros((PATCH, PATCH)), 0
+
+    def add(self, patches: FloatImage) -> None:
+        """Take in patches `[N, 64, 64]`, in grey levels: outputs minus truth, or the luma of flat regions.
+
+        Raises `ValueError` for other shapes.
+        """
+        if patches.ndim != 3 or patches.shape[1:] != (PATCH, PATCH):
+            raise ValueError(f"expected patches [N, {PATCH}, {PATCH}], got {list(patches.shape)}")
+        if len(patches):
+            self._power += len(patches) * _power_spectrum(patches)
+            self._count += len(patches)
+
+    def ratios(self) -> dict[int, float]:
+        """How far a grid of period 4 and of period 8 pixels stands out: {period: ratio}, about 1 without one.
+
+        The power at frequency 1/period on either axis and on the diagonals is divided by the power density of
+        the frequencies around those points: the spectrum of natural detail is smooth and cancels, a strided
+        network's grid is a line. Constant images give 1; compare others with their truth, whose own lines
+        (fabric, bricks) count too. On white noise 99 of 100 values lie in 0.2 to 2.6 for one patch, in 0.7 to
+        1.35 for 20. Empty where there was no patch.
+        """
+        if not self._count:
+            return {}
+        power = self._power / self._count
+        return {period: _peak_ratio(power, PATCH // period) for period in GRID_PERIODS}
 
 
 def flat_patches(truth: Pixels, fraction: float) -> list[tuple[slice, slice]]:
@@ -134,11 +145,8 @@ def flat_patches(truth: Pixels, fraction: float) -> list[tuple[slice, slice]]:
             f"expected a fraction in (0, 1] and an image of at least {PATCH} pixels a side, "
             f"got {fraction} and {list(values.shape)}"
         )
-    windows = [
-        (slice(top, top + PATCH), slice(left, left + PATCH))
-        for top in range(0, values.shape[0] - PATCH + 1, PATCH)
-        for left in range(0, values.shape[1] - PATCH + 1, PATCH)
-    ]
+    corners = product(*(range(0, side - PATCH + 1, PATCH) for side in values.shape))
+    windows = [(slice(top, top + PATCH), slice(left, left + PATCH)) for top, left in corners]
     windows.sort(key=lambda window: _gradient_energy(values[window]))
     return windows[: max(1, round(fraction * len(windows)))]
 
@@ -184,13 +192,13 @@ def _power_spectrum(stack: FloatImage) -> FloatImage:
     return np.asarray(power.mean(axis=0))
 
 
-def _peak_ratio(power: FloatImage, row: int, column: int) -> float:
-    """Power density at (row, 0), (0, column) and (row, +-column) relative to that around these points."""
+def _peak_ratio(power: FloatImage, at: int) -> float:
+    """Power density at (at, 0), (0, at) and (at, +-at) relative to that around these points."""
     offsets = np.arange(-_SURROUND, _SURROUND + 1)
     beyond = np.maximum(np.abs(offsets)[:, None], np.abs(offsets)[None, :]) > _MAIN_LOBE
     peak = surround = 0.0
-    for at_row, at_column in ((row, 0), (0, column), (row, column), (row, -column)):
-        block = power[np.ix_((at_row + offsets) % power.shape[0], (at_column + offsets) % power.shape[1])]
+    for row, column in ((at, 0), (0, at), (at, at), (at, -at)):
+        block = power[np.ix_((row + offsets) % PATCH, (column + offsets) % PATCH)]
         peak += float(block[_SURROUND, _SURROUND])
         surround += float(block[beyond].mean())
     return (peak + _NO_POWER) / (surround + _NO_POWER)
