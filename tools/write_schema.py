@@ -16,7 +16,7 @@ from types import MappingProxyType
 import click
 from pydantic import BaseModel
 
-from s3diff_benchmarks.report import Report
+from s3diff_benchmarks.report.model import Report
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.files import replacing
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from s3diff_benchmarks.compare import Change, Comparison, Verdict, compare_reports
-from s3diff_benchmarks.figures import NOTHING, rounded
-from s3diff_benchmarks.reading import read_report
+from s3diff_benchmarks.report.compare import Change, Comparison, Verdict, compare_reports
+from s3diff_benchmarks.report.figures import NOTHING, rounded
+from s3diff_benchmarks.report.reading import read_report
 from s3diff_runtime.errors import JobError
 
 _SHOWN: tuple[Verdict, ...] = ("regression", "improvement", "new", "gone")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.index import Finished, write_index
-from s3diff_benchmarks.output_options import output_options, typed_command
 from s3diff_benchmarks.parts import PARTS, plan, run_command, run_part
-from s3diff_benchmarks.writing import INDEX_NAME, Output
+from s3diff_benchmarks.report.index import Finished, write_index
+from s3diff_benchmarks.report.output import INDEX_NAME, Output, output_options
+from s3diff_runtime.command_line import typed_command
 from s3diff_runtime.errors import JobError, RequestError
 
 _PATH = click.Path(path_type=Path)
@@ -52,7 +52,7 @@ def all_benchmarks(
     for part in _run_all(bundle or folder / _BUNDLE, demo, lr, hr, minutes * 60, folder, output.html):
         finished.append(part)
         write_index(folder, typed_command(), finished, output.html)
-    if output.json:
+    if output.as_json:
         click.echo((folder / INDEX_NAME).read_text(encoding="utf-8"), nl=False)
     else:
         for part in finished:
@@ -76,7 +76,7 @@ def _check(bundle: Path | None, demo: bool, lr: Path | None, hr: Path | None, ou
     if output.folder is None:
         problems.append("all benchmarks need a folder; name one with --output")
     try:
-        output.check(INDEX_NAME)
+        output.check_folder(INDEX_NAME)
     except RequestError as error:
         problems.append(str(error))
     if problems or output.folder is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from s3diff_benchmarks.quality import bundle_names
+from s3diff_benchmarks.pictures.quality import bundle_names
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler

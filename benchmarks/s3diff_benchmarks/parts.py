@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
-from s3diff_benchmarks.index import Finished
+from s3diff_benchmarks.report.index import Finished
 from s3diff_runtime.errors import JobError
 
 PARTS = ("latency", "throughput", "quality", "fidelity", "control")

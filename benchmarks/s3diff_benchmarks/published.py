@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from s3diff_benchmarks.report import Cell, Column, Table
+from s3diff_benchmarks.report.model import Cell, Column, Table
 from s3diff_runtime.errors import RequestError
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from s3diff_benchmarks.assembly import Assembly
-from s3diff_benchmarks.output_options import output_options
+from s3diff_benchmarks.report.findings import Assembly
+from s3diff_benchmarks.report.output import Output, output_options
 from s3diff_benchmarks.weights import Weights, load_pytorch, weights_options
-from s3diff_benchmarks.writing import Output
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 
@@ -97,11 +96,11 @@ def quality(
     \b
       s3diff-export bench quality s3diff.bundle --lr RealSR/LR --hr RealSR/HR --dataset RealSR -o quality
     """
-    from s3diff_benchmarks.no_reference import HOW
-    from s3diff_benchmarks.quality import Inputs, QualityRequest, measure_quality
-    from s3diff_benchmarks.scores import ScoreRequest, load_scores
+    from s3diff_benchmarks.pictures.no_reference import HOW
+    from s3diff_benchmarks.pictures.quality import Inputs, QualityRequest, measure_quality
+    from s3diff_benchmarks.pictures.scores import ScoreRequest, load_scores
 
-    output.check()
+    output.check_folder()
     request = QualityRequest(bundle, lr, hr, vs, also, dataset, limit, device, engine)
     assembly = Assembly("quality", f"Quality of {bundle.resolve().name}", asdict(request), (bundle, *vs))
     inputs = Inputs.of(request)
@@ -148,10 +147,10 @@ def fidelity(
     \b
       s3diff-export bench fidelity dynamic-fp16.bundle --vs merged-fp16.bundle --demo -o fidelity
     """
-    from s3diff_benchmarks.fidelity import FidelityRequest, measure_fidelity
-    from s3diff_benchmarks.pairs import pixels_of
+    from s3diff_benchmarks.pictures.fidelity import FidelityRequest, measure_fidelity
+    from s3diff_benchmarks.pictures.pairs import pixels_of
 
-    output.check()
+    output.check_folder()
     request = FidelityRequest(bundle, vs, device, quick, seed)
     options = {**asdict(request), "images": images}
     assembly = Assembly("fidelity", f"Fidelity of {bundle.resolve().name}", options, (bundle, *vs))
@@ -188,12 +187,12 @@ def control(
     \b
       s3diff-export bench control s3diff.bundle photograph.jpg --steps 5 -o control
     """
-    from s3diff_benchmarks.control import ControlRequest, measure_control
-    from s3diff_benchmarks.drawn import draw_picture
-    from s3diff_benchmarks.pairs import pixels_of
-    from s3diff_benchmarks.scores import ScoreRequest, load_scores
+    from s3diff_benchmarks.pictures.control import ControlRequest, measure_control
+    from s3diff_benchmarks.pictures.drawn import draw_picture
+    from s3diff_benchmarks.pictures.pairs import pixels_of
+    from s3diff_benchmarks.pictures.scores import ScoreRequest, load_scores
 
-    output.check()
+    output.check_folder()
     request = ControlRequest(bundle, steps, device, engine)
     if hr is not None and image is None:
         raise RequestError("--hr is the truth of an IMAGE; name that image too")

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.assembly import Assembly
-from s3diff_benchmarks.output_options import output_options
+from s3diff_benchmarks.report.findings import Assembly
+from s3diff_benchmarks.report.output import Output, output_options
 from s3diff_benchmarks.weights import Weights, weights_options
-from s3diff_benchmarks.writing import Output
 from s3diff_runtime.errors import RequestError
 
 _PATH = click.Path(path_type=Path)
@@ -118,9 +117,9 @@ def latency(
       s3diff-export bench latency s3diff.bundle --size 128,256 --batch 1,4 -o latency
       s3diff-export bench latency s3diff.bundle --engine onnx,tensorrt --device cuda --demo
     """
-    from s3diff_benchmarks.latency_run import LatencyRequest, run_latency
+    from s3diff_benchmarks.speed.latency_run import LatencyRequest, run_latency
 
-    output.check()
+    output.check_folder()
     request = LatencyRequest(
         bundle, vs, engines, device, sizes, batches, seconds, warm_up, cold_starts, threads, image
     )
@@ -181,9 +180,9 @@ def throughput(
       s3diff-export bench throughput s3diff.bundle -o throughput
       s3diff-export bench throughput s3diff.bundle --device all --seconds 300 -o throughput --html
     """
-    from s3diff_benchmarks.throughput import ThroughputRequest, run_throughput
+    from s3diff_benchmarks.speed.throughput import ThroughputRequest, run_throughput
 
-    output.check()
+    output.check_folder()
     request = ThroughputRequest(bundle, engine, devices, size, callers, batch, seconds, threads, image)
     assembly = Assembly("throughput", f"Throughput of {bundle.resolve().name}", asdict(request), (bundle,))
     assembly.publish(run_throughput(request), output)

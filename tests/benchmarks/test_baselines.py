@@ -8,7 +8,7 @@ import torch
 from tests.runtime.fake_bundle import dark_noise
 from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
 
-from s3diff_benchmarks.baselines import merged_copy, released, trainable_millions, tuned
+from s3diff_benchmarks.speed.baselines import merged_copy, released, trainable_millions, tuned
 from s3diff_training.checkpoints import build_network
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import S3Diff, lora_layers

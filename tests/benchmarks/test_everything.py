@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.reports import HOSTILE, report, table
 
-from s3diff_benchmarks.index import Finished, write_index
 from s3diff_benchmarks.parts import PARTS, Part, plan, run_command, run_part
-from s3diff_benchmarks.writing import write_report
+from s3diff_benchmarks.report.index import Finished, write_index
+from s3diff_benchmarks.report.writing import write_report
 from s3diff_export import cli
 
 STAND_IN = f"""#!{sys.executable}

@@ -16,9 +16,17 @@ from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_fold
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
 from tests.runtime.fake_tensorrt import add_engines
 
-from s3diff_benchmarks import fidelity, quality_commands
-from s3diff_benchmarks.difference import Difference, curve
-from s3diff_benchmarks.fidelity import FidelityRequest, Trial, measure_bins, measure_fidelity, nearest_centre
+from s3diff_benchmarks import quality_commands
+from s3diff_benchmarks.pictures import fidelity
+from s3diff_benchmarks.pictures.difference import Difference
+from s3diff_benchmarks.pictures.fidelity import (
+    FidelityRequest,
+    Trial,
+    measure_bins,
+    measure_fidelity,
+    nearest_centre,
+)
+from s3diff_benchmarks.report.series import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 
@@ -63,8 +71,6 @@ def test_difference_of_known_images() -> None:
     assert worst == pytest.approx(10 * np.log10(255**2 / 40000))
     assert (root, largest) == (found.root, 200)
     assert Difference.of([(black, black)]).cells == (0.0, None, None, 0)
-    series = curve("c", "C", "x", {"line": {4: found}}).series[0]
-    assert (series.x, series.y) == ((4.0,), (found.root,))
 
 
 @given(st.floats(0, 1), st.integers(1, 12))
@@ -145,12 +151,13 @@ def test_curves_are_drawn_of_bins_precision_and_tiles(
     tmp_path: Path, exact: list[tuple[float, float]]
 ) -> None:
     findings = measure_fidelity(request(tmp_path, "dynamic", "merged"), [], SimpleNamespace())  # type: ignore[arg-type]
-    plots = {plot.name: plot for plot in findings.plots}
+    tables = {table.name: table for table in findings.tables}
+    plots = {plot.name: series_of(plot, tables) for plot in findings.plots}
     assert list(plots) == ["bins", "precision", "tiles"]
-    assert list(plots["bins"].series[0].x) == [1, 4, 9, 16, 36]
-    assert [series.name for series in plots["precision"].series] == ["dynamic, onnx", "merged 9 bins, onnx"]
-    assert all(series.x == ("fp32",) for series in plots["precision"].series)
-    assert list(plots["tiles"].series[0].x) == [0, 8, 16]
+    assert list(plots["bins"][0].x) == [1, 4, 9, 16, 36]
+    assert [series.name for series in plots["precision"]] == ["dynamic, onnx", "merged, bins 9, onnx"]
+    assert all(series.x == ("fp32",) for series in plots["precision"])
+    assert list(plots["tiles"][0].x) == [0, 8, 16]
 
 
 def test_tiles_of_a_network_without_surroundings_make_no_difference(tmp_path: Path) -> None:

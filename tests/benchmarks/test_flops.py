@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.runtime.fake_bundle import write_fake_bundle
 
-from s3diff_benchmarks.flops import bundle_work, count
+from s3diff_benchmarks.speed.flops import bundle_work, count
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import JobError
 

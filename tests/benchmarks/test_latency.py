@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 
-from s3diff_benchmarks.ceilings import Ceilings, measure_ceilings, roofline
-from s3diff_benchmarks.cold_start import Task, measure_cold_start
-from s3diff_benchmarks.flops import Work
-from s3diff_benchmarks.latency import CALL, END_TO_END, Case, Sampling, Timings, measure, picture_of
-from s3diff_benchmarks.latency_report import (
+from s3diff_benchmarks.methods import Upscaled
+from s3diff_benchmarks.report.model import Table
+from s3diff_benchmarks.report.series import ceiling, series_of
+from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
+from s3diff_benchmarks.speed.cold_start import Task, measure_cold_start
+from s3diff_benchmarks.speed.flops import Work
+from s3diff_benchmarks.speed.latency import CALL, END_TO_END, Case, Sampling, Timings, measure, picture_of
+from s3diff_benchmarks.speed.latency_report import (
     agreement_table,
     latency_table,
     plots,
-    roofline_points,
+    roofline,
     stage_table,
     table3_seconds,
 )
-from s3diff_benchmarks.methods import Upscaled
-from s3diff_benchmarks.report import Table
 from s3diff_export import cli
 from s3diff_runtime.errors import JobError, RequestError
 
@@ -165,10 +166,11 @@ def test_achieved_is_work_by_time_and_below_the_roof() -> None:
 
 
 def test_roofline_shows_stages_below_the_ceiling() -> None:
-    points = roofline_points([TIMED], WORKS, "ours")
+    tables = {table.name: table for table in (stage_table([TIMED], WORKS, CEILINGS), CEILINGS.table())}
+    points = series_of(roofline([TIMED], "ours", CEILINGS), tables)
     assert [(series.name, series.x, series.y) for series in points] == [("unet", (40.0,), (2.0,))]
-    ceiling = roofline(CEILINGS, points).series[0]
-    assert dict(zip(ceiling.x, ceiling.y, strict=True)) == {20.0: 2.0, 80.0: 8.0, 160.0: 8.0}
+    roof = ceiling(tables, points)
+    assert dict(zip(roof.x, roof.y, strict=True)) == {20.0: 2.0, 80.0: 8.0, 160.0: 8.0}
 
 
 def test_ceilings_are_measured() -> None:
@@ -187,7 +189,8 @@ def test_plots_by_batch_need_several_batches() -> None:
     assert [plot.name for plot in plots([TIMED])] == ["methods", "stages"]
     more = [TIMED, Timings("ours", Case(128, 4), TIMED.stages)]
     by_batch = next(plot for plot in plots(more) if plot.name == "batches")
-    assert by_batch.series[0].y == (1 / 3, 4 / 3)
+    (series,) = series_of(by_batch, {"latency": latency_table(more)})
+    assert (series.x, series.y) == ((1, 4), (1 / 3, 4 / 3))
 
 
 # --- new processes --------------------------------------------------------------------------------

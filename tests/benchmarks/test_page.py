@@ -14,8 +14,8 @@ from PIL import Image
 from tests.benchmarks.reports import HOSTILE, report, table
 from tests.benchmarks.test_writing import IMAGES, full_report
 
-from s3diff_benchmarks.report import Picture
-from s3diff_benchmarks.writing import write_report
+from s3diff_benchmarks.report.model import Picture
+from s3diff_benchmarks.report.writing import write_report
 
 
 class Page(HTMLParser):

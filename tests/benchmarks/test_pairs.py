@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.pictures import noise, write_folder
 
-from s3diff_benchmarks import pairs
-from s3diff_benchmarks.pairs import Case, find_cases, find_peer, pixels_of
+from s3diff_benchmarks.pictures import pairs
+from s3diff_benchmarks.pictures.pairs import Case, find_cases, find_peer, pixels_of
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.errors import RequestError as ImageError
 

@@ -13,7 +13,7 @@ import pytest
 from tests.benchmarks.pictures import noise, write_folder
 from tests.runtime.fake_bundle import enlarged
 
-from s3diff_benchmarks.pairs import find_cases, find_peer, pixels_of
+from s3diff_benchmarks.pictures.pairs import find_cases, find_peer, pixels_of
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "peer_realesrgan.py"
 

@@ -17,7 +17,7 @@ from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
 from s3diff_benchmarks import quality_commands
-from s3diff_benchmarks.quality import QualityRequest, bundle_names
+from s3diff_benchmarks.pictures.quality import QualityRequest, bundle_names
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.metrics import psnr_y
@@ -176,7 +176,9 @@ def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: 
         quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
     )
     scores = {"noise": 0.25, "blur": 0.75}
-    monkeypatch.setattr("s3diff_benchmarks.restorers.exact", lambda given, lr: (changed(lr, 1), scores))
+    monkeypatch.setattr(
+        "s3diff_benchmarks.pictures.restorers.exact", lambda given, lr: (changed(lr, 1), scores)
+    )
     checkpoint = folder / "own.safetensors"
     checkpoint.write_bytes(b"weights")
     assert bench("--hr", "hr", "--base", "base", "--checkpoint", str(checkpoint), "-o", "out") == 0

@@ -14,9 +14,9 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from tests.benchmarks.pictures import Pixels, noise, smooth
 
-from s3diff_benchmarks.pairs import Case, pixels_of
-from s3diff_benchmarks.restorers import bicubic
-from s3diff_benchmarks.scores import DETAIL, Sample, Score, ScoreRequest, Scores, load_scores
+from s3diff_benchmarks.pictures.pairs import Case, pixels_of
+from s3diff_benchmarks.pictures.restorers import bicubic
+from s3diff_benchmarks.pictures.scores import DETAIL, Sample, Score, ScoreRequest, Scores, load_scores
 from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 

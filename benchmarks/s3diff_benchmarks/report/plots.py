@@ -14,7 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
-from s3diff_benchmarks.report import Plot, Series
+from s3diff_benchmarks.report.model import Plot, Table
+from s3diff_benchmarks.report.series import Series, ceiling, label, series_of
 
 _COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
 """Apart also for most colour-blind readers, in this order."""
@@ -30,29 +31,39 @@ _LONG = 34
 """Letters of a name beyond which it is cut."""
 
 
-def draw(plot: Plot) -> bytes:
-    """The plot as a PNG of 1200 by 780 pixels."""
+def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
+    """The plot as a PNG of 1200 by 780 pixels.
+
+    Args:
+        plot: what is drawn.
+        tables: of its report, by name.
+    """
+    series = series_of(plot, tables)
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_plain(plot.title, 2 * _LONG), fontsize=12, x=0.02, horizontalalignment="left")
     axes = figure.add_subplot()
-    _frame(axes, plot)
-    _KINDS[plot.kind](axes, plot)
+    _frame(axes, plot, tables[plot.table])
+    if plot.kind == "roofline":
+        _roof(axes, ceiling(tables, series))
+    _KINDS[plot.kind](axes, series)
+    if plot.kind != "bar":
+        _name_positions(axes, plot, series)
     if plot.from_zero:
         axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             _name_decades(axis)
-    if len(plot.series) > 1:
+    if len(series) > 1 or plot.kind == "roofline":
         figure.legend(fontsize=10, frameon=False, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
 
 
-def _frame(axes: Axes, plot: Plot) -> None:
-    axes.set_xlabel(_plain(plot.x_label), fontsize=11)
-    axes.set_ylabel(_plain(plot.y_label), fontsize=11)
+def _frame(axes: Axes, plot: Plot, table: Table) -> None:
+    axes.set_xlabel(_plain(label(plot.x_label, plot.x, table)), fontsize=11)
+    axes.set_ylabel(_plain(label(plot.y_label, plot.y, table)), fontsize=11)
     axes.tick_params(labelsize=10)
     axes.grid(True, which="major", color="#e2e8f0", linewidth=0.8)
     axes.set_axisbelow(True)
@@ -63,32 +74,30 @@ def _frame(axes: Axes, plot: Plot) -> None:
         axes.set_yscale("log")
 
 
-def _line(axes: Axes, plot: Plot) -> None:
-    for number, series in enumerate(plot.series):
+def _line(axes: Axes, drawn: Sequence[Series]) -> None:
+    for number, series in enumerate(drawn):
         style = _style(number)
-        x = _positions(plot, series)
+        x = _positions(drawn, series)
         axes.plot(x, series.y, label=_plain(series.name), markersize=5, linewidth=1.8, **style)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0)
-    _name_positions(axes, plot)
 
 
-def _scatter(axes: Axes, plot: Plot) -> None:
-    for number, series in enumerate(plot.series):
-        x = _positions(plot, series)
+def _scatter(axes: Axes, drawn: Sequence[Series]) -> None:
+    for number, series in enumerate(drawn):
+        x = _positions(drawn, series)
         errors = _errors(series)
         style = {**_style(number), "linestyle": "none"}
         axes.errorbar(x, series.y, yerr=errors, label=_plain(series.name), markersize=6, capsize=3, **style)
-    _name_positions(axes, plot)
 
 
-def _bar(axes: Axes, plot: Plot) -> None:
+def _bar(axes: Axes, drawn: Sequence[Series]) -> None:
     """Groups side by side; lying down where the names would not fit under upright bars."""
-    names = _categories(plot)
+    names = _categories(drawn)
     lying = sum(map(len, names)) > 2 * _LONG
-    thickness = 0.8 / len(plot.series)
-    for number, series in enumerate(plot.series):
-        offset = (number - (len(plot.series) - 1) / 2) * thickness
+    thickness = 0.8 / max(len(drawn), 1)
+    for number, series in enumerate(drawn):
+        offset = (number - (len(drawn) - 1) / 2) * thickness
         at = [names.index(str(x)) + offset for x in series.x]
         errors = _errors(series)
         style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "label": _plain(series.name)}
@@ -109,15 +118,8 @@ def _bar(axes: Axes, plot: Plot) -> None:
     axes.invert_yaxis()
 
 
-def _roofline(axes: Axes, plot: Plot) -> None:
-    """Lines for series whose names hold "ceiling"; the others as points."""
-    for number, series in enumerate(plot.series):
-        x = [float(value) for value in series.x]
-        if "ceiling" in series.name:
-            axes.plot(x, series.y, color="#0f172a", linewidth=1.6, label=_plain(series.name))
-        else:
-            style = {**_style(number), "linestyle": "none"}
-            axes.plot(x, series.y, markersize=7, label=_plain(series.name), **style)
+def _roof(axes: Axes, roof: Series) -> None:
+    axes.plot(roof.x, roof.y, color="#0f172a", linewidth=1.6, label=_plain(roof.name))
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -133,20 +135,20 @@ def _errors(series: Series) -> tuple[list[float], list[float]] | None:
     return below, above
 
 
-def _categories(plot: Plot) -> list[str]:
+def _categories(drawn: Sequence[Series]) -> list[str]:
     """All that stands on the x axis, as text, in the order of its first appearance."""
-    return list(dict.fromkeys(str(x) for series in plot.series for x in series.x))
+    return list(dict.fromkeys(str(x) for series in drawn for x in series.x))
 
 
-def _has_names(plot: Plot) -> bool:
-    return any(isinstance(x, str) for series in plot.series for x in series.x)
+def _has_names(drawn: Sequence[Series]) -> bool:
+    return any(isinstance(x, str) for series in drawn for x in series.x)
 
 
-def _positions(plot: Plot, series: Series) -> Sequence[float]:
+def _positions(drawn: Sequence[Series], series: Series) -> Sequence[float]:
     """Where on the x axis: the numbers, or where there are names their place among all names."""
-    if not _has_names(plot):
+    if not _has_names(drawn):
         return [float(x) for x in series.x]
-    names = _categories(plot)
+    names = _categories(drawn)
     return [names.index(str(x)) for x in series.x]
 
 
@@ -160,13 +162,13 @@ def _name_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_positions(axes: Axes, plot: Plot) -> None:
-    if _has_names(plot):
-        names = _categories(plot)
+def _name_positions(axes: Axes, plot: Plot, drawn: Sequence[Series]) -> None:
+    if _has_names(drawn):
+        names = _categories(drawn)
         crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
         axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
         return
-    numbers = sorted({float(x) for series in plot.series for x in series.x})
+    numbers = sorted({float(x) for series in drawn for x in series.x})
     if plot.log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
         axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
         axes.minorticks_off()
@@ -178,6 +180,6 @@ def _plain(text: str, most: int = _LONG) -> str:
     return f"{' ' * short.startswith('_')}{short}".replace("$", r"\$")
 
 
-_KINDS: Mapping[str, Callable[[Axes, Plot], None]] = MappingProxyType(
-    {"line": _line, "bar": _bar, "scatter": _scatter, "roofline": _roofline}
+_KINDS: Mapping[str, Callable[[Axes, Sequence[Series]], None]] = MappingProxyType(
+    {"line": _line, "bar": _bar, "scatter": _scatter, "roofline": _scatter}
 )

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from s3diff_benchmarks.no_reference import NoReference, no_reference_scores
-from s3diff_benchmarks.report import Cell, Column, bounds_of
+from s3diff_benchmarks.pictures.no_reference import NoReference, no_reference_scores
+from s3diff_benchmarks.report.model import Cell, Column, bounds_of
 from s3diff_benchmarks.statistics import Mean
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.metrics import high_frequency_energy, psnr_y, ssim_y
@@ -116,7 +116,7 @@ def load_scores(request: ScoreRequest) -> Scores:
 
 def _learned(request: ScoreRequest) -> Iterator[Score | str]:
     """LPIPS and DISTS, each followed by a note on its weights."""
-    from s3diff_benchmarks.dists import DISTS
+    from s3diff_benchmarks.pictures.dists import DISTS
     from s3diff_runtime.errors import RequestError
     from s3diff_training.losses.lpips import LPIPS
 

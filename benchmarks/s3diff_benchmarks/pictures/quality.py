@@ -13,12 +13,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.pairs import Case, Peer, find_cases, find_peer, pixels_of
-from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.published import PublishedQuality, quality_rows
-from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
-from s3diff_benchmarks.restorers import (
+from s3diff_benchmarks.pictures.pairs import Case, Peer, find_cases, find_peer, pixels_of
+from s3diff_benchmarks.pictures.restorers import (
     BICUBIC,
     PYTORCH,
     Facts,
@@ -28,7 +24,11 @@ from s3diff_benchmarks.restorers import (
     with_bundle,
     with_pytorch,
 )
-from s3diff_benchmarks.scores import Sample, Scores
+from s3diff_benchmarks.pictures.scores import Sample, Scores
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.published import PublishedQuality, quality_rows
+from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.upscaler import Upscaler
 
@@ -252,26 +252,21 @@ def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
 
 def _plane(rows: Sequence[_Row]) -> Iterator[Plot]:
     """Distortion against perception, where there are truths."""
-    means = {
-        row.name: [
-            sum(scores[name] for scores in row.scores) / len(row.scores) for name in ("PSNR-Y", "LPIPS")
-        ]
+    if any(
+        {"PSNR-Y", "LPIPS"} <= row.scores[0].keys()
+        and all(scores["PSNR-Y"] < float("inf") for scores in row.scores)
         for row in rows
-        if {"PSNR-Y", "LPIPS"} <= row.scores[0].keys()
-    }
-    series = [
-        Series(name=name, x=(psnr,), y=(lpips,))
-        for name, (psnr, lpips) in means.items()
-        if psnr < float("inf")
-    ]
-    if series:
+    ):
         yield Plot(
             name="quality",
             title="Near the truth, and looking like it",
             kind="scatter",
+            table="quality",
+            x="PSNR-Y",
+            y="LPIPS",
+            by="method",
             x_label="PSNR-Y (dB), higher is nearer",
             y_label="LPIPS, lower looks more alike",
-            series=tuple(series),
         )
 
 

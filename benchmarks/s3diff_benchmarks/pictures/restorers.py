@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from s3diff_benchmarks.pairs import Case, Peer, pixels_of
+from s3diff_benchmarks.pictures.pairs import Case, Peer, pixels_of
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
 

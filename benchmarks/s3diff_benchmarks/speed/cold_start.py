@@ -13,7 +13,7 @@ from statistics import median
 from time import monotonic, perf_counter
 from typing import Any
 
-from s3diff_benchmarks.report import Column, Table
+from s3diff_benchmarks.report.model import Column, Table
 from s3diff_runtime.errors import JobError
 
 _LONGEST = 1800.0
@@ -104,7 +104,7 @@ def _median(values: Sequence[Any]) -> Any:  # noqa: ANN401 - numbers, or None
 
 
 def _run(task: Task) -> ColdStart:
-    command = [sys.executable, "-m", "s3diff_benchmarks.cold_start"]
+    command = [sys.executable, "-m", "s3diff_benchmarks.speed.cold_start"]
     given = json.dumps({"task": asdict(task), "started": monotonic()})
     try:
         ran = subprocess.run([*command, given], capture_output=True, text=True, timeout=_LONGEST, check=False)
@@ -124,7 +124,7 @@ def _child(task: Task, started: float) -> ColdStart:
     launch, start = monotonic() - started, perf_counter()
     opener = _bundle_opener(task) if task.bundle else _pytorch_opener(task)
     imports = perf_counter() - start
-    from s3diff_benchmarks.meters import gpu_meter
+    from s3diff_benchmarks.speed.meters import gpu_meter
     from s3diff_runtime.pictures.photograph import open_photograph
 
     image = open_photograph(task.image).pixels
@@ -163,7 +163,7 @@ def _bundle_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]
 def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
     import torch
 
-    from s3diff_benchmarks.baselines import released
+    from s3diff_benchmarks.speed.baselines import released
     from s3diff_benchmarks.weights import Weights, load_pytorch
 
     if task.threads:

@@ -10,14 +10,14 @@ from time import perf_counter
 
 from PIL import Image
 
-from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.drawn import given_or_drawn
-from s3diff_benchmarks.latency import picture_of
-from s3diff_benchmarks.load import Call, Load, closed_loop, knee, open_loop
-from s3diff_benchmarks.meters import gpu_meter
 from s3diff_benchmarks.methods import require_pictures
+from s3diff_benchmarks.pictures.drawn import given_or_drawn
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table, seconds_columns
+from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
+from s3diff_benchmarks.speed.latency import picture_of
+from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
+from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_benchmarks.statistics import Progress
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
@@ -35,6 +35,28 @@ _PATIENCE = 3.0
 """Times the median of a single caller, within which 95 % of the arrivals must be served."""
 _MOST_IMAGES = 2000
 _WAITS = ("median", "low", "high", "p95", "p99")
+_CALLERS_PLOT = Plot(
+    name="callers",
+    title="Images per second, by callers that wait",
+    kind="line",
+    table="callers",
+    x="callers",
+    y="served",
+    y_label="images per second",
+    log_x=True,
+    from_zero=True,
+)
+_ARRIVALS_PLOT = Plot(
+    name="arrivals",
+    title="Waiting time, by arrivals",
+    kind="line",
+    table="arrivals",
+    x="offered",
+    y=("median", "p95", "p99", "in time"),
+    x_label="images that arrive per second",
+    y_label="seconds from arrival to result",
+    log_y=True,
+)
 
 
 @dataclass(frozen=True)
@@ -92,9 +114,9 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         tables=(
             _summary_table(from_folder, closed, best, request.size),
             _load_table("callers", "Callers that wait", closed),
-            _load_table("arrivals", "Arrivals at fixed rates", opened),
+            _load_table("arrivals", "Arrivals at fixed rates", opened, patience),
         ),
-        plots=(_callers_plot(closed), _arrivals_plot(opened, patience)),
+        plots=(_CALLERS_PLOT, _ARRIVALS_PLOT),
         notes=(
             f"knee: the highest rate of which all were served, and 95 % of them within {patience:.3g} s, "
             f"{_PATIENCE:.0f} times the median with the fewest callers",
@@ -182,8 +204,8 @@ def _summary_table(run: _FolderRun, closed: Sequence[Load], best: float | None, 
     )
 
 
-def _load_table(name: str, title: str, loads: Sequence[Load]) -> Table:
-    by_rate = name == "arrivals"
+def _load_table(name: str, title: str, loads: Sequence[Load], patience: float | None = None) -> Table:
+    by_rate = patience is not None
     head = Column(name="offered", unit="images/s") if by_rate else Column(name="callers")
     return Table(
         name=name,
@@ -193,7 +215,7 @@ def _load_table(name: str, title: str, loads: Sequence[Load]) -> Table:
             Column(name="served", unit="images/s", better="" if by_rate else "higher"),
             *seconds_columns(_WAITS),
             Column(name="images"),
-            *((Column(name="given up", better="lower"),) if by_rate else ()),
+            *((Column(name="given up", better="lower"), Column(name="in time", unit="s")) if by_rate else ()),
         ),
         rows=tuple(
             (
@@ -201,50 +223,15 @@ def _load_table(name: str, title: str, loads: Sequence[Load]) -> Table:
                 load.served,
                 *(getattr(load.waits, each) for each in _WAITS),
                 load.images,
-                *((load.late,) if by_rate else ()),
+                *((load.late, patience) if by_rate else ()),
             )
             for load in loads
         ),
         note=(
-            "Seconds from the arrival to the result; what nobody had begun at the end was given up."
+            "Seconds from the arrival to the result; what nobody had begun at the end was given up. in time: "
+            "what 95 % of the arrivals must not exceed."
             if by_rate
             else "Seconds from asking to the result; low and high: 95 % confidence interval of the median."
-        ),
-    )
-
-
-def _callers_plot(loads: Sequence[Load]) -> Plot:
-    return Plot(
-        name="callers",
-        title="Images per second, by callers that wait",
-        kind="line",
-        x_label="callers",
-        y_label="images per second",
-        log_x=True,
-        from_zero=True,
-        series=(
-            Series(
-                name="served",
-                x=tuple(float(load.callers) for load in loads),
-                y=tuple(load.served for load in loads),
-            ),
-        ),
-    )
-
-
-def _arrivals_plot(loads: Sequence[Load], patience: float) -> Plot:
-    x = tuple(float(load.offered or 0.0) for load in loads)
-    waits = {name: tuple(getattr(load.waits, name) for load in loads) for name in ("median", "p95", "p99")}
-    return Plot(
-        name="arrivals",
-        title="Waiting time, by arrivals",
-        kind="line",
-        x_label="images that arrive per second",
-        y_label="seconds from arrival to result",
-        log_y=True,
-        series=(
-            *(Series(name=name, x=x, y=y) for name, y in waits.items()),
-            Series(name="in time", x=x, y=(patience,) * len(x)),
         ),
     )
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 
-from s3diff_benchmarks import markdown, page
-from s3diff_benchmarks.figures import rounded
-from s3diff_benchmarks.reading import read_report
-from s3diff_benchmarks.report import Report
-from s3diff_benchmarks.writing import FORMAT, HTML_NAME, INDEX_NAME, MARKDOWN_NAME
+from s3diff_benchmarks.report import markdown, page
+from s3diff_benchmarks.report.figures import rounded
+from s3diff_benchmarks.report.model import Report
+from s3diff_benchmarks.report.output import FORMAT, INDEX_NAME
+from s3diff_benchmarks.report.reading import read_report
+from s3diff_benchmarks.report.writing import HTML_NAME, MARKDOWN_NAME
 from s3diff_runtime.files import replacing
 
 _TITLE = "Benchmarks"

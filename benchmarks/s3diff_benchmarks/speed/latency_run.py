@@ -10,26 +10,26 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.ceilings import Ceilings, measure_ceilings, roofline
-from s3diff_benchmarks.cold_start import Task, cold_start_table, measure_cold_start
-from s3diff_benchmarks.drawn import given_or_drawn
-from s3diff_benchmarks.flops import bundle_work
-from s3diff_benchmarks.latency import Case, Sampling, Timings, measure, picture_of
-from s3diff_benchmarks.latency_report import (
+from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
+from s3diff_benchmarks.pictures.drawn import given_or_drawn
+from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.published import table3
+from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.model import Table
+from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
+from s3diff_benchmarks.speed.cold_start import Task, cold_start_table, measure_cold_start
+from s3diff_benchmarks.speed.flops import bundle_work
+from s3diff_benchmarks.speed.latency import Case, Sampling, Timings, measure, picture_of
+from s3diff_benchmarks.speed.latency_report import (
     Works,
     agreement_table,
     latency_table,
     plots,
-    roofline_points,
+    roofline,
     stage_table,
     table3_seconds,
 )
-from s3diff_benchmarks.meters import gpu_meter
-from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
-from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.published import table3
-from s3diff_benchmarks.report import Table
+from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_benchmarks.weights import Weights, load_pytorch
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import save
@@ -109,8 +109,7 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
     drawn = list(plots(timings))
     if ceilings:
         tables.append(ceilings.table())
-        points = roofline_points(timings, works, found.methods[0].name)
-        drawn.append(roofline(ceilings, points))
+        drawn.append(roofline(timings, found.methods[0].name, ceilings))
     return Findings(
         tables=tuple(tables),
         plots=tuple(drawn),
@@ -126,7 +125,7 @@ def _baselines(
         return [], None, [_WITHOUT_PYTORCH]
     import torch
 
-    from s3diff_benchmarks.baselines import released, trainable_millions, tuned
+    from s3diff_benchmarks.speed.baselines import released, trainable_millions, tuned
 
     if request.threads:
         torch.set_num_threads(request.threads)

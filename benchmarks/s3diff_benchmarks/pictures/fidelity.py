@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.difference import COLUMNS, NOTE, Difference, curve
-from s3diff_benchmarks.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, Difference
+from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.quality import bundle_names
+from s3diff_benchmarks.pictures.restorers import exact
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.quality import bundle_names
-from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table
-from s3diff_benchmarks.restorers import exact
+from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BundleError, RequestError
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -29,6 +29,30 @@ if TYPE_CHECKING:
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
+_ERROR_LABEL = "error (levels of 255)"
+_BINS_PLOT = Plot(
+    name="bins",
+    title="Error of the nearest bin",
+    kind="line",
+    table="bins",
+    x="bins",
+    y="error",
+    y_label=_ERROR_LABEL,
+    log_x=True,
+    from_zero=True,
+)
+_TILES_PLOT = Plot(
+    name="tiles",
+    title="Error of tiles",
+    kind="line",
+    table="tiles",
+    x="overlap",
+    y="error",
+    by="tile",
+    x_label="overlap (low-resolution pixels)",
+    y_label=_ERROR_LABEL,
+    from_zero=True,
+)
 
 
 @dataclass(frozen=True)
@@ -102,16 +126,14 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
         compared, left_out = _bundles(request, result, small, trials)
         notes += left_out
         tables += [_bin_table(bins, len(trials)), _bundle_table(compared)]
-        by_count = {float(side * side): difference for side, difference in bins.items()}
-        plots.append(curve("bins", "Error of the nearest bin", "bins", {"nearest": by_count}, log_x=True))
+        plots.append(_BINS_PLOT)
         plots += _bundle_plot(compared)
     large = _cut(images[:1], request.tiled_side) or _drawn(request, request.tiled_side, 1)
     tiles, left_out = _tiles(request, large[0])
     notes += left_out
     if tiles:
         tables.append(_tile_table(tiles, large[0]))
-        lines = {f"tiles of {tile}": found for tile, found in tiles.items()}
-        plots.append(curve("tiles", "Error of tiles", "overlap (low-resolution pixels)", lines))
+        plots.append(_TILES_PLOT)
     return Findings(tables=tuple(tables), plots=tuple(plots), notes=tuple(notes))
 
 
@@ -234,23 +256,18 @@ def _bundle_table(compared: Sequence[_Compared]) -> Table:
 
 def _bundle_plot(compared: Sequence[_Compared]) -> Iterator[Plot]:
     """Error against precision, one line for each mode, number of bins and engine."""
-    lines: dict[str, dict[str, float]] = {}
-    for one in compared:
-        bins = f" {len(one.manifest.bins)} bins" if one.manifest.bins else ""
-        line = f"{one.manifest.lora_mode}{bins}, {one.engine}"
-        lines.setdefault(line, {})[one.manifest.precision] = one.difference.root
-    if lines:
+    if compared:
         yield Plot(
             name="precision",
             title="Error of bundles",
             kind="line",
-            x_label="precision",
-            y_label="error (levels of 255)",
+            table="bundles",
+            x="precision",
+            y="error",
+            by=("mode", "bins", "engine"),
+            y_label=_ERROR_LABEL,
             # Bins and precision are orders of magnitude apart; equal images have no place on such an axis.
-            log_y=all(root > 0 for line in lines.values() for root in line.values()),
-            series=tuple(
-                Series(name=name, x=tuple(line), y=tuple(line.values())) for name, line in lines.items()
-            ),
+            log_y=all(one.difference.root > 0 for one in compared),
         )
 
 

@@ -11,8 +11,10 @@ from s3diff_benchmarks.machine import Machine
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import Sha256, UtcTime
 
-REVISION: Final = 1
-"""Of the JSON; docs/bench-report.schema.json describes it."""
+REVISION: Final = 2
+"""Of the JSON; docs/bench-report.schema.json describes it. In revision 1 plots held figures of their own."""
+CEILINGS: Final = "ceilings"
+"""The table that a roofline needs besides its own."""
 
 Cell = str | int | float | bool | None
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -36,8 +38,13 @@ class Column(Part):
 
 
 def bounds_of(name: str) -> tuple[str, str]:
-    """Names of the columns that hold the interval of the column `name`."""
+    """Names of the columns that people see as the interval in the cells of the column `name`."""
     return f"{name} low", f"{name} high"
+
+
+def interval_of(name: str) -> tuple[str, str]:
+    """Names of the columns that hold the interval of a figure; those of a median are columns of their own."""
+    return ("low", "high") if name == "median" else bounds_of(name)
 
 
 def seconds_columns(fields: Sequence[str]) -> tuple[Column, ...]:
@@ -65,35 +72,46 @@ class Table(Part):
         return self
 
 
-class Series(Part):
-    """One line, or one kind of bar or point, of a plot; `low` and `high` bound what is uncertain."""
+Names = str | tuple[str, ...]
+"""Of one column of a table or of several."""
 
-    name: str
-    x: tuple[float | str, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...] | None = None
-    high: tuple[float, ...] | None = None
 
-    @model_validator(mode="after")
-    def _is_even(self) -> Self:
-        if {len(part) for part in (self.y, self.low, self.high) if part is not None} != {len(self.x)}:
-            raise ValueError(f"series {self.name} has coordinates of different numbers")
-        return self
+def names_of(names: Names) -> tuple[str, ...]:
+    """One name, several, or none for an empty text."""
+    return tuple(name for name in ((names,) if isinstance(names, str) else names) if name)
 
 
 class Plot(Part):
-    """A picture of figures, drawn as `plots/<name>.png`."""
+    """What is drawn of a table of the same report, as `plots/<name>.png`; `series.series_of` reads it there.
+
+    The interval columns of what is drawn bound it (see `interval_of`). A roofline's ceiling comes from the
+    table `ceilings`, whose rows `matrix product` and `copy` have TFLOP/s and GB/s in the column `measured`.
+    """
 
     name: Slug
     title: str
     kind: Literal["line", "bar", "scatter", "roofline"]
-    x_label: str
-    y_label: str
+    table: Slug
+    x: Names
+    """The cells of several columns are joined."""
+    y: Names
+    """Several columns are as many series."""
+    by: Names = ""
+    """Columns whose cells tell series apart."""
+    where: dict[str, Cell | tuple[Cell, ...]] = {}
+    """By column, the cell, or any of the cells, that a row must have to be drawn."""
+    x_label: str = ""
+    """The columns' names and unit, where it is empty; so is the next."""
+    y_label: str = ""
     log_x: bool = False
     log_y: bool = False
     from_zero: bool = False
     """Whether the y axis begins at zero, as it should for what is compared by ratio."""
-    series: tuple[Series, ...] = Field(min_length=1)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All that it needs of its table."""
+        return (*names_of(self.x), *names_of(self.y), *names_of(self.by), *self.where)
 
 
 class Picture(Part):
@@ -137,7 +155,7 @@ class Report(Part):
     """All that a benchmark command found, and what it takes to read it."""
 
     format: Literal["s3diff-bench"] = "s3diff-bench"
-    revision: Literal[1] = REVISION
+    revision: Literal[2] = REVISION
     kind: Slug
     title: str
     created: UtcTime
@@ -154,9 +172,17 @@ class Report(Part):
     notes: tuple[str, ...] = ()
     """What was not measured and why, and what to know when reading the rest."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_revision_1(cls, given: object) -> object:
+        """Its plots, which this version cannot draw, are left out; all else is the same."""
+        if isinstance(given, dict) and given.get("revision") == 1:
+            return {**given, "revision": REVISION, "plots": ()}
+        return given
+
     @model_validator(mode="after")
-    def _has_different_names(self) -> Self:
-        for problem in self._twice():
+    def _fits_together(self) -> Self:
+        for problem in (*self._twice(), *self._not_to_be_drawn()):
             raise ValueError(problem)
         return self
 
@@ -165,3 +191,12 @@ class Report(Part):
             names = [part.name for part in parts]
             if len(set(names)) != len(names):
                 yield f"two {kind} have the same name: {names}"
+
+    def _not_to_be_drawn(self) -> Iterator[str]:
+        columns = {table.name: {column.name for column in table.columns} for table in self.tables}
+        for plot in self.plots:
+            missing = [name for name in plot.columns if name not in columns.get(plot.table, ())]
+            if missing or plot.table not in columns:
+                yield f"plot {plot.name}: table {plot.table} is missing, or its columns {missing}"
+            if plot.kind == "roofline" and CEILINGS not in columns:
+                yield f"plot {plot.name}: a roofline needs the table {CEILINGS}"

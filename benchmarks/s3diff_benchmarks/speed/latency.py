@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.meters import GpuMeter
 from s3diff_benchmarks.methods import Method, require_pictures
+from s3diff_benchmarks.pictures.drawn import middle
+from s3diff_benchmarks.speed.meters import GpuMeter
 from s3diff_benchmarks.statistics import Progress, Summary, sample_interleaved
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import RequestError

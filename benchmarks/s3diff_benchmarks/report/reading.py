@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from s3diff_benchmarks.report import Report
-from s3diff_benchmarks.writing import JSON_NAME
+from s3diff_benchmarks.report.model import Report
+from s3diff_benchmarks.report.output import JSON_NAME
 from s3diff_runtime.errors import RequestError
 
 MOST_BYTES = 64 * 2**20

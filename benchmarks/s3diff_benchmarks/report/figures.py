@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from s3diff_benchmarks.report import Cell, Column, Table, bounds_of
+from s3diff_benchmarks.report.model import Cell, Column, Table, bounds_of
 
 NOTHING = "–"
 """Stands where there is no figure."""

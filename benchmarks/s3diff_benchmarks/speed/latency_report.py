@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from s3diff_benchmarks.ceilings import Ceilings
-from s3diff_benchmarks.difference import NOTE, Difference
-from s3diff_benchmarks.flops import Work
-from s3diff_benchmarks.latency import CALL, Case, Timings, summaries
-from s3diff_benchmarks.report import Cell, Column, Plot, Series, Table, seconds_columns
+from s3diff_benchmarks.pictures.difference import NOTE, Difference
+from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
+from s3diff_benchmarks.speed.ceilings import Ceilings
+from s3diff_benchmarks.speed.flops import Work
+from s3diff_benchmarks.speed.latency import CALL, Case, Timings, summaries
 from s3diff_benchmarks.statistics import Summary
 
 _SECONDS = ("least", "median", "low", "high", "p95", "p99")
@@ -84,6 +84,7 @@ def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | N
             Column(name="time", unit="s"),
             Column(name="share", unit="%"),
             Column(name="work", unit="TFLOP"),
+            Column(name="intensity", unit="FLOP/byte"),
             Column(name="achieved", unit="TFLOP/s"),
             Column(name="of the matrix product", unit="%"),
             Column(name="of the roof", unit="%"),
@@ -136,60 +137,61 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
 def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
     """Time by stage, time by method, and images per second by batch where several were measured."""
     cases = list(dict.fromkeys(timing.case for timing in timings))
-    names = list(dict.fromkeys(timing.method for timing in timings))
-    first = [timing for timing in timings if timing.case == cases[0]]
+    first = cases[0]
     yield Plot(
         name="methods",
         title="One call, by size and batch",
         kind="bar",
+        table="latency",
+        x=("size", "batch"),
+        y="median",
+        by="method",
+        where={"part": CALL},
         x_label="size, and × images",
         y_label="seconds, median",
-        series=tuple(_bars(name, [timing for timing in timings if timing.method == name]) for name in names),
     )
     yield Plot(
         name="stages",
-        title=f"Where the time goes, {cases[0].label}",
+        title=f"Where the time goes, {first.label}",
         kind="bar",
-        x_label="stage",
+        table="stages",
+        x="stage",
+        y="time",
+        by="method",
+        where={"size": first.side, "batch": first.batch, "stage": _stages(timings)},
         y_label="seconds, median",
-        series=tuple(
-            Series(
-                name=timing.method,
-                x=tuple(timing.stages),
-                y=tuple(Summary.of(samples).median for samples in timing.stages.values()),
-            )
-            for timing in first
-        ),
     )
-    side = cases[0].side
-    if len({case.batch for case in cases if case.side == side}) > 1:
+    if len({case.batch for case in cases if case.side == first.side}) > 1:
         yield Plot(
             name="batches",
-            title=f"Images per second by batch, {side} pixels",
+            title=f"Images per second by batch, {first.side} pixels",
             kind="line",
+            table="latency",
+            x="batch",
+            y="rate",
+            by="method",
+            where={"size": first.side, "part": CALL},
             x_label="images in a batch",
             y_label="images per second",
             log_x=True,
             from_zero=True,
-            series=tuple(
-                _rates(name, [each for each in timings if each.method == name and each.case.side == side])
-                for name in names
-            ),
         )
 
 
-def roofline_points(timings: Sequence[Timings], works: Works, method: str) -> list[Series]:
-    """The stages of one method as points: intensity, and what was achieved, in every case."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for timing in timings:
-        for stage, work in works.get((timing.method, timing.case), {}).items():
-            if timing.method == method and work.flops and stage in timing.stages:
-                rate = work.flops / Summary.of(timing.stages[stage]).median
-                points.setdefault(stage, []).append((work.intensity, rate / 1e12))
-    return [
-        Series(name=stage, x=tuple(x for x, _ in found), y=tuple(y for _, y in found))
-        for stage, found in points.items()
-    ]
+def roofline(timings: Sequence[Timings], method: str, ceilings: Ceilings) -> Plot:
+    """The stages of one method, in every case, by their intensity, below the machine's ceilings."""
+    return Plot(
+        name="roofline",
+        title=f"Roofline, {ceilings.precision} on {ceilings.device}",
+        kind="roofline",
+        table="stages",
+        x="intensity",
+        y="achieved",
+        by="stage",
+        where={"method": method, "stage": _stages(timings)},
+        x_label="FLOP per byte moved",
+        y_label="TFLOP/s",
+    )
 
 
 def table3_seconds(timings: Sequence[Timings]) -> dict[str, float]:
@@ -199,23 +201,9 @@ def table3_seconds(timings: Sequence[Timings]) -> dict[str, float]:
     }
 
 
-def _bars(name: str, timings: Sequence[Timings]) -> Series:
-    found = [Summary.of(timing.calls) for timing in timings]
-    return Series(
-        name=name,
-        x=tuple(timing.case.label for timing in timings),
-        y=tuple(summary.median for summary in found),
-        low=tuple(summary.low for summary in found),
-        high=tuple(summary.high for summary in found),
-    )
-
-
-def _rates(name: str, timings: Sequence[Timings]) -> Series:
-    return Series(
-        name=name,
-        x=tuple(float(timing.case.batch) for timing in timings),
-        y=tuple(timing.case.batch / Summary.of(timing.calls).median for timing in timings),
-    )
+def _stages(timings: Sequence[Timings]) -> tuple[str, ...]:
+    """All, without the call that they make up."""
+    return tuple(dict.fromkeys(stage for timing in timings for stage in timing.stages))
 
 
 def _together(works: Mapping[str, Work]) -> Work | None:
@@ -232,9 +220,9 @@ def _together(works: Mapping[str, Work]) -> Work | None:
 
 def _achieved(work: Work | None, seconds: float, ceilings: Ceilings | None) -> tuple[Cell, ...]:
     if work is None or not work.flops or not seconds:
-        return None, None, None, None
+        return None, None, None, None, None
     rate = work.flops / seconds
     shares = (
         (100 * rate / ceilings.flops, 100 * rate / ceilings.at(work.intensity)) if ceilings else (None, None)
     )
-    return work.flops / 1e12, rate / 1e12, *shares
+    return work.flops / 1e12, work.intensity, rate / 1e12, *shares

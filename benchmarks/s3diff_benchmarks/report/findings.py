@@ -12,11 +12,12 @@ from typing import Any
 from PIL import Image
 
 from s3diff_benchmarks.machine import Machine, describe_machine
-from s3diff_benchmarks.output_options import typed_command
-from s3diff_benchmarks.report import BundleFacts, Picture, Plot, Report, Table
-from s3diff_benchmarks.writing import Output, publish
+from s3diff_benchmarks.report.model import BundleFacts, Picture, Plot, Report, Table
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.writing import publish
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from s3diff_runtime.command_line import typed_command
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from s3diff_benchmarks.report import Cell, Column, Report, Table, bounds_of
+from s3diff_benchmarks.report.model import Cell, Column, Report, Table, interval_of
 
 Verdict = Literal["regression", "improvement", "within noise", "unchanged", "new", "gone"]
 
-_BOUNDS = ("low", "high")
-_BOUNDED = "median"
+_MEDIAN = "median"
 _TIMED = re.compile(r"(^|/)(s|ms|µs)$")
 """Units of times and rates."""
 
@@ -118,25 +117,20 @@ def _rows(table: Table) -> dict[tuple[Cell, ...], dict[str, Cell]]:
     return rows
 
 
-def _bound_names(name: str) -> tuple[str, str]:
-    """The columns that bound a figure."""
-    return _BOUNDS if name == _BOUNDED else bounds_of(name)
-
-
 def _is_bound(name: str, row: Mapping[str, Cell]) -> bool:
-    return any(name in _bound_names(other) for other in row)
+    return any(name in interval_of(other) for other in row)
 
 
 def _witness(column: Column, row: Mapping[str, Cell]) -> str:
     """The figure whose interval decides about a column: its own, or the median's where it has none."""
-    has_own = all(bound in row for bound in _bound_names(column.name))
-    has_median = all(name in row for name in (_BOUNDED, *_BOUNDS))
-    return _BOUNDED if has_median and not has_own and _TIMED.search(column.unit) else column.name
+    has_own = all(bound in row for bound in interval_of(column.name))
+    has_median = all(name in row for name in (_MEDIAN, *interval_of(_MEDIAN)))
+    return _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
 
 
 def _interval(name: str, row: Mapping[str, Cell]) -> tuple[float, float]:
     """A figure's interval; the figure itself where the report states none."""
-    value, low, high = (_number(row.get(column)) for column in (name, *_bound_names(name)))
+    value, low, high = (_number(row.get(column)) for column in (name, *interval_of(name)))
     middle = math.nan if value is None else value
     return (middle if low is None else low, middle if high is None else high)
 

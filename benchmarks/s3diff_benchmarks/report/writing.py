@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,75 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from s3diff_benchmarks.figures import heading, shown_at, visible
-from s3diff_benchmarks.markdown import to_markdown
-from s3diff_benchmarks.report import Report, Table
-from s3diff_runtime.errors import RequestError
+from s3diff_benchmarks.report.figures import heading, shown_at, visible
+from s3diff_benchmarks.report.markdown import to_markdown
+from s3diff_benchmarks.report.model import Report, Table
+from s3diff_benchmarks.report.output import JSON_NAME, Output
 from s3diff_runtime.files import replacing
 
-JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
 HTML_NAME = "report.html"
-INDEX_NAME = "index.json"
-"""Of a folder that holds the folders of several reports."""
-FORMAT = "s3diff-bench"
-"""How both say what they are, in their first field."""
-_HEAD = 64
-"""Bytes of a file that hold its first field."""
 _PLAIN_WIDTH = 160
 """Letters in a line of a file or pipe, which has no width of its own."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _NONE: Mapping[str, str] = MappingProxyType({})
 _NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where a report goes, as the command line says."""
-
-    folder: Path | None = None
-    """To make; None shows the report on the terminal alone."""
-    force: bool = False
-    """Whether a report in that folder is replaced."""
-    html: bool = False
-    """Whether a page is written too."""
-    json: bool = False
-    """Whether the terminal gets JSON in the place of tables."""
-
-    def check(self, marker: str = JSON_NAME) -> None:
-        """To be called before any work.
-
-        Args:
-            marker: the file that a folder must hold, written by a benchmark, to be replaced.
-
-        Raises:
-            RequestError: when the folder is in the way, or there is none for what was asked.
-        """
-        problems = list(self._problems(marker))
-        if problems:
-            raise RequestError("; ".join(problems))
-
-    def _problems(self, marker: str) -> Iterator[str]:
-        if self.folder is None:
-            if self.html or self.force:
-                yield "--html and --force are about a folder; name one with --output"
-        elif (self.folder.exists() or self.folder.is_symlink()) and not _is_empty(self.folder):
-            if not _is_ours(self.folder / marker):
-                yield f"{self.folder} exists and is no such report; choose another folder"
-            elif not self.force:
-                yield f"{self.folder} holds a report; pass --force to replace it"
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir())
-
-
-def _is_ours(marker: Path) -> bool:
-    """Whether a benchmark wrote the file, so that its folder may be replaced."""
-    if marker.parent.is_symlink() or not marker.is_file():
-        return False
-    with marker.open("rb") as file:
-        return f'"{FORMAT}"'.encode() in file.read(_HEAD)
 
 
 def write_report(
@@ -108,7 +51,7 @@ def write_report(
         ValueError: when an image is missing, or the name of an extra file is not a plain one of its own.
         JobError: when the disk refuses.
     """
-    Output(folder, force).check()
+    Output(folder, force).check_folder()
     named = {name for picture in report.pictures for name in (picture.before, picture.after)}
     if named - images.keys():
         raise ValueError(f"pictures of {report.kind} without an image: {sorted(named - images.keys())}")
@@ -130,17 +73,18 @@ def _write_files(
         **extra,
     }
     if report.plots:
-        from s3diff_benchmarks.plots import draw  # matplotlib takes a second to load
+        from s3diff_benchmarks.report.plots import draw  # matplotlib takes a second to load
 
+        tables = {table.name: table for table in report.tables}
         (folder / "plots").mkdir()
         for plot in report.plots:
-            (folder / "plots" / f"{plot.name}.png").write_bytes(draw(plot))
+            (folder / "plots" / f"{plot.name}.png").write_bytes(draw(plot, tables))
     if images:
         (folder / "pictures").mkdir()
     for name, image in images.items():
         image.save(folder / "pictures" / f"{name}.png")
     if html:
-        from s3diff_benchmarks.page import to_page
+        from s3diff_benchmarks.report.page import to_page
 
         texts[HTML_NAME] = to_page(report, folder)
     for name, text in texts.items():
@@ -160,7 +104,7 @@ def publish(
     """
     if output.folder is not None:
         write_report(report, output.folder, output.force, output.html, images, extra)
-    if output.json:
+    if output.as_json:
         click.echo(report.model_dump_json(indent=2))
         return
     console = Console(highlight=False)

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from s3diff_benchmarks.report import Column, Plot, Series, Table
+from s3diff_benchmarks.report.model import CEILINGS, Column, Table
 from s3diff_benchmarks.statistics import Summary, sample_interleaved
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
@@ -46,7 +46,7 @@ class Ceilings:
     def table(self) -> Table:
         """For a report."""
         return Table(
-            name="ceilings",
+            name=CEILINGS,
             title="What this machine reaches at best",
             columns=(
                 Column(name="what"),
@@ -97,22 +97,6 @@ def measure_ceilings(device: str, precision: str, threads: int | None, seconds: 
         bandwidth=2 * elements * dtype.itemsize / copied,
         precision="fp16" if dtype == np.float16 else "fp32",
         device=device,
-    )
-
-
-def roofline(ceilings: Ceilings, points: list[Series]) -> Plot:
-    """The roofline picture: stages by their arithmetic intensity, below the machine's ceilings."""
-    ridge = ceilings.flops / ceilings.bandwidth
-    found = [float(x) for series in points for x in series.x] or [ridge]
-    x = sorted({min(*found, ridge) / 2, ridge, max(*found, ridge) * 2})
-    line = Series(name="ceiling (measured)", x=tuple(x), y=tuple(ceilings.at(each) / 1e12 for each in x))
-    return Plot(
-        name="roofline",
-        title=f"Roofline, {ceilings.precision} on {ceilings.device}",
-        kind="roofline",
-        x_label="FLOP per byte moved",
-        y_label="TFLOP/s",
-        series=(line, *points),
     )
 
 

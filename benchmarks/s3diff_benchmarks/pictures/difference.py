@@ -1,13 +1,13 @@
-"""How far apart images are that should be the same, in figures for tables and curves."""
+"""How far apart images are that should be the same, in figures for tables."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from s3diff_benchmarks.report import Cell, Column, Plot, Series
+from s3diff_benchmarks.report.model import Cell, Column
 from s3diff_runtime.vocabulary import Pixels
 
 COLUMNS = (
@@ -48,29 +48,6 @@ class Difference:
         """Under `COLUMNS`; PSNR is empty where images are equal."""
         mean, worst = float(np.mean(self.squares)), max(self.squares)
         return self.root, _psnr(mean), _psnr(worst), self.largest
-
-
-def curve(
-    name: str, title: str, x_label: str, lines: Mapping[str, Mapping[float, Difference]], log_x: bool = False
-) -> Plot:
-    """Root mean square errors against a number, one line for each name."""
-    return Plot(
-        name=name,
-        title=title,
-        kind="line",
-        x_label=x_label,
-        y_label="error (levels of 255)",
-        log_x=log_x,
-        from_zero=True,
-        series=tuple(
-            Series(
-                name=line,
-                x=tuple(map(float, found)),
-                y=tuple(difference.root for difference in found.values()),
-            )
-            for line, found in lines.items()
-        ),
-    )
 
 
 def _psnr(square: float) -> float | None:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterator
 
-from s3diff_benchmarks.figures import NOTHING, heading, rounded, shown_at, visible
 from s3diff_benchmarks.machine import Machine
-from s3diff_benchmarks.report import BundleFacts, Picture, Report, Table
+from s3diff_benchmarks.report.figures import NOTHING, heading, rounded, shown_at, visible
+from s3diff_benchmarks.report.model import BundleFacts, Picture, Report, Table
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#&!$~])")
 

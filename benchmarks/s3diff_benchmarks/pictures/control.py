@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s3diff_benchmarks.assembly import Findings
-from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.pairs import LEAST_SIDE
+from s3diff_benchmarks.pictures.drawn import middle
+from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
+from s3diff_benchmarks.pictures.scores import DETAIL, Sample, Scores
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Series, Table
-from s3diff_benchmarks.scores import DETAIL, Sample, Scores
+from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
@@ -83,7 +83,7 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
     title = "Noise score downwards, blur score to the right"
     return Findings(
         tables=(_table(cells, scores),),
-        plots=(_plot(grid, request.levels),),
+        plots=(_plot(grid),),
         pictures=(Picture(name="control", title=title, before=_SHEET, after=_SHEET),),
         notes=(*_snapped(grid), *scores.notes),
         images=images,
@@ -129,24 +129,19 @@ def _table(cells: Sequence[_Cell], scores: Scores) -> Table:
     )
 
 
-def _plot(grid: Sequence[_Cell], levels: Sequence[float]) -> Plot:
-    count = len(levels)
-    detail = [cell.scores[DETAIL] for cell in grid]
+def _plot(grid: Sequence[_Cell]) -> Plot:
     return Plot(
         name="control",
         title="Fine detail under control",
         kind="line",
+        table="control",
+        x="noise",
+        y=DETAIL,
+        by="blur",
+        where={"setting": tuple(cell.name for cell in grid)},
         x_label="noise score",
         y_label=f"{DETAIL} (levels²)",
-        log_y=min(detail) > 0,
-        series=tuple(
-            Series(
-                name=f"blur score {blur:g}",
-                x=tuple(levels),
-                y=tuple(detail[column::count]),
-            )
-            for column, blur in enumerate(levels)
-        ),
+        log_y=min(cell.scores[DETAIL] for cell in grid) > 0,
     )
 
 

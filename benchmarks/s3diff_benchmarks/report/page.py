@@ -19,9 +19,9 @@ from string import Template
 
 from PIL import Image
 
-from s3diff_benchmarks.figures import heading, rounded, shown_at, visible
-from s3diff_benchmarks.markdown import bundle_facts, machine_facts, moment
-from s3diff_benchmarks.report import Cell, Column, Picture, Plot, Report, Table
+from s3diff_benchmarks.report.figures import heading, rounded, shown_at, visible
+from s3diff_benchmarks.report.markdown import bundle_facts, machine_facts, moment
+from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Report, Table
 
 
 def to_page(report: Report, folder: Path) -> str:
@@ -45,7 +45,7 @@ def fill(title: str, blocks: Iterable[str]) -> str:
 
 @cache
 def _resource(name: str) -> str:
-    return (files("s3diff_benchmarks") / name).read_text(encoding="utf-8")
+    return (files("s3diff_benchmarks.report") / name).read_text(encoding="utf-8")
 
 
 def _body(report: Report, folder: Path) -> Iterator[str]:
