@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
 from tests.runtime.fake_tensorrt import add_engines
 
 from s3diff_benchmarks import quality_commands
+from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
 from s3diff_benchmarks.pictures.difference import Difference
 from s3diff_benchmarks.pictures.fidelity import (
@@ -36,11 +38,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """PyTorch is stood in for by the formula of the fake bundle; returns the scores it was called with."""
     calls = []
 
-    def restore(_network: object, lr: Pixels, noise: float, blur: float) -> tuple[Pixels, dict[str, float]]:
+    def restore(inputs: Sequence[Input], noise: float, blur: float) -> list[Upscaled]:
         calls.append((noise, blur))
-        return enlarged(lr, expected_shift(noise, blur)), {"noise": noise, "blur": blur}
+        return [Upscaled(enlarged(each.pixels, expected_shift(noise, blur))) for each in inputs]
 
-    monkeypatch.setattr(fidelity, "exact", restore)
+    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.exact", lambda network: restore)
     return calls
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 
-from s3diff_benchmarks.methods import Upscaled
+from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.report.model import Table
 from s3diff_benchmarks.report.series import ceiling, series_of
 from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
@@ -41,10 +42,13 @@ class Enlarger:
         self.name, self._unet, self._other = name, unet, other
         self.shapes: list[tuple[int, ...]] = []
 
-    def __call__(self, images: Sequence[np.ndarray]) -> Upscaled:
-        self.shapes.append((len(images), *images[0].shape))
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        self.shapes.append((len(inputs), *inputs[0].pixels.shape))
         sleep(self._unet + self._other)
-        return Upscaled([image.repeat(4, 0).repeat(4, 1) for image in images], {"unet": self._unet})
+        seconds = {"unet": self._unet / len(inputs)}
+        return [Upscaled(each.pixels.repeat(4, 0).repeat(4, 1), seconds) for each in inputs]
 
 
 class Meter:
@@ -107,9 +111,11 @@ def test_time_that_no_stage_has_is_the_hosts(tmp_path: Path) -> None:
 
 def test_images_of_all_methods_are_compared(tmp_path: Path) -> None:
     class Brighter(Enlarger):
-        def __call__(self, images: Sequence[np.ndarray]) -> Upscaled:
-            upscaled = super().__call__(images)
-            return upscaled._replace(images=[image + np.uint8(3) for image in upscaled.images])
+        def __call__(
+            self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+        ) -> list[Upscaled]:
+            results = super().__call__(inputs)
+            return [replace(result, pixels=result.pixels + np.uint8(3)) for result in results]
 
     timings = measure([Enlarger("exact"), Brighter("brighter")], [Case(8, 1)], PICTURE, QUICK, tmp_path)
     table = agreement_table(timings, ["exact"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,8 @@ from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
 from s3diff_benchmarks import quality_commands
-from s3diff_benchmarks.pictures.quality import QualityRequest, bundle_names
+from s3diff_benchmarks.methods import Input, Upscaled, bundle_names
+from s3diff_benchmarks.pictures.quality import QualityRequest
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.metrics import psnr_y
@@ -175,14 +177,19 @@ def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: 
     monkeypatch.setattr(
         quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
     )
-    scores = {"noise": 0.25, "blur": 0.75}
-    monkeypatch.setattr(
-        "s3diff_benchmarks.pictures.restorers.exact", lambda given, lr: (changed(lr, 1), scores)
-    )
+
+    class Network:
+        name = "PyTorch fp32"
+
+        def __call__(self, inputs: Sequence[Input]) -> list[Upscaled]:
+            scores = {"noise": 0.25, "blur": 0.75}
+            return [Upscaled(changed(each.pixels, 1), {"unet": 0.5}, scores) for each in inputs]
+
+    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.exact", lambda network: Network())
     checkpoint = folder / "own.safetensors"
     checkpoint.write_bytes(b"weights")
     assert bench("--hr", "hr", "--base", "base", "--checkpoint", str(checkpoint), "-o", "out") == 0
-    assert table(folder / "out", "quality")["PyTorch fp32"]["time"] >= 0
+    assert table(folder / "out", "quality")["PyTorch fp32"]["time"] == 0.5
     line = next(line for line in lines(folder / "out") if line["method"] == "PyTorch fp32")
     assert (line["noise"], line["blur"]) == ("0.25", "0.75")
     notes = report(folder / "out")["notes"]

@@ -14,9 +14,10 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from tests.benchmarks.pictures import Pixels, noise, smooth
 
-from s3diff_benchmarks.pictures.pairs import Case, pixels_of
-from s3diff_benchmarks.pictures.restorers import bicubic
+from s3diff_benchmarks.methods import Input
+from s3diff_benchmarks.pictures.pairs import pixels_of
 from s3diff_benchmarks.pictures.scores import DETAIL, Sample, Score, ScoreRequest, Scores, load_scores
+from s3diff_benchmarks.pytorch_method import BicubicMethod
 from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 
@@ -81,7 +82,7 @@ def realsr_pairs(shared: Path) -> Iterator[tuple[Pixels, Pixels]]:
 
 
 def agree(scores: Scores, lr: Pixels, truth: Pixels) -> None:
-    restored = bicubic(Case("any", Path("any")), lr).pixels
+    restored = BicubicMethod()([Input(lr)])[0].pixels
     expected = known_bicubic(lr)
     assert np.abs(restored.astype(int) - expected).max() <= 1  # where halves are rounded
     psnr, ssim = independent(expected, truth)

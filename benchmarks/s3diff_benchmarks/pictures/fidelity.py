@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from s3diff_benchmarks.methods import Input, bundle_names
 from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, Difference
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
-from s3diff_benchmarks.pictures.quality import bundle_names
-from s3diff_benchmarks.pictures.restorers import exact
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
@@ -156,9 +155,13 @@ def _points(request: FidelityRequest) -> list[tuple[float, float]]:
 def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
     """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
 
+    from s3diff_benchmarks.pytorch_method import exact
+
+    method = exact(network)
+
     @cache
     def result(trial: Trial) -> Pixels:
-        return exact(network, images[trial.image], trial.noise, trial.blur)[0]
+        return method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels
 
     return result
 

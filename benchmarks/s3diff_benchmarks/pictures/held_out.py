@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from s3diff_benchmarks.methods import Input, Method
-from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet
+from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured
 from s3diff_benchmarks.pictures.pairs import Case
 from s3diff_benchmarks.pictures.scores import DETAIL
 from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.report.markdown import table_blocks
 from s3diff_benchmarks.report.model import Column, Table
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.vocabulary import SCALE
@@ -28,7 +29,6 @@ from s3diff_training.metrics import PATCH, high_frequency_energy
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
 
-HELD_OUT = "held-out"
 SEEDS = (0, 1, 2)
 NOISE_SCORES = (0.0, 0.5, 1.0)
 SIZE = 512
@@ -55,10 +55,10 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     pairs = held_out_pairs(photographs, DegradationPipeline(scale=SCALE), SEEDS, SIZE)
     cases = [Case(pair.name, to_uint8(pair.lr), to_uint8(pair.hr)) for pair in pairs]
     return ImageSet(
-        HELD_OUT,
-        f"held-out photographs, degraded with {len(SEEDS)} seeds each",
         tuple(cases[: None if limit is None else limit * len(SEEDS)]),
-        each=len(SEEDS),
+        prefix="held-out-",
+        titled=f" on held-out photographs, each degraded with {len(SEEDS)} seeds",
+        seeds=len(SEEDS),
     )
 
 
@@ -100,7 +100,7 @@ def measure_network(network: S3Diff, method: Method, images: ImageSet, folder: P
     """
     from s3diff_training.train.estimator import degraded_crops, rank_correlation
 
-    cases = images.cases[:: images.each]
+    cases = images.cases[:: images.seeds]
     inputs = [Input(open_photograph(case.lr).pixels, case.name) for case in cases]
     detail: dict[float, float] = {}
     with progress(len(NOISE_SCORES) * len(inputs), "control") as tell:
@@ -114,6 +114,51 @@ def measure_network(network: S3Diff, method: Method, images: ImageSet, folder: P
     shortest = SCALE * min(min(each.pixels.shape[:2]) for each in inputs)
     crops = degraded_crops(folder, CROPS, min(CROP, shortest))
     return NetworkFigures(detail, rank_correlation(network.estimator, crops))
+
+
+def network_tables(
+    network: S3Diff, method: Method, folder: Path, held_out: Measured, photographs: Measured | None
+) -> list[Table]:
+    """What scores do not say of a network, and the targets that it meets or misses.
+
+    Args:
+        network: in evaluation mode, on its device.
+        method: that network, measured.
+        folder: of the held-out photographs.
+        held_out: on these.
+        photographs: on others; those with truths have targets of their own.
+    """
+    figures = measure_network(network, method, held_out.images, folder)
+    tables = [*figures.tables()]
+    if "LPIPS" in held_out.scores.labels:
+        pairs = photographs if photographs and photographs.images.has_truths else None
+        compared = [Compared(each.row_of(method).means, each.rows[0].means) for each in (held_out, pairs) if each]
+        tables.append(target_table(targets(compared[0], compared[1] if pairs else None, figures)))
+    return tables
+
+
+def card(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    """The tables in Markdown, for the card of a model, and notes such as where the weights of scores are from."""
+    shown = [table for table in tables if "differences" not in table.name]
+    blocks = [block for table in shown for block in table_blocks(table, level=3)]
+    return "\n\n".join([*blocks, *(f"{note}." for note in notes)]) + "\n"
+
+
+def write_picture(held_out: Measured, method: Method, path: Path) -> None:
+    """Write a sheet of held-out photographs: low resolution, bicubic, what the method made, truth.
+
+    Raises:
+        JobError: when the disk refuses.
+    """
+    from s3diff_training.data import contact_sheet, from_uint8
+
+    rows = []
+    for place in held_out.images.shown:
+        case = held_out.images.cases[place]
+        made = (row.shown[place] for row in (held_out.rows[0], held_out.row_of(method)))
+        sources = (case.lr, *made, case.hr)
+        rows.append([from_uint8(open_photograph(source).pixels) for source in sources if source is not None])
+    contact_sheet(rows, ("low resolution", "bicubic", "ours", "high resolution"), path)
 
 
 # --- the targets of a good model ------------------------------------------------------------------

@@ -30,13 +30,14 @@ _SHOWN = 4
 class ImageSet:
     """Images that are measured together, in tables and a file of their own."""
 
-    name: str
-    """Of its tables."""
-    title: str
     cases: tuple[Case, ...]
-    each: int = 1
-    """How many cases in a row come from one photograph; pictures show the first of them."""
     notes: tuple[str, ...] = ()
+    prefix: str = ""
+    """Of the names of their tables, pictures and file."""
+    titled: str = ""
+    """What is said of them in titles."""
+    seeds: int = 1
+    """How many cases in a row come from one photograph."""
 
     @property
     def has_truths(self) -> bool:
@@ -45,8 +46,8 @@ class ImageSet:
 
     @property
     def shown(self) -> range:
-        """Places of the cases that pictures show."""
-        return range(0, len(self.cases), self.each)[:_SHOWN]
+        """Places of the cases that pictures show: of the first photographs, the first seed."""
+        return range(0, len(self.cases), self.seeds)[:_SHOWN]
 
 
 @dataclass
@@ -83,14 +84,30 @@ class Row:
         return median(known[1:] or known) if known else None
 
 
-def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> list[Row]:
+@dataclass(frozen=True)
+class Measured:
+    """What methods made of a set of images."""
+
+    images: ImageSet
+    scores: Scores
+    rows: tuple[Row, ...]
+    """Bicubic interpolation, then what is measured, then what stands beside it."""
+
+    def row_of(self, method: Method) -> Row:
+        """That of a method that was measured."""
+        return next(row for row in self.rows if row.method is method)
+
+
+def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Measured:
     """Restore every image with every method, image by image, and score the results.
 
     Raises:
         RequestError, JobError: see `Method`, and `open_photograph` for damaged images.
     """
-    rows = [Row(method) for method in methods]
-    with progress(len(images.cases) * len(rows), images.name) as tell:
+    rows = tuple(Row(method) for method in methods)
+    if not images.has_truths:
+        scores = scores.without_truth()
+    with progress(len(images.cases) * len(rows), "quality") as tell:
         for number, case in enumerate(images.cases):
             lr = open_photograph(case.lr).pixels
             truth = None if case.hr is None else open_photograph(case.hr).pixels
@@ -103,19 +120,19 @@ def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> list
                     row.spectrum.add(np.stack([residual[window] for window in windows]))
                 if number in images.shown:
                     row.shown[number] = result.pixels
-    return rows
+    return Measured(images, scores, rows)
 
 
-def per_image_csv(images: ImageSet, rows: Sequence[Row]) -> str:
+def per_image_csv(measured: Measured) -> str:
     """One line for each image and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    labels = list(rows[0].scores[0])
+    labels = measured.scores.labels
     writer.writerow(["image", "method", *labels, "seconds", "noise", "blur", "bin"])
-    for number, case in enumerate(images.cases):
-        for row in rows:
-            measured = [row.scores[number][label] for label in labels]
+    for number, case in enumerate(measured.images.cases):
+        for row in measured.rows:
+            scores = [row.scores[number][label] for label in labels]
             writer.writerow(
-                [case.name, row.method.name, *measured, row.seconds[number], *row.conditions[number]]
+                [case.name, row.method.name, *scores, row.seconds[number], *row.conditions[number]]
             )
     return text.getvalue()

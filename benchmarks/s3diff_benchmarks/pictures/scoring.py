@@ -47,6 +47,11 @@ class Scores:
     scores: tuple[Score, ...]
     notes: tuple[str, ...]
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Of all of them."""
+        return tuple(score.label for score in self.scores)
+
     def without_truth(self) -> Scores:
         """Those of an image and its input alone."""
         return replace(self, scores=tuple(score for score in self.scores if not score.needs_truth))

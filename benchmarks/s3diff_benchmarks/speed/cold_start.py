@@ -148,14 +148,14 @@ def _child(task: Task, started: float) -> ColdStart:
 
 
 def _bundle_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
+    from s3diff_benchmarks.methods import Input, open_bundles
     from s3diff_runtime.upscale_options import UpscaleOptions
-    from s3diff_runtime.upscaler import Upscaler
 
     def open_bundle(opened: ExitStack) -> Callable[[Any], object]:
         options = UpscaleOptions(tile=0, batch=1, threads=task.threads)
-        upscaler = Upscaler.open(str(task.bundle), task.engine, task.device, options)
-        opened.enter_context(upscaler)
-        return lambda image: upscaler.upscale_pixels([image])
+        bundles = open_bundles([Path(str(task.bundle))], [task.engine], task.device, options)
+        (method,) = opened.enter_context(bundles).methods
+        return lambda image: method([Input(image)])
 
     return open_bundle
 
@@ -163,7 +163,8 @@ def _bundle_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]
 def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
     import torch
 
-    from s3diff_benchmarks.speed.baselines import released
+    from s3diff_benchmarks.methods import Input
+    from s3diff_benchmarks.pytorch_method import released
     from s3diff_benchmarks.weights import Weights, load_pytorch
 
     if task.threads:
@@ -175,7 +176,7 @@ def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]
     def open_network(_opened: ExitStack) -> Callable[[Any], object]:
         weights = Weights(base, Path(checkpoint), Path(estimator) if estimator else None)
         method = released(load_pytorch(weights).to(task.device))
-        return lambda image: method([image])
+        return lambda image: method([Input(image)])
 
     return open_network
 

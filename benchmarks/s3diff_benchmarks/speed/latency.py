@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from s3diff_benchmarks.methods import Method, require_pictures
+from s3diff_benchmarks.methods import Input, Method, Upscaled, require_pictures
 from s3diff_benchmarks.pictures.drawn import middle
 from s3diff_benchmarks.speed.meters import GpuMeter
 from s3diff_benchmarks.statistics import Progress, Summary, sample_interleaved
@@ -157,19 +157,19 @@ def _runner(
     def run() -> float:
         clock = Clock()
         with clock.running(DECODE):
-            images = [open_photograph(source).pixels for _ in range(timings.case.batch)]
+            inputs = [Input(open_photograph(source).pixels) for _ in range(timings.case.batch)]
         before = meter.joules() if meter else None
         with clock.running(CALL):
-            upscaled = method(images)
+            results = method(inputs)
         after = meter.joules() if meter else None
         if timings.image is None:
-            require_pictures(method.name, upscaled.images)
-            timings.image = upscaled.images[0]
+            require_pictures(method.name, results)
+            timings.image = results[0].pixels
         with clock.running(ENCODE):
-            for number, pixels in enumerate(upscaled.images):
-                save(Image.fromarray(pixels), folder / f"output-{number}.png")
+            for number, result in enumerate(results):
+                save(Image.fromarray(result.pixels), folder / f"output-{number}.png")
         decode, call, encode = clock.seconds.values()
-        _note(timings, {DECODE: decode, **_whole(upscaled.seconds, call), ENCODE: encode})
+        _note(timings, {DECODE: decode, **_whole(results, call), ENCODE: encode})
         if before is not None and after is not None:
             timings.joules.append(after - before)
         return call
@@ -177,10 +177,12 @@ def _runner(
     return run
 
 
-def _whole(stages: Mapping[str, float], call: float) -> dict[str, float]:
+def _whole(results: Sequence[Upscaled], call: float) -> dict[str, float]:
     """The stages of a call, with all of its time that they leave counted as the host's."""
-    rest = call - sum(seconds for stage, seconds in stages.items() if stage != "host")
-    return {**stages, "host": max(rest, 0.0)}
+    clock = Clock()
+    for result in results:
+        clock.add({stage: seconds for stage, seconds in result.seconds.items() if stage != "host"})
+    return {**clock.seconds, "host": max(call - sum(clock.seconds.values()), 0.0)}
 
 
 def _note(timings: Timings, seconds: Mapping[str, float]) -> None:

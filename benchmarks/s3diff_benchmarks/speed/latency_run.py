@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,10 +74,12 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
     """
     image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
-    with ExitStack() as opened:
-        folder = Path(opened.enter_context(TemporaryDirectory()))
-        bundles = [request.bundle, *request.vs]
-        found = open_bundles(bundles, request.engines, request.device, options, opened)
+    bundles = [request.bundle, *request.vs]
+    with (
+        TemporaryDirectory() as folder,
+        open_bundles(bundles, request.engines, request.device, options) as found,
+        gpu_meter(request.device) as meter,
+    ):
         notes, fitting = list(found.notes), []
         for case in request.cases:
             try:
@@ -91,10 +92,9 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
             raise RequestError(notes[-1])
         baselines, trainable, pytorch_notes = _baselines(request, weights, image)
         methods: list[Method] = [*found.methods, *baselines]
-        meter = opened.enter_context(gpu_meter(request.device))
         sampling = Sampling(request.seconds, request.warm_up)
         with progress(1.0, "latency") as tell:
-            timings = measure(methods, fitting, image, sampling, folder, meter, tell)
+            timings = measure(methods, fitting, image, sampling, Path(folder), meter, tell)
         works = _works(found.methods, fitting)
     ceilings, ceiling_notes = _ceilings(request, found.methods[0])
     seconds = table3_seconds(timings)
@@ -125,7 +125,7 @@ def _baselines(
         return [], None, [_WITHOUT_PYTORCH]
     import torch
 
-    from s3diff_benchmarks.speed.baselines import released, trainable_millions, tuned
+    from s3diff_benchmarks.pytorch_method import released, trainable_millions, tuned
 
     if request.threads:
         torch.set_num_threads(request.threads)

@@ -10,7 +10,7 @@ from time import perf_counter
 
 from PIL import Image
 
-from s3diff_benchmarks.methods import require_pictures
+from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import Findings
@@ -102,12 +102,13 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     ):
         fleet.check_size(request.size, request.size)
         tell(0.0, "warm-up")
-        for upscaler in fleet.upscalers:
-            require_pictures(request.bundle.name, [upscaler.upscale_pixels([image])[0].pixels])
+        name = request.bundle.name
+        methods = [BundleMethod(name, request.bundle, upscaler) for upscaler in fleet.upscalers]
+        for method in methods:
+            require_pictures(name, method([Input(image)]))
         tell(0.0, "folder")
         from_folder = _folder(fleet, image, Path(folder), request)
-        first = fleet.upscalers[0]
-        closed, opened = _loads(lambda: first.upscale_pixels([image]), request, tell)
+        closed, opened = _loads(lambda: methods[0]([Input(image)]), request, tell)
     patience = _PATIENCE * closed[0].waits.median
     best = knee(opened, patience)
     return Findings(

@@ -1,4 +1,4 @@
-"""PyTorch's two ways compute what the network computes, and leave it as it was."""
+"""PyTorch in every form computes what the network computes, and leaves it as it was."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from tests.runtime.fake_bundle import dark_noise
 from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
 
-from s3diff_benchmarks.speed.baselines import merged_copy, released, trainable_millions, tuned
+from s3diff_benchmarks.methods import Input
+from s3diff_benchmarks.pytorch_method import exact, merged_copy, released, trainable_millions, tuned
 from s3diff_training.checkpoints import build_network
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import S3Diff, lora_layers
 
 IMAGES = [dark_noise(16, 16, seed=seed, brightest=250) for seed in (1, 2)]
+INPUTS = [Input(image) for image in IMAGES]
 
 
 @pytest.fixture(scope="module")
@@ -22,28 +24,35 @@ def network() -> S3Diff:
     return build_network(base, random_checkpoint(base, SMALL_RANKS, seed=3)).eval().requires_grad_(False)
 
 
-def exact(network: S3Diff, image: np.ndarray) -> np.ndarray:
+def restored(network: S3Diff, image: np.ndarray) -> np.ndarray:
     return to_uint8(network.restore(from_uint8(image)[None]).image)
 
 
 def test_the_released_way_computes_the_same(network: S3Diff) -> None:
-    upscaled = released(network)(IMAGES)
-    for image, found in zip(IMAGES, upscaled.images, strict=True):
-        expected = exact(network, image)
+    for image, result in zip(IMAGES, released(network)(INPUTS), strict=True):
+        expected = restored(network, image)
         assert expected.std() > 1
         # One grey level: values near the middle between two levels may round either way.
-        assert np.abs(found.astype(int) - expected).max() <= 1
+        assert np.abs(result.pixels.astype(int) - expected).max() <= 1
+
+
+def test_the_exact_way_takes_scores_and_tells_them(network: S3Diff) -> None:
+    estimated, given = exact(network)(INPUTS[:1])[0], exact(network)(INPUTS[:1], noise=0.9)[0]
+    np.testing.assert_array_equal(estimated.pixels, restored(network, IMAGES[0]))
+    assert given.applied == {"noise": pytest.approx(0.9), "blur": estimated.applied["blur"]}
+    assert np.abs(given.pixels.astype(int) - estimated.pixels).max() > 1
 
 
 def test_the_tuned_way_computes_the_same_for_its_degradation(network: S3Diff) -> None:
-    found = tuned(network, IMAGES[0])(IMAGES[:1]).images[0]
-    assert np.abs(found.astype(int) - exact(network, IMAGES[0])).max() <= 1
-    assert np.abs(found.astype(int) - exact(network, IMAGES[1])).max() > 1
+    found = tuned(network, IMAGES[0])(INPUTS[:1])[0].pixels
+    assert np.abs(found.astype(int) - restored(network, IMAGES[0])).max() <= 1
+    assert np.abs(found.astype(int) - restored(network, IMAGES[1])).max() > 1
 
 
 def test_stages_are_timed(network: S3Diff) -> None:
-    seconds = released(network)(IMAGES).seconds
-    assert list(seconds) == [
+    first, second = (result.seconds for result in released(network)(INPUTS))
+    assert first == second
+    assert list(first) == [
         "upload",
         "estimator",
         "modulation",
@@ -52,12 +61,13 @@ def test_stages_are_timed(network: S3Diff) -> None:
         "vae_decoder",
         "finish_wavelet",
         "download",
+        "host",
     ]
-    assert all(spent > 0 for spent in seconds.values())
+    assert all(spent > 0 for spent in first.values())
 
 
 def test_merging_shares_what_it_leaves_alone(network: S3Diff) -> None:
-    before = exact(network, IMAGES[0])
+    before = restored(network, IMAGES[0])
     modulation = network.modulation(torch.tensor([[0.3, 0.6]]))
     merged = merged_copy(network, modulation, torch.float32)
     assert not lora_layers(merged.unet)
@@ -70,16 +80,16 @@ def test_merging_shares_what_it_leaves_alone(network: S3Diff) -> None:
         for part, model in (("unet", network.unet), ("vae", network.vae))
         for layer in lora_layers(model)
     }
-    np.testing.assert_array_equal(exact(network, IMAGES[0]), before)
+    np.testing.assert_array_equal(restored(network, IMAGES[0]), before)
 
 
 def test_half_precision_is_a_copy_too(network: S3Diff) -> None:
-    before = exact(network, IMAGES[0])
+    before = restored(network, IMAGES[0])
     modulation = network.modulation(torch.tensor([[0.3, 0.6]]))
     half = merged_copy(network, modulation, torch.float16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-    np.testing.assert_array_equal(exact(network, IMAGES[0]), before)
+    np.testing.assert_array_equal(restored(network, IMAGES[0]), before)
 
 
 def test_trainable_parameters_are_those_of_the_checkpoint(network: S3Diff) -> None:
