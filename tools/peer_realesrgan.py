@@ -26,10 +26,10 @@ import numpy as np
 from PIL import Image
 
 from s3diff_benchmarks.machine import describe_machine
-from s3diff_benchmarks.pictures.pairs import SECONDS_NAME, PeerTimes, find_cases, pixels_of
+from s3diff_benchmarks.pictures.pairs import SECONDS_NAME, PeerTimes, images_of
 from s3diff_runtime.errors import S3DiffError
 from s3diff_runtime.files import installed_file, replacing, write_text
-from s3diff_runtime.pictures.photograph import photograph_size
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 from s3diff_runtime.vocabulary import Pixels
 
 MODELS = {"realesrgan-x4plus": "realesrgan-x4plus", "realesr-animevideov3": "realesr-animevideov3-x4"}
@@ -78,9 +78,9 @@ def timed(network: Any, pixels: Pixels, repeats: int) -> tuple[Pixels, float]:  
     return result, statistics.median(seconds)
 
 
-def images_of(folder: Path) -> dict[str, Path]:
+def small_images(folder: Path) -> dict[str, Path]:
     """The images of a folder by stem. Raises `RequestError` for a folder without one, or with a damaged one."""
-    images = {case.name: Path(case.lr) for case in find_cases(folder, None)[0]}
+    images = images_of(folder)
     for path in images.values():
         width, height = photograph_size(path)
         if max(width, height) > LARGEST_SIDE:
@@ -97,10 +97,10 @@ def images_of(folder: Path) -> dict[str, Path]:
 def main(lr: Path, output: Path, model: str, threads: int, repeats: int) -> None:
     """Write what the network makes of the folder LR into the folder OUTPUT."""
     try:
-        images = images_of(lr)
+        images = small_images(lr)
         network, seconds = load(model, threads), {}
         for number, (name, path) in enumerate(images.items()):
-            pixels = pixels_of(path)
+            pixels = open_photograph(path).pixels
             if number == 0:
                 upscale(network, pixels)  # a warm-up: the first run allocates
             result, seconds[name] = timed(network, pixels, repeats)
