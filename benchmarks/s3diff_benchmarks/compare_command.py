@@ -1,9 +1,9 @@
-"""The command `compare`."""
+"""All of `bench compare`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
@@ -15,34 +15,39 @@ from s3diff_benchmarks.report.compare import Change, Comparison, Verdict, compar
 from s3diff_benchmarks.report.figures import NOTHING, rounded
 from s3diff_benchmarks.report.reading import read_report
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.options import Options, argument, option
 
 _SHOWN: tuple[Verdict, ...] = ("regression", "improvement", "new", "gone")
-_PATH = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("old", type=_PATH)
-@click.argument("new", type=_PATH)
-@click.option(
-    "--fail-on",
-    type=click.FloatRange(min=0),
-    metavar="PERCENT",
-    help="Exit 1 when a figure became worse by more than this, beyond noise.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print every figure as JSON.")
-def compare(old: Path, new: Path, fail_on: float | None, as_json: bool) -> None:
-    """Tell what became worse or better from the report OLD to NEW: report.json files, or their folders.
+@dataclass(frozen=True)
+class CompareRequest(Options):
+    """Which reports, and what is a failure."""
 
-    A figure with a confidence interval changed only where the two intervals do not overlap.
+    old: Path = argument("Report, or its folder.")
+    new: Path = argument("Report, or its folder.")
+    fail_on: float | None = option(
+        None,
+        "Exit 1 when a figure became worse by more than this, beyond noise.",
+        least=0,
+        metavar="PERCENT",
+    )
+    as_json: bool = option(False, "Print every figure as JSON.", flags=("--json",))
 
-    \b
-      s3diff-export bench compare main/latency/report.json branch/latency/report.json --fail-on 5
+
+def show_changes(request: CompareRequest) -> None:
+    """Compare two reports and show what changed.
+
+    Raises:
+        RequestError: for what is no report.
+        JobError: when a figure became worse by more than `fail_on`.
     """
-    found = compare_reports(read_report(old), read_report(new))
-    if as_json:
+    found = compare_reports(read_report(request.old), read_report(request.new))
+    if request.as_json:
         click.echo(json.dumps(asdict(found), indent=2))
     else:
         _show(found)
+    fail_on = request.fail_on
     worse = () if fail_on is None else found.regressions(above=fail_on)
     if worse:
         first = worse[0]

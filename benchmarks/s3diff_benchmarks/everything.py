@@ -1,55 +1,61 @@
-"""The command `all`: every benchmark of one bundle, and an index of them."""
+"""All of `bench all`: every benchmark of one bundle, and an index of them."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from s3diff_benchmarks.parts import PARTS, plan, run_command, run_part
 from s3diff_benchmarks.report.index import Finished, write_index
-from s3diff_benchmarks.report.output import INDEX_NAME, Output, output_options
+from s3diff_benchmarks.report.output import INDEX_NAME, Output
 from s3diff_runtime.command_line import typed_command
-from s3diff_runtime.errors import JobError, RequestError
+from s3diff_runtime.errors import JobError
+from s3diff_runtime.options import Options, argument, group, option
 
-_PATH = click.Path(path_type=Path)
 _BUNDLE = "demo.bundle"
 
 
-@click.command("all")
-@click.argument("bundle", type=_PATH, required=False)
-@click.option(
-    "--demo", is_flag=True, help="Build and measure the small model that ships, in place of BUNDLE."
-)
-@click.option("--lr", type=_PATH, help="Folder of low-resolution photographs, for the quality.")
-@click.option("--hr", type=_PATH, help="Folder of their truths, with the same names.")
-@click.option(
-    "--minutes",
-    type=click.FloatRange(min=1),
-    default=8,
-    show_default=True,
-    help="About how long all of it may take.",
-)
-@output_options
-def all_benchmarks(
-    bundle: Path | None, demo: bool, lr: Path | None, hr: Path | None, minutes: float, output: Output
-) -> None:
-    """Run every benchmark on BUNDLE: latency, throughput, quality, fidelity and control.
+@dataclass(frozen=True)
+class AllRequest(Options):
+    """What is measured, and for how long."""
 
-    Each writes its report into a folder of its own below the output; index.md, and with --html index.html,
-    show the first table of each and lead to the rest. A benchmark that fails is told, the others still run,
-    and the exit code is then 1.
+    bundle: Path | None = argument("Bundle to measure.", default=None)
+    demo: bool = option(False, "Build and measure the small model that ships, in place of BUNDLE.")
+    lr: Path | None = option(None, "Folder of low-resolution photographs, for the quality.")
+    hr: Path | None = option(None, "Folder of their truths, with the same names.")
+    minutes: float = option(8.0, "About how long all of it may take.", least=1)
+    output: Output = group(Output)
 
-    \b
-      s3diff-export bench all --demo -o bench-output --html
-      s3diff-export bench all s3diff.bundle --lr RealSR/LR --hr RealSR/HR --minutes 30 -o bench-output
+    def problems(self) -> Iterator[str]:
+        """What does not go together, and folders that are none."""
+        if (self.bundle is None) != self.demo:
+            yield "name a BUNDLE, or pass --demo for the small model that ships; one of the two"
+        if self.hr is not None and self.lr is None:
+            yield "--hr goes with --lr"
+        for path in (self.bundle, self.lr, self.hr):
+            if path is not None and not path.is_dir():
+                yield f"{path} is no folder"
+        if self.output.folder is None:
+            yield "all benchmarks need a folder; name one with --output"
+
+
+def run_all(request: AllRequest) -> None:
+    """Run every benchmark, write the index after each, and tell what became of them.
+
+    Raises:
+        RequestError: when the folder is in the way.
+        JobError: when a benchmark failed; the others were run.
     """
-    folder = _check(bundle, demo, lr, hr, output)
+    output = request.output
+    output.check_folder(INDEX_NAME)
+    folder = Path(str(output.folder))
     _clear(folder)
     finished: list[Finished] = []
-    for part in _run_all(bundle or folder / _BUNDLE, demo, lr, hr, minutes * 60, folder, output.html):
+    for part in _run_all(request, folder):
         finished.append(part)
         write_index(folder, typed_command(), finished, output.html)
     if output.as_json:
@@ -61,27 +67,6 @@ def all_benchmarks(
     failed = [part.name for part in finished if not part.ok]
     if failed:
         raise JobError(f"failed: {', '.join(failed)}; the other reports are in {folder}")
-
-
-def _check(bundle: Path | None, demo: bool, lr: Path | None, hr: Path | None, output: Output) -> Path:
-    """The folder to write; raises `RequestError` with all that is wrong."""
-    problems = []
-    if (bundle is None) != demo:
-        problems.append("name a BUNDLE, or pass --demo for the small model that ships; one of the two")
-    if hr is not None and lr is None:
-        problems.append("--hr goes with --lr")
-    for path in (bundle, lr, hr):
-        if path is not None and not path.is_dir():
-            problems.append(f"{path} is no folder")
-    if output.folder is None:
-        problems.append("all benchmarks need a folder; name one with --output")
-    try:
-        output.check_folder(INDEX_NAME)
-    except RequestError as error:
-        problems.append(str(error))
-    if problems or output.folder is None:
-        raise RequestError("; ".join(problems))
-    return output.folder
 
 
 def _clear(folder: Path) -> None:
@@ -97,14 +82,13 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _run_all(
-    bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: float, folder: Path, html: bool
-) -> Iterator[Finished]:
+def _run_all(request: AllRequest, folder: Path) -> Iterator[Finished]:
     """Every part when it has ended; nothing more once the demo bundle could not be built."""
-    if demo:
+    bundle = request.bundle or folder / _BUNDLE
+    if request.demo:
         built = run_command("build", ["build", "--demo", "-o", str(bundle), "--force"])
         yield built
         if not built.ok:
             return
-    for part in plan(bundle, demo, lr, hr, seconds):
-        yield run_part(part, folder, html)
+    for part in plan(bundle, request.demo, request.lr, request.hr, request.minutes * 60):
+        yield run_part(part, folder, request.output.html)

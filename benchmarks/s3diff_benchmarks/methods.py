@@ -123,7 +123,7 @@ def open_bundles(
     found, last = OpenedBundles([], []), None
     with ExitStack() as opened:
         for name, folder in zip(bundle_names(bundles), bundles, strict=True):
-            for engine in engines:
+            for engine in dict.fromkeys(engines):
                 try:
                     upscaler = opened.enter_context(Upscaler.open(folder, engine, device, options))
                 except RequestError as error:

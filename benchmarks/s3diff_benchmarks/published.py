@@ -138,6 +138,22 @@ _LIKE_FOR_LIKE = (
 """What others reach with the means that we use; the paper's own seconds are a weak target."""
 
 
+DATASETS = ("RealSR", "DRealSR", "DIV2K-Val", "RealSet65")
+"""Those of the paper's tables."""
+
+
+def dataset_named(text: str) -> str:
+    """The data set of the paper that is meant, in capitals or not.
+
+    Raises:
+        RequestError: for another one.
+    """
+    found = {name.lower(): name for name in DATASETS}.get(text.lower())
+    if found is None:
+        raise RequestError(f"the paper has no scores for {text!r}; it has them for {', '.join(DATASETS)}")
+    return found
+
+
 def quality_rows(dataset: str) -> tuple[PublishedQuality, ...]:
     """The paper's rows for DIV2K-Val, RealSR, DRealSR (Table 1) or RealSet65 (Table 2), in its order.
 

@@ -10,18 +10,21 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 import torch
 from torch import nn
 
 from s3diff_benchmarks.methods import BICUBIC, EXACT, RELEASED, TUNED, Input, Upscaled
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import Modulation, S3Diff, lora_layers, merged_weight
 from s3diff_training.network.modulation import ModulationNetwork
 from s3diff_training.train.validation import bicubic
+from s3diff_training.weights import ModelSource, differing
 
 
 class PyTorchMethod:
@@ -144,3 +147,20 @@ def trainable_millions(network: S3Diff) -> float:
     """What training changes, in millions of parameters: all but base model, text encoder and estimator."""
     state = network.state_dict()
     return sum(state[name].numel() for name in network.trainable_names()) / 1e6
+
+
+def torch_device(device: str) -> str:
+    """The device for torch's part: the one asked for, or the CPU where this torch serves none other."""
+    return device if torch.cuda.is_available() else "cpu"
+
+
+def pytorch_notes(weights: ModelSource, device: str, used: str, bundles: Sequence[Path]) -> Iterator[str]:
+    """Where PyTorch did not run what the bundles run: on another device, or with other weights."""
+    if not weights.named:
+        return
+    if used != device:
+        yield f"PyTorch ran on {used}: the installed torch serves no GPU"
+    files = weights.files()
+    for bundle in bundles:
+        if unlike := differing(files, Manifest.read(bundle)):
+            yield f"{bundle} was built from another {' and another '.join(unlike)} than PyTorch ran with"

@@ -17,20 +17,20 @@ from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_fold
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
 from tests.runtime.fake_tensorrt import add_engines
 
-from s3diff_benchmarks import quality_commands
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
-from s3diff_benchmarks.pictures.difference import Difference
+from s3diff_benchmarks.pictures.difference import differences
 from s3diff_benchmarks.pictures.fidelity import (
     FidelityRequest,
     Trial,
-    measure_bins,
+    compare_bins,
     measure_fidelity,
     nearest_centre,
 )
 from s3diff_benchmarks.report.series import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
+from s3diff_training.weights import ModelSource
 
 
 @pytest.fixture
@@ -64,15 +64,12 @@ def test_difference_of_known_images() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)
     near = black.copy()
     near[0, 0, 0] = 12
-    found = Difference.of([(black, grey), (near, black), (black, black)])
-    assert found.squares == (40000.0, 3.0, 0.0)
-    assert found.largest == 200
-    assert found.root == pytest.approx(np.sqrt(40003 / 3))
-    root, psnr, worst, largest = found.cells
+    root, psnr, worst, largest = differences([(black, grey), (near, black), (black, black)])
+    assert root == pytest.approx(np.sqrt(40003 / 3))
     assert psnr == pytest.approx(10 * np.log10(255**2 / (40003 / 3)))
     assert worst == pytest.approx(10 * np.log10(255**2 / 40000))
-    assert (root, largest) == (found.root, 200)
-    assert Difference.of([(black, black)]).cells == (0.0, None, None, 0)
+    assert largest == 200
+    assert differences([(black, black)]) == (0.0, None, None, 0)
 
 
 @given(st.floats(0, 1), st.integers(1, 12))
@@ -90,11 +87,11 @@ def test_bins_are_as_far_as_their_centres() -> None:
         return np.full((2, 2, 3), round(100 * trial.noise), np.uint8)
 
     trials = [Trial(0, 0.1, 0.5), Trial(0, 0.8, 0.5)]
-    found = measure_bins(result, trials)
-    assert list(found) == [1, 2, 3, 4, 6]
-    assert found[1].root == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
-    assert found[2].root == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
-    assert found[1].largest == 40
+    found = compare_bins(result, trials).rows
+    assert [row[:2] for row in found] == [(f"{side}×{side}", side**2) for side in (1, 2, 3, 4, 6)]
+    assert found[0][2] == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
+    assert found[1][2] == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
+    assert found[0][-1] == 40
 
 
 # --- the whole measurement ------------------------------------------------------------------------
@@ -191,9 +188,7 @@ def test_command_takes_images_and_writes_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
-    )
+    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
     shifting_bundle(tmp_path / "a.bundle")
     write_folder(tmp_path, {"photo.png": noise(40, 50)})
     (tmp_path / "c.safetensors").write_bytes(b"weights")
@@ -218,7 +213,7 @@ def test_command_takes_images_and_writes_curves(
         (["none"], "none"),
         (["a.bundle", "--image", "none.png"], "none.png"),
         (["a.bundle", "--checkpoint", "none"], "--base and --checkpoint go together"),
-        (["a.bundle", "--base", "b", "--checkpoint", "none"], "none is no file"),
+        (["a.bundle", "--base", "b", "--checkpoint", "none"], "checkpoint none does not exist"),
         (["a.bundle", "--device", "tpu"], "tpu"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,14 @@ from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 from s3diff_benchmarks.report.figures import heading, rounded, shown
 from s3diff_benchmarks.report.markdown import code_block, to_markdown
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
-from s3diff_benchmarks.report.output import Output, output_options
+from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.plots import draw
 from s3diff_benchmarks.report.reading import read_report
 from s3diff_benchmarks.report.series import label, series_of
 from s3diff_benchmarks.report.writing import publish, write_report
+from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import Options, group, option
 
 ROW = ("a", 1.0, 0.98, 1.02, 1.3, 500)
 
@@ -329,14 +332,18 @@ def test_output_without_a_folder_is_only_for_the_terminal() -> None:
 
 
 def test_options_become_an_output(tmp_path: Path) -> None:
-    taken: list[tuple[int, Output]] = []
+    taken: list[tuple[int | None, Output]] = []
+
+    @dataclass(frozen=True)
+    class Request(Options):
+        size: int | None = option(None, "Of something.")
+        output: Output = group(Output)
 
     @click.command()
-    @click.option("--size", type=int)
-    @output_options
-    def command(size: int, output: Output) -> None:
+    @takes(Request)
+    def command(request: Request) -> None:
         """Measure."""
-        taken.append((size, output))
+        taken.append((request.size, request.output))
 
     arguments = ["--size", "3", "-o", str(tmp_path), "--html", "--json"]
     assert CliRunner().invoke(command, arguments).exit_code == 0

@@ -101,7 +101,7 @@ def high_frequency_energy(image: Pixels) -> float:
 
 
 class GridSpectrum:
-    """The mean spectrum of patches that are added as they come: tells whether a regular grid lies over them."""
+    """The mean spectrum of patches, added as they come: tells whether a regular grid lies over them."""
 
     def __init__(self) -> None:
         self._power, self._count = np.zeros((PATCH, PATCH)), 0

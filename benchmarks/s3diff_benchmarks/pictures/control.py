@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s3diff_benchmarks.methods import torch_device
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
 from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
@@ -70,6 +69,8 @@ def run_control(request: ControlRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: see `measure_control`.
     """
+    from s3diff_benchmarks.pytorch_method import torch_device
+
     drawn = draw_picture(_DRAWN_SIDE, _DRAWN_SIDE, 0)
     lr = drawn if request.image is None else open_photograph(request.image).pixels
     truth = None if request.hr is None else open_photograph(request.hr).pixels

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from s3diff_benchmarks.methods import Input, bundle_names, pytorch_notes, torch_device
-from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, Difference
+from s3diff_benchmarks.methods import Input, bundle_names
+from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
@@ -118,6 +118,8 @@ def run_fidelity(request: FidelityRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
     photographs = [open_photograph(path).pixels for path in request.images]
     on = torch_device(request.device)
     network = request.weights.load().to(on) if request.weights.named else None
@@ -193,12 +195,12 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     with progress(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for side in BIN_SIDES:
-            pairs = []
+            pairs: list[tuple[Pixels, Pixels]] = []
             for trial in trials:
                 tell(len(rows) * len(trials) + len(pairs), f"bins: {side}×{side}")
                 noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
                 pairs.append((exact(Trial(trial.image, noise, blur)), exact(trial)))
-            rows.append((f"{side}×{side}", side * side, *Difference.of(pairs).cells))
+            rows.append((f"{side}×{side}", side * side, *differences(pairs)))
     return Table(
         name="bins",
         title="Nearest bin against exact weights, both in PyTorch fp32",
@@ -226,14 +228,14 @@ def _compare_bundles(
                 notes.append(f"{name} was not run with {engine}: {error}")
                 continue
             with upscaler, progress(len(trials), "fidelity") as tell:
-                pairs = []
+                pairs: list[tuple[Pixels, Pixels]] = []
                 for trial in trials:
                     tell(len(pairs), f"{name}: {engine}")
                     image = images[trial.image]
                     (result,) = upscaler.upscale_pixels([image], noise=trial.noise, blur=trial.blur)
                     pairs.append((result.pixels, exact(trial)))
             mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
-            rows.append((name, upscaler.engine, mode, precision, bins, *Difference.of(pairs).cells))
+            rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
     headings = ("bundle", "engine", "mode", "precision", "bins")
     return Table(
         name="bundles",
@@ -246,7 +248,7 @@ def _compare_bundles(
 
 
 def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
-    """Tiles against the image in one piece, with the same bundle at the same scores; notes what did not run."""
+    """Tiles against the image in one piece, same bundle, same scores; notes what did not run."""
     cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
     rows: list[tuple[Cell, ...]] = []
     with progress(len(cuts) + 1, "fidelity") as tell:
@@ -263,7 +265,7 @@ def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) 
             except RequestError as error:
                 notes.append(f"tiles of {tile} with overlap {overlap} were not compared: {error}")
                 continue
-            rows.append((tile, overlap, *Difference.of([(cut, whole)]).cells))
+            rows.append((tile, overlap, *differences([(cut, whole)])))
     height, width = picture.shape[:2]
     return Table(
         name="tiles",

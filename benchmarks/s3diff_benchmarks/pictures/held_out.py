@@ -57,7 +57,7 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     return ImageSet(
         tuple(cases[: None if limit is None else limit * len(SEEDS)]),
         prefix="held-out-",
-        titled=f" on held-out photographs, each degraded with {len(SEEDS)} seeds",
+        titled=f", of held-out photographs degraded with {len(SEEDS)} seeds each",
         seeds=len(SEEDS),
     )
 
@@ -78,7 +78,7 @@ class NetworkFigures:
             title="Fine detail by the noise score set by hand",
             columns=(Column(name="noise score"), Column(name=DETAIL, unit="levels²")),
             rows=tuple(self.detail.items()),
-            note="Mean over the photographs, each with its first seed; a higher noise score must remove detail.",
+            note="Mean over the photographs, each with its first seed; a higher score must remove detail.",
         )
         yield Table(
             name="estimator",
@@ -105,7 +105,7 @@ def measure_network(network: S3Diff, method: Method, images: ImageSet, folder: P
     detail: dict[float, float] = {}
     with progress(len(NOISE_SCORES) * len(inputs), "control") as tell:
         for noise in NOISE_SCORES:
-            energies = []
+            energies: list[float] = []
             for each in inputs:
                 tell(len(detail) * len(inputs) + len(energies), f"noise score {noise}: {each.name}")
                 (result,) = method([each], noise=noise)
@@ -132,13 +132,15 @@ def network_tables(
     tables = [*figures.tables()]
     if "LPIPS" in held_out.scores.labels:
         pairs = photographs if photographs and photographs.images.has_truths else None
-        compared = [Compared(each.row_of(method).means, each.rows[0].means) for each in (held_out, pairs) if each]
+        compared = [
+            Compared(each.row_of(method).means, each.rows[0].means) for each in (held_out, pairs) if each
+        ]
         tables.append(target_table(targets(compared[0], compared[1] if pairs else None, figures)))
     return tables
 
 
 def card(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The tables in Markdown, for the card of a model, and notes such as where the weights of scores are from."""
+    """The tables in Markdown, for the card of a model, and notes such as whose weights the scores have."""
     shown = [table for table in tables if "differences" not in table.name]
     blocks = [block for table in shown for block in table_blocks(table, level=3)]
     return "\n\n".join([*blocks, *(f"{note}." for note in notes)]) + "\n"
@@ -200,7 +202,7 @@ def targets(held_out: Compared, pairs: Compared | None, figures: NetworkFigures)
     yield _at_most("held-out LPIPS / bicubic's", held_out.lpips_ratio, 0.65)
     if pairs is not None:
         yield _at_most("real pairs: LPIPS / bicubic's", pairs.lpips_ratio, 0.75)
-        yield _at_least("real pairs: PSNR-Y, dB", pairs.ours["PSNR-Y"], 26)
+        yield _at_least("real pairs: PSNR-Y, dB", pairs.ours["PSNR-Y"], 26.0)
     for period, label in GRIDS.items():
         yield _at_most(f"grid of period {period}", ours[label], 1.5)
     yield Target("fine detail, next noise score / this one", 1.0, max(steps), max(steps) < 1)
@@ -218,9 +220,7 @@ def target_table(found: Iterable[Target]) -> Table:
             *(Column(name=name, digits=4) for name in ("limit", "measured")),
             Column(name="verdict"),
         ),
-        rows=tuple(
-            (each.name, each.limit, each.measured, "met" if each.met else "MISSED") for each in found
-        ),
+        rows=tuple((each.name, each.limit, each.measured, "met" if each.met else "MISSED") for each in found),
     )
 
 

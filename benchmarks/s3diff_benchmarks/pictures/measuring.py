@@ -116,7 +116,10 @@ def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Meas
                 (result,) = row.method([Input(lr, case.name)])
                 row.add(result, scores.measure(Sample(result.pixels, lr, truth)))
                 if truth is not None and min(truth.shape[:2]) >= PATCH:
-                    residual, windows = luma_difference(result.pixels, truth), flat_patches(truth, FLAT_FRACTION)
+                    residual, windows = (
+                        luma_difference(result.pixels, truth),
+                        flat_patches(truth, FLAT_FRACTION),
+                    )
                     row.spectrum.add(np.stack([residual[window] for window in windows]))
                 if number in images.shown:
                     row.shown[number] = result.pixels

@@ -19,7 +19,7 @@ from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
 from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
 from s3diff_benchmarks.pictures.scoring import Scores
 from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
-from s3diff_benchmarks.report.findings import BundlesRequest, Findings
+from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
@@ -58,10 +58,11 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 @dataclass(frozen=True)
-class QualityRequest(BundlesRequest):
+class QualityRequest(BenchmarkRequest):
     """What is restored with what, and compared with whom."""
 
     bundle: Path | None = argument("Bundle to measure; may be left out where weights are named.", None)
+    vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
     lr: Path | None = option(None, "Folder of low-resolution photographs.")
     hr: Path | None = option(None, "Folder of their truths: the same names, four times as large.")
     held_out: Path | None = option(
@@ -133,7 +134,7 @@ class Inputs:
             RequestError: for folders that do not fit (see `pairs`), or an unknown data set.
         """
         published = quality_rows(request.dataset) if request.dataset else ()
-        photographs, peers = None, ()
+        photographs, peers = None, tuple[Peer, ...]()
         if request.lr:
             photographs = ImageSet(*find_cases(request.lr, request.hr, request.limit))
             peers = tuple(find_peer(name, folder, photographs.cases) for name, folder in request.also)
@@ -147,6 +148,8 @@ def run_quality(request: QualityRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`; for a card without LPIPS.
     """
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
     inputs, on = Inputs.of(request), torch_device(request.device)
     truth = request.hr is not None or request.held_out is not None
     scores = load_scores(request.scoring, truth, on)
@@ -257,7 +260,10 @@ def _differences(measured: Measured) -> Table:
         title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
         columns=(Column(name="method"), *columns),
         rows=tuple(
-            (row.method.name, *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores)]))
+            (
+                row.method.name,
+                *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores, strict=True)]),
+            )
             for row in measured.rows
             if row is not subject
         ),

@@ -1,23 +1,24 @@
-"""Puts a report together: what was asked, of which bundles, on which machine, and what was found."""
+"""What a benchmark is asked and what it finds, and the report on it: on which machine, of which bundles."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TypeVar
 
 from PIL import Image
 
-from s3diff_benchmarks.machine import Machine, describe_machine
+from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.report.model import BundleFacts, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.writing import publish
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from s3diff_runtime.command_line import typed_command
+from s3diff_runtime.options import Options, argument, infos_of, option
 
 
 @dataclass(frozen=True)
@@ -38,52 +39,79 @@ class Findings:
         return replace(self, notes=(*notes, *self.notes))
 
 
-class Assembly:
-    """A report in the making; describes the machine, and starts the clock, when it is made."""
-
-    def __init__(self, kind: str, title: str, options: Mapping[str, Any], bundles: Sequence[Path]) -> None:
-        """Check the bundles.
-
-        Args:
-            kind: of the report.
-            title: of the report.
-            options: as given; paths become text.
-            bundles: that are measured.
-
-        Raises:
-            BundleError: for a folder that is no bundle.
-        """
-        self._start = perf_counter()
-        self._kind, self._title = kind, title
-        self._options = {name: _as_json(value) for name, value in options.items()}
-        self._machine = describe_machine()
-        self._bundles = tuple(
-            BundleFacts.of(path.resolve().name, Manifest.read(path), sha256(path / MANIFEST_NAME))
-            for path in bundles
-        )
+@dataclass(frozen=True)
+class BenchmarkRequest(Options):
+    """What a benchmark is asked."""
 
     @property
-    def machine(self) -> Machine:
-        """What measures."""
-        return self._machine
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return ()
 
-    def publish(self, findings: Findings, output: Output) -> None:
-        """Write and show the report. Raises as `writing.write_report`."""
-        report = Report(
-            kind=self._kind,
-            title=self._title,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=typed_command(),
-            options=self._options,
-            bundles=self._bundles,
-            machine=self._machine,
-            seconds=perf_counter() - self._start,
-            tables=findings.tables,
-            plots=findings.plots,
-            pictures=findings.pictures,
-            notes=findings.notes,
-        )
-        publish(report, output, findings.images or {}, findings.files or {})
+
+@dataclass(frozen=True)
+class BundleRequest(BenchmarkRequest):
+    """What those are asked that need a bundle."""
+
+    bundle: Path = argument("Bundle to measure.")
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return (self.bundle,)
+
+
+@dataclass(frozen=True)
+class BundlesRequest(BundleRequest):
+    """What those are asked that set bundles beside each other."""
+
+    vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return (self.bundle, *self.vs)
+
+
+R = TypeVar("R", bound=BenchmarkRequest)
+
+
+def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: Output) -> None:
+    """Measure, and write and show the report.
+
+    Args:
+        kind: of the report.
+        measure: finds out what the request asks.
+        request: its own options, but not those of groups, are the report's.
+        output: where the report goes.
+
+    Raises:
+        RequestError: before any work, when the folder is in the way.
+        BundleError: before any work, for a folder that is no bundle.
+        As `measure`, and `writing.write_report`.
+    """
+    output.check_folder()
+    start, machine = perf_counter(), describe_machine()
+    bundles = tuple(
+        BundleFacts.of(path.resolve().name, Manifest.read(path), sha256(path / MANIFEST_NAME))
+        for path in request.bundles
+    )
+    findings = measure(request)
+    report = Report(
+        kind=kind,
+        title=f"{kind.capitalize()} of {bundles[0].name if bundles else 'weights in PyTorch'}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=typed_command(),
+        options={name: _as_json(getattr(request, name)) for name in infos_of(type(request))},
+        bundles=bundles,
+        machine=machine,
+        seconds=perf_counter() - start,
+        tables=findings.tables,
+        plots=findings.plots,
+        pictures=findings.pictures,
+        notes=findings.notes,
+    )
+    publish(report, output, findings.images or {}, findings.files or {})
 
 
 def _as_json(value: object) -> object:

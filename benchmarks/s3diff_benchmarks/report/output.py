@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Any
-
-import click
 
 from s3diff_runtime.errors import refuse
 from s3diff_runtime.options import Options, option
@@ -72,30 +68,3 @@ def _is_ours(marker: Path) -> bool:
         return False
     with marker.open("rb") as file:
         return f'"{FORMAT}"'.encode() in file.read(_HEAD)
-
-
-def output_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add -o/--output, --force, --html and --json; the command takes them as `output`, an `Output`."""
-
-    @wraps(command)
-    def wrapped(folder: Path | None, force: bool, html: bool, as_json: bool, **given: Any) -> None:  # noqa: ANN401
-        command(output=Output(folder, force, html, as_json), **given)
-
-    for added in reversed(
-        (
-            click.option(
-                "-o",
-                "--output",
-                "folder",
-                type=click.Path(path_type=Path),
-                help="Folder to make, for the report as JSON, Markdown and plots; else only the terminal.",
-            ),
-            click.option("--force", is_flag=True, help="Replace the report in that folder."),
-            click.option(
-                "--html", is_flag=True, help="Also write report.html, one page that opens from disk."
-            ),
-            click.option("--json", "as_json", is_flag=True, help="Print the report as JSON."),
-        )
-    ):
-        wrapped = added(wrapped)
-    return wrapped

@@ -165,7 +165,7 @@ def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]
 
     from s3diff_benchmarks.methods import Input
     from s3diff_benchmarks.pytorch_method import released
-    from s3diff_benchmarks.weights import Weights, load_pytorch
+    from s3diff_training.weights import ModelSource
 
     if task.threads:
         torch.set_num_threads(task.threads)
@@ -174,8 +174,10 @@ def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]
     base, checkpoint, estimator = task.weights
 
     def open_network(_opened: ExitStack) -> Callable[[Any], object]:
-        weights = Weights(base, Path(checkpoint), Path(estimator) if estimator else None)
-        method = released(load_pytorch(weights).to(task.device))
+        weights = ModelSource(
+            base=base, checkpoint=Path(checkpoint), estimator=Path(estimator) if estimator else None
+        )
+        method = released(weights.load().to(task.device))
         return lambda image: method([Input(image)])
 
     return open_network

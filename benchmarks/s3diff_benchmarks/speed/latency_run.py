@@ -9,12 +9,14 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import table3
-from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Table
+from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
 from s3diff_benchmarks.speed.cold_start import Task, cold_start_table, measure_cold_start
 from s3diff_benchmarks.speed.flops import bundle_work
@@ -29,55 +31,64 @@ from s3diff_benchmarks.speed.latency_report import (
     table3_seconds,
 )
 from s3diff_benchmarks.speed.meters import gpu_meter
-from s3diff_benchmarks.weights import Weights, load_pytorch
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
+from s3diff_training.weights import ModelSource
 
 _CEILING_SECONDS = 6.0
 _WITHOUT_PYTORCH = "PyTorch was not timed: pass --demo, or --base and --checkpoint"
 
 
 @dataclass(frozen=True)
-class LatencyRequest:
+class LatencyRequest(BundlesRequest):
     """What is timed, and for how long."""
 
-    bundle: Path
-    vs: tuple[Path, ...] = ()
-    engines: tuple[str, ...] = ("auto",)
-    device: str = "cpu"
-    sizes: tuple[int, ...] = (128,)
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 60.0
-    warm_up: int = 2
-    cold_starts: int = 3
-    threads: int | None = None
-    image: Path | None = None
+    engines: tuple[str, ...] = option(
+        ("auto",), "onnx, tensorrt, tensorrt-rtx, auto, or several with commas.", flags=("--engine",)
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    sizes: tuple[int, ...] = option(
+        (128,),
+        "Sides of the square inputs, in pixels, with commas; the results have four times as many.",
+        flags=("--size",),
+        least=8,
+        most=4096,
+    )
+    batches: tuple[int, ...] = option(
+        (1,), "Images in a call, with commas.", flags=("--batch",), least=1, most=256
+    )
+    image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
+    threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
+    seconds: float = option(
+        60.0, "For all rounds; less where the medians are settled within 2 % before.", above=0
+    )
+    warm_up: int = option(2, "Runs of each before any counts.", least=0)
+    cold_starts: int = option(
+        3, "New processes for the time to the first image and the memory; 0 leaves them out.", least=0
+    )
+    weights: ModelSource = group(ModelSource)
+    output: Output = group(Output)
 
     @property
     def cases(self) -> list[Case]:
-        """Every size with every batch."""
-        return [Case(side, batch) for side in self.sizes for batch in self.batches]
+        """Every size with every batch, once."""
+        return list(dict.fromkeys(Case(side, batch) for side in self.sizes for batch in self.batches))
 
 
-def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) -> Findings:
-    """Measure everything that was asked for.
-
-    Args:
-        request: what to measure.
-        weights: of the network in PyTorch that runs beside; None leaves it out.
-        machine: its name, for the paper's table.
+def run_latency(request: LatencyRequest) -> Findings:
+    """Measure everything that was asked for; with weights, the network in PyTorch runs beside.
 
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`.
     """
     image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
-    bundles = [request.bundle, *request.vs]
     with (
         TemporaryDirectory() as folder,
-        open_bundles(bundles, request.engines, request.device, options) as found,
+        open_bundles(request.bundles, request.engines, request.device, options) as found,
         gpu_meter(request.device) as meter,
     ):
         notes, fitting = list(found.notes), []
@@ -90,7 +101,7 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
                 notes.append(f"{case.side} pixels were not measured: {error}")
         if not fitting:
             raise RequestError(notes[-1])
-        baselines, trainable, pytorch_notes = _baselines(request, weights, image)
+        baselines, trainable, pytorch_notes = _baselines(request, image)
         methods: list[Method] = [*found.methods, *baselines]
         sampling = Sampling(request.seconds, request.warm_up)
         with progress(1.0, "latency") as tell:
@@ -103,8 +114,8 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
         latency_table(timings),
         stage_table(timings, works, ceilings),
         *_agreement(timings, [method.name for method in (baselines or methods[:1])]),
-        *_cold_starts(request, found.methods, weights if baselines else None, image),
-        table3(ours, machine, trainable, seconds),
+        *_cold_starts(request, found.methods, bool(baselines), image),
+        table3(ours, describe_machine().name, trainable, seconds),
     ]
     drawn = list(plots(timings))
     if ceilings:
@@ -117,11 +128,9 @@ def run_latency(request: LatencyRequest, weights: Weights | None, machine: str) 
     )
 
 
-def _baselines(
-    request: LatencyRequest, weights: Weights | None, image: Pixels
-) -> tuple[list[Method], float | None, list[str]]:
+def _baselines(request: LatencyRequest, image: Pixels) -> tuple[list[Method], float | None, list[str]]:
     """PyTorch both ways, the millions of parameters that training changes, and notes."""
-    if weights is None:
+    if not request.weights.named:
         return [], None, [_WITHOUT_PYTORCH]
     import torch
 
@@ -129,7 +138,7 @@ def _baselines(
 
     if request.threads:
         torch.set_num_threads(request.threads)
-    network = load_pytorch(weights)
+    network = request.weights.load()
     trainable = trainable_millions(network)
     if request.device != "cpu" and not torch.cuda.is_available():
         return [], trainable, ["PyTorch was not timed: the installed torch serves no GPU"]
@@ -162,7 +171,7 @@ def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings |
 
 
 def _cold_starts(
-    request: LatencyRequest, methods: Sequence[BundleMethod], weights: Weights | None, image: Pixels
+    request: LatencyRequest, methods: Sequence[BundleMethod], pytorch: bool, image: Pixels
 ) -> Iterator[Table]:
     """A table of new processes, where some were asked for."""
     if not request.cold_starts:
@@ -181,9 +190,10 @@ def _cold_starts(
             )
             for method in methods
         ]
-        if weights:
-            estimator = str(weights.estimator) if weights.estimator else None
-            files = (weights.base, str(weights.checkpoint), estimator)
+        if pytorch:
+            source_of = request.weights.settled()
+            estimator = str(source_of.estimator) if source_of.estimator else None
+            files = (str(source_of.base), str(source_of.checkpoint), estimator)
             tasks.append(
                 Task(
                     "PyTorch as released", request.device, str(source), threads=request.threads, weights=files

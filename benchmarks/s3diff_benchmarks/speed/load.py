@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from threading import Lock
 from time import perf_counter, sleep
 
@@ -44,18 +43,12 @@ def closed_loop(call: Call, callers: int, seconds: float) -> Load:
     """
     start = perf_counter()
 
-    def ask(_: int) -> list[float]:
-        waits: list[float] = []
-        for number in count():
-            begun = perf_counter()
-            if number and begun - start >= seconds:
-                return waits
-            call()
-            waits.append(perf_counter() - begun)
-        return waits
+    def asked() -> Iterator[float]:
+        yield perf_counter()
+        while (now := perf_counter()) - start < seconds:
+            yield now
 
-    with ThreadPoolExecutor(callers, "caller") as threads:
-        waits = [wait for each in threads.map(ask, range(callers)) for wait in each]
+    waits = _serve(call, callers, asked)
     return Load(None, callers, len(waits) / (perf_counter() - start), Summary.of(waits), 0)
 
 
@@ -73,29 +66,22 @@ def open_loop(call: Call, rate: float, callers: int, seconds: float) -> Load:
     arrivals = max(int(rate * seconds), 1)
     taking, numbers = Lock(), iter(range(arrivals))
 
-    def due() -> Iterator[float]:
-        """When the next image arrives; each is taken by one caller."""
+    def arrived() -> Iterator[float]:
         while True:
             with taking:
                 number = next(numbers, None)
             if number is None:
                 return
-            yield start + number / rate
-
-    def serve(_: int) -> list[float]:
-        waits: list[float] = []
-        for arrival in due():
+            arrival = start + number / rate
             sleep(max(arrival - perf_counter(), 0.0))
-            if perf_counter() - start >= seconds and arrival > start:
-                return waits
-            call()
-            waits.append(perf_counter() - arrival)
-        return waits
+            if number and perf_counter() - start >= seconds:
+                return
+            yield arrival
 
-    with ThreadPoolExecutor(callers, "caller") as threads:
-        waits = [wait for each in threads.map(serve, range(callers)) for wait in each]
-    elapsed = perf_counter() - start
-    return Load(rate, callers, len(waits) / elapsed, Summary.of(waits), arrivals - len(waits))
+    waits = _serve(call, callers, arrived)
+    return Load(
+        rate, callers, len(waits) / (perf_counter() - start), Summary.of(waits), arrivals - len(waits)
+    )
 
 
 def knee(loads: Sequence[Load], patience: float) -> float | None:
@@ -109,3 +95,18 @@ def knee(loads: Sequence[Load], patience: float) -> float | None:
             break
         found = load.offered
     return found
+
+
+def _serve(call: Call, callers: int, begun: Callable[[], Iterator[float]]) -> list[float]:
+    """Call for everything that `begun` gives each of the callers, and return the seconds since it began."""
+
+    def waits(_: int) -> list[float]:
+        return [_seconds_since(moment, call) for moment in begun()]
+
+    with ThreadPoolExecutor(callers, "caller") as threads:
+        return [wait for each in threads.map(waits, range(callers)) for wait in each]
+
+
+def _seconds_since(moment: float, call: Call) -> float:
+    call()
+    return perf_counter() - moment

@@ -13,8 +13,9 @@ from PIL import Image
 from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
 from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report.findings import Findings
+from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
+from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.speed.latency import picture_of
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import gpu_meter
@@ -24,6 +25,7 @@ from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
@@ -60,19 +62,22 @@ _ARRIVALS_PLOT = Plot(
 
 
 @dataclass(frozen=True)
-class ThroughputRequest:
+class ThroughputRequest(BundleRequest):
     """What is loaded, and how."""
 
-    bundle: Path
-    engine: str = "auto"
-    devices: str = "cpu"
-    """See `listed_devices`."""
-    size: int = 128
-    callers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
-    batch: int = 4
-    seconds: float = 120.0
-    threads: int | None = None
-    image: Path | None = None
+    engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
+    devices: str = option(
+        "cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.", flags=("--device",)
+    )
+    size: int = option(128, "Side of the square inputs.", least=8, most=4096)
+    callers: tuple[int, ...] = option(
+        (1, 2, 4, 8, 16, 32, 64), "Concurrent callers, with commas.", least=1, most=256
+    )
+    batch: int = option(4, "Of the folder's images.", least=1)
+    image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
+    threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
+    seconds: float = option(120.0, "For everything, about.", least=1)
+    output: Output = group(Output)
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,7 @@ def _loads(
     """Callers that wait, from few to many, then arrivals at shares of what these were served at best."""
     share = request.seconds * _CLOSED_SHARE / len(request.callers)
     closed = []
-    for number, callers in enumerate(sorted(request.callers)):
+    for number, callers in enumerate(sorted({*request.callers})):
         tell(_FOLDER_SHARE + number / len(request.callers) * _CLOSED_SHARE, f"{callers} callers")
         closed.append(closed_loop(call, callers, share))
     best = max(load.served for load in closed)
