@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+import onnx.parser
 from numpy.typing import NDArray
-from onnx import helper
 
 from s3diff_benchmarks.report.model import CEILINGS, Column, Table
 from s3diff_benchmarks.statistics import Summary, sample_interleaved
@@ -24,8 +24,8 @@ from s3diff_runtime.engines.onnx import OnnxEngine
 
 _GPU_SIDE, _CPU_SIDE = 8192, 1536
 _GPU_ELEMENTS, _CPU_ELEMENTS = 2**29, 2**26
-_OPSET = 18
-_IR_VERSION = 10
+_VERSIONS = 'ir_version: 10, opset_import: ["" : 18]'
+"""Of the graphs, in ONNX's text."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,17 @@ def measure_ceilings(device: str, precision: str, threads: int | None, seconds: 
     side, elements = (_GPU_SIDE, _GPU_ELEMENTS) if on_gpu else (_CPU_SIDE, _CPU_ELEMENTS)
     square = np.random.default_rng(0).standard_normal((side, side), np.float32).astype(dtype)
     engine = OnnxEngine(device, threads)
+    operands = {"MatMul (x, x)": square, "Identity (x)": np.resize(square, elements)}
     with TemporaryDirectory() as folder, engine.lane(Clock()) as lane:
-        operands = {"MatMul": [square, square], "Identity": [np.resize(square, elements)]}
         samples = sample_interleaved(
-            {name: _runner(engine, lane, name, arrays, Path(folder)) for name, arrays in operands.items()},
+            {node: _runner(engine, lane, node, x, Path(folder)) for node, x in operands.items()},
             warm_up=2,
             least=5,
             tolerance=0.02,
             seconds=seconds,
             seed=0,
         )
-    product, copied = (Summary.of(samples[name]).median for name in operands)
+    product, copied = (Summary.of(samples[node]).median for node in operands)
     return Ceilings(
         flops=2 * side**3 / product,
         bandwidth=2 * elements * dtype.itemsize / copied,
@@ -100,27 +100,20 @@ def measure_ceilings(device: str, precision: str, threads: int | None, seconds: 
     )
 
 
-def _runner(
-    engine: OnnxEngine, lane: Lane, operator: str, inputs: Sequence[NDArray[Any]], folder: Path
-) -> Callable[[], float]:
-    """A call that runs an operator once, its operands on the device, and returns the seconds."""
-    shape, dtype = list(inputs[0].shape), inputs[0].dtype
-    names = [f"x{number}" for number in range(len(inputs))]
-    kind = helper.np_dtype_to_tensor_dtype(dtype)
-    *values, result = (helper.make_tensor_value_info(name, kind, shape) for name in (*names, "y"))
-    graph = helper.make_graph([helper.make_node(operator, names, ["y"])], operator, values, [result])
-    opsets = [helper.make_opsetid("", _OPSET)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
-    path = folder / f"{operator}.onnx"
-    onnx.save(model, path)
-    name: Literal["float16", "float32"] = "float16" if dtype == np.float16 else "float32"
-    *specs, output = (TensorSpec(name=each, dtype=name, shape=tuple(shape)) for each in (*names, "y"))
-    session = engine.open(path, Stage(inputs=tuple(specs), outputs=(output,), graphs={}))
-    given = {name: lane.upload(name, array) for name, array in zip(names, inputs, strict=True)}
+def _runner(engine: OnnxEngine, lane: Lane, node: str, x: NDArray[Any], folder: Path) -> Callable[[], float]:
+    """A call that runs an operator once, its operand `x` on the device, and returns the seconds."""
+    name: Literal["float16", "float32"] = "float16" if x.dtype == np.float16 else "float32"
+    typed = f"{name.removesuffix('32')}[{','.join(map(str, x.shape))}]"  # ONNX calls float32 float
+    graph = f"<{_VERSIONS}> ceiling ({typed} x) => ({typed} y) {{ y = {node} }}"
+    path = folder / f"{node.split()[0]}.onnx"
+    onnx.save(onnx.parser.parse_model(graph), path)
+    given, result = (TensorSpec(name=each, dtype=name, shape=x.shape) for each in ("x", "y"))
+    session = engine.open(path, Stage(inputs=(given,), outputs=(result,), graphs={}))
+    operand = lane.upload("x", x)
 
     def run() -> float:
         start = perf_counter()
-        session.run(given)
+        session.run({"x": operand})
         return perf_counter() - start
 
     return run

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from s3diff_benchmarks.report.model import Column, Table
 from s3diff_runtime.errors import JobError
+
+if TYPE_CHECKING:
+    from s3diff_benchmarks.methods import Method
+    from s3diff_training.weights import ModelSource
 
 _LONGEST = 1800.0
 """Seconds after which a process is given up."""
+_CHILD = "from s3diff_benchmarks.speed.cold_start import answer; answer()"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a new process opens: a bundle, or the network in PyTorch; and what it upscales.
-
-    All fields are JSON types.
-    """
+    """What a new process opens, a bundle or the network in PyTorch as released, and what it upscales."""
 
     name: str
+    opens: Path | ModelSource
+    image: Path
     device: str
-    image: str
-    bundle: str | None = None
-    engine: str = "auto"
     threads: int | None = None
     """Of the CPU; None takes its cores."""
-    weights: tuple[str, str, str | None] | None = None
-    """Base, checkpoint and estimator, in place of a bundle."""
+    engine: str = "auto"
+    """Of a bundle."""
 
 
 @dataclass(frozen=True)
@@ -69,49 +70,18 @@ def measure_cold_start(task: Task, times: int) -> ColdStart:
     return ColdStart(**{name: _median([getattr(one, name) for one in found]) for name in asdict(found[0])})
 
 
-def cold_start_table(found: Mapping[str, ColdStart], times: int) -> Table:
-    """One row for each method."""
-    timed = ("launch", "imports", "open", "first image", "second image")
-    return Table(
-        name="cold-start",
-        title="A new process",
-        columns=(
-            Column(name="method"),
-            Column(name="ready", unit="s", better="lower"),
-            *(Column(name=name, unit="s") for name in timed),
-            Column(name="host memory", unit="MiB", better="lower"),
-            Column(name="device memory", unit="MiB", better="lower"),
-        ),
-        rows=tuple(
-            (
-                name,
-                one.ready,
-                *(getattr(one, each.replace(" ", "_")) for each in timed),
-                one.host_mib,
-                one.device_mib,
-            )
-            for name, one in found.items()
-        ),
-        note=(
-            f"Medians of {times} processes, files in the page cache. ready: from the start of the process to "
-            "the first image; host memory: the most that was resident."
-        ),
-    )
-
-
 def _median(values: Sequence[Any]) -> Any:  # noqa: ANN401 - numbers, or None
     return None if None in values else median(values)
 
 
 def _run(task: Task) -> ColdStart:
-    command = [sys.executable, "-m", "s3diff_benchmarks.speed.cold_start"]
-    given = json.dumps({"task": asdict(task), "started": monotonic()})
+    command, given = [sys.executable, "-c", _CHILD], pickle.dumps((task, monotonic()))
     try:
-        ran = subprocess.run([*command, given], capture_output=True, text=True, timeout=_LONGEST, check=False)
+        ran = subprocess.run(command, input=given, capture_output=True, timeout=_LONGEST, check=False)
     except subprocess.TimeoutExpired as error:
         raise JobError(f"a new process with {task.name} had no image after {_LONGEST:.0f} s") from error
     if ran.returncode:
-        lines = ran.stderr.strip().splitlines() or [f"exit code {ran.returncode}"]
+        lines = ran.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {ran.returncode}"]
         raise JobError(f"a new process with {task.name} failed: {lines[-1]}")
     return ColdStart(**json.loads(ran.stdout.splitlines()[-1]))
 
@@ -119,23 +89,29 @@ def _run(task: Task) -> ColdStart:
 # --- in the new process: everything is imported where its time is taken ----------------------------
 
 
-def _child(task: Task, started: float) -> ColdStart:
+def answer() -> None:
+    """Do the task on standard input, and write what it took to standard output."""
+    task, started = pickle.load(sys.stdin.buffer)
+    sys.stdout.write(json.dumps(asdict(_measure(task, started))))
+
+
+def _measure(task: Task, started: float) -> ColdStart:
     """Monotonic time is the same in all processes of a machine."""
     launch, start = monotonic() - started, perf_counter()
-    opener = _bundle_opener(task) if task.bundle else _pytorch_opener(task)
+    open_method = _imported(task)
     imports = perf_counter() - start
+    from s3diff_benchmarks.methods import Input
     from s3diff_benchmarks.speed.meters import gpu_meter
     from s3diff_runtime.pictures.photograph import open_photograph
 
-    image = open_photograph(task.image).pixels
-    with ExitStack() as opened:
-        meter = opened.enter_context(gpu_meter(task.device))
+    image = Input(open_photograph(task.image).pixels)
+    with gpu_meter(task.device) as meter, ExitStack() as opened:
         opening = perf_counter()
-        upscale = opener(opened)
+        method = open_method(opened)
         ready = perf_counter()
-        upscale(image)
+        method([image])
         first = perf_counter()
-        upscale(image)
+        method([image])
         return ColdStart(
             launch=launch,
             imports=imports,
@@ -143,52 +119,30 @@ def _child(task: Task, started: float) -> ColdStart:
             first_image=first - ready,
             second_image=perf_counter() - first,
             host_mib=_peak_host_mib(),
-            device_mib=meter.used_mib if meter else None,
+            device_mib=meter.used_mib(),
         )
 
 
-def _bundle_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
-    from s3diff_benchmarks.methods import Input, open_bundles
-    from s3diff_runtime.upscale_options import UpscaleOptions
+def _imported(task: Task) -> Callable[[ExitStack], Method]:
+    """Import what the task needs, and return what opens it."""
+    opens = task.opens
+    if isinstance(opens, Path):
+        from s3diff_benchmarks.methods import open_bundles
+        from s3diff_runtime.upscale_options import UpscaleOptions
 
-    def open_bundle(opened: ExitStack) -> Callable[[Any], object]:
         options = UpscaleOptions(tile=0, batch=1, threads=task.threads)
-        bundles = open_bundles([Path(str(task.bundle))], [task.engine], task.device, options)
-        (method,) = opened.enter_context(bundles).methods
-        return lambda image: method([Input(image)])
-
-    return open_bundle
-
-
-def _pytorch_opener(task: Task) -> Callable[[ExitStack], Callable[[Any], object]]:
+        bundles = open_bundles([opens], [task.engine], task.device, options)
+        return lambda opened: opened.enter_context(bundles).methods[0]
     import torch
 
-    from s3diff_benchmarks.methods import Input
     from s3diff_benchmarks.pytorch_method import released
-    from s3diff_training.weights import ModelSource
 
     if task.threads:
         torch.set_num_threads(task.threads)
-    if task.weights is None:
-        raise JobError(f"{task.name} names neither a bundle nor weights")
-    base, checkpoint, estimator = task.weights
-
-    def open_network(_opened: ExitStack) -> Callable[[Any], object]:
-        weights = ModelSource(
-            base=base, checkpoint=Path(checkpoint), estimator=Path(estimator) if estimator else None
-        )
-        method = released(weights.load().to(task.device))
-        return lambda image: method([Input(image)])
-
-    return open_network
+    return lambda opened: released(opens.load().to(task.device))
 
 
 def _peak_host_mib() -> float:
     """From Linux itself: what `getrusage` tells includes the parent, from which this process was forked."""
     lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
-
-
-if __name__ == "__main__":
-    _given = json.loads(sys.argv[1])
-    sys.stdout.write(json.dumps(asdict(_child(Task(**_given["task"]), _given["started"]))))

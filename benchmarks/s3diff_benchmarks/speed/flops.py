@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,16 @@ class Work:
     traffic: int
     """Bytes of weights, inputs and outputs, each once: the least that must move, whatever stays in caches."""
     outputs: Mapping[str, Shape]
+
+    @classmethod
+    def of_all(cls, works: Collection[Work]) -> Work:
+        """Several graphs as one."""
+        return cls(
+            flops=sum(work.flops for work in works),
+            parameters=sum(work.parameters for work in works),
+            traffic=sum(work.traffic for work in works),
+            outputs={},
+        )
 
     @property
     def intensity(self) -> float:

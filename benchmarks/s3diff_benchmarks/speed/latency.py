@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ from PIL import Image
 
 from s3diff_benchmarks.methods import Input, Method, Upscaled, require_pictures
 from s3diff_benchmarks.pictures.drawn import middle
-from s3diff_benchmarks.speed.meters import GpuMeter
-from s3diff_benchmarks.statistics import Progress, Summary, sample_interleaved
+from s3diff_benchmarks.speed.meters import Counter, energy
+from s3diff_benchmarks.statistics import Progress, sample_interleaved
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import Options, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.vocabulary import Pixels
@@ -35,32 +36,17 @@ class Case:
 
     @property
     def label(self) -> str:
-        """On the axes of plots."""
+        """For people."""
         return f"{self.side} × {self.batch}" if self.batch > 1 else str(self.side)
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How long is measured.
+class Sampling(Options):
+    """How long is measured."""
 
-    Raises:
-        RequestError: naming everything that is out of range.
-    """
-
-    seconds: float
-    """For all cases together; each gets an equal share."""
-    warm_up: int = 2
-    """Runs of every method before anything counts."""
-    least: int = 3
-    """Rounds in any case."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if not (self.seconds > 0 and self.warm_up >= 0 and self.least >= 1):
-            raise RequestError(
-                f"sampling for {self.seconds} s after {self.warm_up} runs, at least {self.least} rounds; "
-                "expected more than 0 s, 0 or more runs, 1 or more rounds"
-            )
+    seconds: float = option(help="For all cases together; each gets an equal share.", above=0)
+    warm_up: int = option(2, "Runs of every method before anything counts.", least=0)
+    least: int = option(3, "Rounds in any case.", least=1)
 
 
 @dataclass
@@ -70,7 +56,7 @@ class Timings:
     method: str
     case: Case
     stages: dict[str, list[float]] = field(default_factory=dict)
-    """`decode`, those of the method, `encode`."""
+    """`decode`, those of the method, `host`, `encode`."""
     joules: list[float] = field(default_factory=list)
     """Energy of the calls; empty where it is not counted."""
     image: Pixels | None = field(default=None, repr=False)
@@ -85,6 +71,11 @@ class Timings:
     def whole(self) -> list[float]:
         """From files to files."""
         return self._sums(set())
+
+    def last(self, rounds: int) -> Timings:
+        """Of the last rounds alone."""
+        stages = {stage: seconds[-rounds:] for stage, seconds in self.stages.items()}
+        return Timings(self.method, self.case, stages, self.joules[-rounds:], self.image)
 
     def _sums(self, without: set[str]) -> list[float]:
         taken = [seconds for stage, seconds in self.stages.items() if stage not in without]
@@ -104,7 +95,7 @@ def measure(
     image: Pixels,
     sampling: Sampling,
     folder: Path,
-    meter: GpuMeter | None = None,
+    counter: Counter = lambda: None,
     progress: Progress = lambda done, what: None,
 ) -> list[Timings]:
     """Time every method in every case, in rounds with an order drawn anew, until the medians are settled.
@@ -115,7 +106,7 @@ def measure(
         image: uint8 RGB `[H, W, 3]`, from whose middle inputs are cut.
         sampling: how long.
         folder: for files that are read and written; of the caller to remove.
-        meter: counts the energy of the calls.
+        counter: of the energy of the calls.
         progress: told the share that is done, from 0 to 1, and what runs.
 
     Returns:
@@ -125,19 +116,20 @@ def measure(
         RequestError, JobError: when a method refuses or fails, or its result is no picture.
     """
     found = []
+    share = sampling.seconds / len(cases)
     for number, case in enumerate(cases):
         source = folder / f"input-{case.side}.png"
         save(Image.fromarray(picture_of(image, case.side)), source)
-        share = sampling.seconds / len(cases)
+        timings = {method.name: Timings(method.name, case) for method in methods}
 
-        def tell(
-            done: float, what: str, number: int = number, case: Case = case, share: float = share
-        ) -> None:
+        def tell(done: float, what: str, number: int = number, case: Case = case) -> None:
             progress((number + done / share) / len(cases), f"{what}, {case.label}")
 
-        timings = {method.name: Timings(method.name, case) for method in methods}
         samples = sample_interleaved(
-            {method.name: _runner(method, timings[method.name], source, folder, meter) for method in methods},
+            {
+                method.name: partial(_run, method, timings[method.name], source, folder, counter)
+                for method in methods
+            },
             warm_up=sampling.warm_up,
             least=sampling.least,
             tolerance=TOLERANCE,
@@ -145,36 +137,27 @@ def measure(
             seed=number,
             progress=tell,
         )
-        found += [_without_warm_up(timing, len(samples[name])) for name, timing in timings.items()]
+        found += [timing.last(len(samples[name])) for name, timing in timings.items()]
     return found
 
 
-def _runner(
-    method: Method, timings: Timings, source: Path, folder: Path, meter: GpuMeter | None
-) -> Callable[[], float]:
-    """A call that upscales a batch from files to files, notes its times, and returns the method's own."""
-
-    def run() -> float:
-        clock = Clock()
-        with clock.running(DECODE):
-            inputs = [Input(open_photograph(source).pixels) for _ in range(timings.case.batch)]
-        before = meter.joules() if meter else None
-        with clock.running(CALL):
-            results = method(inputs)
-        after = meter.joules() if meter else None
-        if timings.image is None:
-            require_pictures(method.name, results)
-            timings.image = results[0].pixels
-        with clock.running(ENCODE):
-            for number, result in enumerate(results):
-                save(Image.fromarray(result.pixels), folder / f"output-{number}.png")
-        decode, call, encode = clock.seconds.values()
-        _note(timings, {DECODE: decode, **_whole(results, call), ENCODE: encode})
-        if before is not None and after is not None:
-            timings.joules.append(after - before)
-        return call
-
-    return run
+def _run(method: Method, timings: Timings, source: Path, folder: Path, counter: Counter) -> float:
+    """Upscale a batch from files to files, note its times, and return the method's own."""
+    clock = Clock()
+    with clock.running(DECODE):
+        inputs = [Input(open_photograph(source).pixels) for _ in range(timings.case.batch)]
+    with energy(counter, timings.joules), clock.running(CALL):
+        results = method(inputs)
+    if timings.image is None:
+        require_pictures(method.name, results)
+        timings.image = results[0].pixels
+    with clock.running(ENCODE):
+        for number, result in enumerate(results):
+            save(Image.fromarray(result.pixels), folder / f"output-{number}.png")
+    decode, call, encode = clock.seconds.values()
+    for stage, spent in {DECODE: decode, **_whole(results, call), ENCODE: encode}.items():
+        timings.stages.setdefault(stage, []).append(spent)
+    return call
 
 
 def _whole(results: Sequence[Upscaled], call: float) -> dict[str, float]:
@@ -183,22 +166,3 @@ def _whole(results: Sequence[Upscaled], call: float) -> dict[str, float]:
     for result in results:
         clock.add({stage: seconds for stage, seconds in result.seconds.items() if stage != "host"})
     return {**clock.seconds, "host": max(call - sum(clock.seconds.values()), 0.0)}
-
-
-def _note(timings: Timings, seconds: Mapping[str, float]) -> None:
-    for stage, spent in seconds.items():
-        timings.stages.setdefault(stage, []).append(spent)
-
-
-def _without_warm_up(timings: Timings, rounds: int) -> Timings:
-    """Only the last rounds."""
-    timings.stages = {stage: seconds[-rounds:] for stage, seconds in timings.stages.items()}
-    timings.joules = timings.joules[-rounds:]
-    return timings
-
-
-def summaries(timings: Sequence[Timings]) -> Iterator[tuple[Timings, str, Summary]]:
-    """Each of the timings from pixels to pixels, then from files to files."""
-    for timing in timings:
-        yield timing, CALL, Summary.of(timing.calls)
-        yield timing, END_TO_END, Summary.of(timing.whole)

@@ -1,17 +1,22 @@
-"""Turns timings into the tables and pictures of `bench latency`."""
+"""Turns timings into the tables and plots of `bench latency`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 
 from s3diff_benchmarks.pictures.difference import NOTE, Difference
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.speed.ceilings import Ceilings
+from s3diff_benchmarks.speed.cold_start import ColdStart
 from s3diff_benchmarks.speed.flops import Work
-from s3diff_benchmarks.speed.latency import CALL, Case, Timings, summaries
+from s3diff_benchmarks.speed.latency import CALL, END_TO_END, Case, Timings
 from s3diff_benchmarks.statistics import Summary
 
 _SECONDS = ("least", "median", "low", "high", "p95", "p99")
+_NEW_PROCESS = ("launch", "imports", "open", "first image", "second image")
+"""The fields of `ColdStart` that are seconds, in their order."""
+_CASE = (Column(name="size", unit="pixels"), Column(name="batch"))
 Works = Mapping[tuple[str, Case], Mapping[str, Work]]
 """Of every stage, by method and case."""
 
@@ -20,30 +25,21 @@ def latency_table(timings: Sequence[Timings]) -> Table:
     """Seconds of every method and case, beside the first method's in the same case."""
     first = {timing.case: Summary.of(timing.calls).median for timing in reversed(timings)}
     rows: list[tuple[Cell, ...]] = []
-    for timing, part, summary in summaries(timings):
+    for timing in timings:
         batch = timing.case.batch
-        ratio = summary.median / first[timing.case] if part == CALL else None
         joules = sum(timing.joules) / len(timing.joules) / batch if timing.joules else None
-        rows.append(
-            (
-                timing.method,
-                timing.case.side,
-                batch,
-                part,
-                summary.count,
-                *(getattr(summary, name) for name in _SECONDS),
-                batch / summary.median,
-                ratio,
-                joules if part == CALL else None,
-            )
-        )
+        for part, samples in ((CALL, timing.calls), (END_TO_END, timing.whole)):
+            summary = Summary.of(samples)
+            seconds = [getattr(summary, name) for name in _SECONDS]
+            of_call = (summary.median / first[timing.case], joules) if part == CALL else (None, None)
+            key = (timing.method, timing.case.side, batch, part)
+            rows.append((*key, summary.count, *seconds, batch / summary.median, *of_call))
     return Table(
         name="latency",
         title="Seconds for one call",
         columns=(
             Column(name="method"),
-            Column(name="size", unit="pixels"),
-            Column(name="batch"),
+            *_CASE,
             Column(name="part"),
             Column(name="rounds"),
             *seconds_columns(_SECONDS),
@@ -61,25 +57,23 @@ def latency_table(timings: Sequence[Timings]) -> Table:
 
 
 def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | None) -> Table:
-    """Median seconds of every stage, and what it achieves of the machine's ceiling."""
+    """Median seconds of every stage, then of the call, and what they achieve of the machine's ceiling."""
     rows: list[tuple[Cell, ...]] = []
     for timing in timings:
         whole = Summary.of(timing.whole).median
-        known = works.get((timing.method, timing.case), {})
-        for stage, samples in timing.stages.items():
+        stages = works.get((timing.method, timing.case), {})
+        known = {**stages, CALL: Work.of_all(stages.values())}
+        for stage, samples in {**timing.stages, CALL: timing.calls}.items():
             seconds = Summary.of(samples).median
-            row = (timing.method, timing.case.side, timing.case.batch, stage, seconds, 100 * seconds / whole)
-            rows.append((*row, *_achieved(known.get(stage), seconds, ceilings)))
-        call = Summary.of(timing.calls).median
-        row = (timing.method, timing.case.side, timing.case.batch, CALL, call, 100 * call / whole)
-        rows.append((*row, *_achieved(_together(known), call, ceilings)))
+            key = (timing.method, timing.case.side, timing.case.batch, stage)
+            achieved = _achieved(known.get(stage), seconds, ceilings)
+            rows.append((*key, seconds, 100 * seconds / whole, *achieved))
     return Table(
         name="stages",
         title="Where the time goes",
         columns=(
             Column(name="method"),
-            Column(name="size", unit="pixels"),
-            Column(name="batch"),
+            *_CASE,
             Column(name="stage"),
             Column(name="time", unit="s"),
             Column(name="share", unit="%"),
@@ -122,8 +116,7 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
         columns=(
             Column(name="method"),
             Column(name="against"),
-            Column(name="size", unit="pixels"),
-            Column(name="batch"),
+            *_CASE,
             Column(name="error", unit="levels", better="lower"),
             Column(name="PSNR", unit="dB", better="higher", digits=4),
             Column(name="largest difference", unit="levels"),
@@ -131,6 +124,26 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
         rows=tuple(rows),
         key=4,
         note=f"{NOTE} Bins and merged baselines answer with the weights of another degradation.",
+    )
+
+
+def cold_start_table(found: Mapping[str, ColdStart], times: int) -> Table:
+    """New processes: one row for each method."""
+    return Table(
+        name="cold-start",
+        title="A new process",
+        columns=(
+            Column(name="method"),
+            Column(name="ready", unit="s", better="lower"),
+            *(Column(name=name, unit="s") for name in _NEW_PROCESS),
+            Column(name="host memory", unit="MiB", better="lower"),
+            Column(name="device memory", unit="MiB", better="lower"),
+        ),
+        rows=tuple((name, one.ready, *astuple(one)) for name, one in found.items()),
+        note=(
+            f"Medians of {times} processes, files in the page cache. ready: from the start of the process to "
+            "the first image; host memory: the most that was resident."
+        ),
     )
 
 
@@ -204,18 +217,6 @@ def table3_seconds(timings: Sequence[Timings]) -> dict[str, float]:
 def _stages(timings: Sequence[Timings]) -> tuple[str, ...]:
     """All, without the call that they make up."""
     return tuple(dict.fromkeys(stage for timing in timings for stage in timing.stages))
-
-
-def _together(works: Mapping[str, Work]) -> Work | None:
-    """All stages as one."""
-    if not works:
-        return None
-    return Work(
-        flops=sum(work.flops for work in works.values()),
-        parameters=sum(work.parameters for work in works.values()),
-        traffic=sum(work.traffic for work in works.values()),
-        outputs={},
-    )
 
 
 def _achieved(work: Work | None, seconds: float, ceilings: Ceilings | None) -> tuple[Cell, ...]:

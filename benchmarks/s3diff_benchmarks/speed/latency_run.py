@@ -10,20 +10,20 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from s3diff_benchmarks.machine import describe_machine
-from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
+from s3diff_benchmarks.methods import RELEASED, BundleMethod, Method, open_bundles
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
 from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
-from s3diff_benchmarks.report.model import Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
-from s3diff_benchmarks.speed.cold_start import Task, cold_start_table, measure_cold_start
+from s3diff_benchmarks.speed.cold_start import ColdStart, Task, measure_cold_start
 from s3diff_benchmarks.speed.flops import bundle_work
 from s3diff_benchmarks.speed.latency import Case, Sampling, Timings, measure, picture_of
 from s3diff_benchmarks.speed.latency_report import (
     Works,
     agreement_table,
+    cold_start_table,
     latency_table,
     plots,
     roofline,
@@ -86,46 +86,65 @@ def run_latency(request: LatencyRequest) -> Findings:
     """
     image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
-    with (
-        TemporaryDirectory() as folder,
-        open_bundles(request.bundles, request.engines, request.device, options) as found,
-        gpu_meter(request.device) as meter,
-    ):
-        notes, fitting = list(found.notes), []
-        for case in request.cases:
-            try:
-                for method in found.methods:
-                    method.upscaler.check_size(case.side, case.side)
-                fitting.append(case)
-            except RequestError as error:
-                notes.append(f"{case.side} pixels were not measured: {error}")
-        if not fitting:
-            raise RequestError(notes[-1])
-        baselines, trainable, pytorch_notes = _baselines(request, image)
-        methods: list[Method] = [*found.methods, *baselines]
-        sampling = Sampling(request.seconds, request.warm_up)
-        with progress(1.0, "latency") as tell:
-            timings = measure(methods, fitting, image, sampling, Path(folder), meter, tell)
-        works = _works(found.methods, fitting)
-    ceilings, ceiling_notes = _ceilings(request, found.methods[0])
+    with TemporaryDirectory() as folder:
+        with (
+            open_bundles(request.bundles, request.engines, request.device, options) as (bundles, left_out),
+            gpu_meter(request.device) as meter,
+            progress(1.0, "latency") as tell,
+        ):
+            cases, too_large = _fitting(request.cases, bundles)
+            baselines, trainable, pytorch_notes = _baselines(request, image)
+            sampling = Sampling(request.seconds, request.warm_up)
+            timings = measure(
+                [*bundles, *baselines], cases, image, sampling, Path(folder), meter.joules, tell
+            )
+        cold_starts = _cold_starts(request, bundles, bool(baselines), image, Path(folder))
+    works = _works(bundles, cases)
+    ceilings, ceiling_notes = _ceilings(request, bundles[0])
     seconds = table3_seconds(timings)
-    ours = seconds.pop(found.methods[0].name, None)
+    ours = seconds.pop(bundles[0].name, None)
+    references: Sequence[Method] = baselines or bundles[:1]
     tables = [
         latency_table(timings),
         stage_table(timings, works, ceilings),
-        *_agreement(timings, [method.name for method in (baselines or methods[:1])]),
-        *_cold_starts(request, found.methods, bool(baselines), image),
+        agreement_table(timings, [method.name for method in references]),
+        cold_start_table(cold_starts, request.cold_starts),
         table3(ours, describe_machine().name, trainable, seconds),
     ]
     drawn = list(plots(timings))
     if ceilings:
         tables.append(ceilings.table())
-        drawn.append(roofline(timings, found.methods[0].name, ceilings))
+        drawn.append(roofline(timings, bundles[0].name, ceilings))
     return Findings(
-        tables=tuple(tables),
+        tables=tuple(table for table in tables if table.rows),
         plots=tuple(drawn),
-        notes=(*notes, *pytorch_notes, *ceiling_notes, *_energy_notes(timings, request.device)),
+        notes=(
+            *left_out,
+            *too_large,
+            *pytorch_notes,
+            *ceiling_notes,
+            *_energy_notes(timings, request.device),
+        ),
     )
+
+
+def _fitting(cases: Sequence[Case], bundles: Sequence[BundleMethod]) -> tuple[list[Case], list[str]]:
+    """The cases whose size all bundles take, and notes on the others.
+
+    Raises:
+        RequestError: when there is none.
+    """
+    fitting, notes = [], []
+    for case in cases:
+        try:
+            for bundle in bundles:
+                bundle.upscaler.check_size(case.side, case.side)
+            fitting.append(case)
+        except RequestError as error:
+            notes.append(f"{case.side} pixels were not measured: {error}")
+    if not fitting:
+        raise RequestError(notes[-1])
+    return fitting, notes
 
 
 def _baselines(request: LatencyRequest, image: Pixels) -> tuple[list[Method], float | None, list[str]]:
@@ -171,47 +190,23 @@ def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings |
 
 
 def _cold_starts(
-    request: LatencyRequest, methods: Sequence[BundleMethod], pytorch: bool, image: Pixels
-) -> Iterator[Table]:
-    """A table of new processes, where some were asked for."""
+    request: LatencyRequest, bundles: Sequence[BundleMethod], pytorch: bool, image: Pixels, folder: Path
+) -> dict[str, ColdStart]:
+    """What new processes take, by method; none where none were asked for."""
     if not request.cold_starts:
-        return
-    with TemporaryDirectory() as folder:
-        source = Path(folder) / "input.png"
-        save(Image.fromarray(picture_of(image, request.sizes[0])), source)
-        tasks = [
-            Task(
-                method.name,
-                request.device,
-                str(source),
-                bundle=str(method.folder.resolve()),
-                engine=method.upscaler.engine,
-                threads=request.threads,
-            )
-            for method in methods
-        ]
-        if pytorch:
-            source_of = request.weights.settled()
-            estimator = str(source_of.estimator) if source_of.estimator else None
-            files = (str(source_of.base), str(source_of.checkpoint), estimator)
-            tasks.append(
-                Task(
-                    "PyTorch as released", request.device, str(source), threads=request.threads, weights=files
-                )
-            )
-        with progress(len(tasks), "latency") as tell:
-            found = {}
-            for number, task in enumerate(tasks):
-                tell(number, f"new processes: {task.name}")
-                found[task.name] = measure_cold_start(task, request.cold_starts)
-    yield cold_start_table(found, request.cold_starts)
-
-
-def _agreement(timings: Sequence[Timings], references: Sequence[str]) -> Iterator[Table]:
-    """A table, where there is anything to compare."""
-    table = agreement_table(timings, references)
-    if table.rows:
-        yield table
+        return {}
+    source = folder / "cold-start.png"
+    save(Image.fromarray(picture_of(image, request.sizes[0])), source)
+    device, threads = request.device, request.threads
+    tasks = [Task(each.name, each.folder, source, device, threads, each.upscaler.engine) for each in bundles]
+    if pytorch:
+        tasks.append(Task(RELEASED, request.weights, source, device, threads))
+    found = {}
+    with progress(len(tasks), "latency") as tell:
+        for number, task in enumerate(tasks):
+            tell(number, f"new processes: {task.name}")
+            found[task.name] = measure_cold_start(task, request.cold_starts)
+    return found
 
 
 def _energy_notes(timings: Sequence[Timings], device: str) -> Iterator[str]:

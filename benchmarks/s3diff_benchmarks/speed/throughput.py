@@ -18,7 +18,7 @@ from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_co
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.speed.latency import picture_of
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
-from s3diff_benchmarks.speed.meters import gpu_meter
+from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_benchmarks.statistics import Progress
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
@@ -97,8 +97,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         RequestError, BundleError, JobError: see `Upscaler`.
     """
     devices = listed_devices(request.devices)
-    source = given_or_drawn(request.image)
-    image = picture_of(source, request.size)
+    image = picture_of(given_or_drawn(request.image), request.size)
     options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
     with (
         TemporaryDirectory() as folder,
@@ -138,11 +137,10 @@ def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputReques
     seconds = _timed_folder(fleet, image, folder / "first", least)
     fitting = int(request.seconds * _FOLDER_SHARE * least / seconds)
     images = min(max(fitting // least * least, least), _MOST_IMAGES)
-    with gpu_meter(fleet.upscalers[0].device) as meter:
-        before = meter.joules() if meter and len(fleet.upscalers) == 1 else None
+    spent: list[float] = []
+    with gpu_meter(fleet.upscalers[0].device) as meter, energy(meter.joules, spent):
         seconds = _timed_folder(fleet, image, folder / "second", images)
-        after = meter.joules() if meter and before is not None else None
-    joules = None if before is None or after is None else after - before
+    joules = spent[0] if spent and len(fleet.upscalers) == 1 else None
     return _FolderRun(images, seconds, len(fleet.upscalers), joules)
 
 
@@ -160,24 +158,20 @@ def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> flo
     return elapsed
 
 
-def _loads(
-    call: Call,
-    request: ThroughputRequest,
-    tell: Progress,
-) -> tuple[list[Load], list[Load]]:
+def _loads(call: Call, request: ThroughputRequest, tell: Progress) -> tuple[list[Load], list[Load]]:
     """Callers that wait, from few to many, then arrivals at shares of what these were served at best."""
-    share = request.seconds * _CLOSED_SHARE / len(request.callers)
-    closed = []
-    for number, callers in enumerate(sorted({*request.callers})):
-        tell(_FOLDER_SHARE + number / len(request.callers) * _CLOSED_SHARE, f"{callers} callers")
-        closed.append(closed_loop(call, callers, share))
+    several = sorted({*request.callers})
+    begun, share = _FOLDER_SHARE, _CLOSED_SHARE / len(several)
+    closed, opened = [], []
+    for number, callers in enumerate(several):
+        tell(begun + number * share, f"{callers} callers")
+        closed.append(closed_loop(call, callers, request.seconds * share))
     best = max(load.served for load in closed)
-    begun = _FOLDER_SHARE + _CLOSED_SHARE
-    share = request.seconds * (1 - begun) / len(RATES)
-    opened = []
+    begun += _CLOSED_SHARE
+    share = (1 - begun) / len(RATES)
     for number, part in enumerate(RATES):
-        tell(begun + number / len(RATES) * (1 - begun), f"{best * part:.3g} arrivals per second")
-        opened.append(open_loop(call, best * part, max(request.callers), share))
+        tell(begun + number * share, f"{best * part:.3g} arrivals per second")
+        opened.append(open_loop(call, best * part, several[-1], request.seconds * share))
     tell(1.0, "measured")
     return closed, opened
 
