@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.report.figures import heading, rounded, shown
-from s3diff_benchmarks.report.markdown import code_block, to_markdown
+from s3diff_benchmarks.report.figures import ShownTable, rounded, shown
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.plots import draw
 from s3diff_benchmarks.report.reading import read_report
+from s3diff_benchmarks.report.rendering import fenced, to_markdown
 from s3diff_benchmarks.report.series import label, series_of
 from s3diff_benchmarks.report.writing import publish, write_report
 from s3diff_runtime.command_line import takes
@@ -79,10 +79,19 @@ def test_numbers_are_rounded_for_people(value: float, digits: int, text: str) ->
 
 
 def test_cells_and_headings() -> None:
-    column = Column(name="time", unit="ms", better="lower", digits=2)
-    assert heading(column) == "time (ms) ↓"
-    assert heading(Column(name="PSNR", better="higher")) == "PSNR ↑"
-    assert [shown(cell, column) for cell in (None, True, 12, 1.234, "x")] == ["–", "yes", "12", "1.2", "x"]
+    columns = (Column(name="time", unit="ms", better="lower", digits=2), Column(name="PSNR", better="higher"))
+    found = ShownTable.of(table((1.234, True), (None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["time (ms) ↓", "PSNR ↑"]
+    assert [column.numeric for column in found.columns] == [True, False]
+    assert [[cell.text for cell in row] for row in found.rows] == [["1.2", "yes"], ["–", "–"]]
+    assert [shown(cell) for cell in (12, "x", False)] == ["12", "x", "no"]
+
+
+def test_intervals_stand_in_the_cells_of_their_figure() -> None:
+    columns = tuple(Column(name=name) for name in ("PSNR", "PSNR low", "PSNR high"))
+    found = ShownTable.of(table((25.76, 21.19, 30.33), (25.76, None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["PSNR"]
+    assert [row[0].text for row in found.rows] == ["25.8 [21.2, 30.3]", "25.8"]
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -203,7 +212,7 @@ def test_markdown_survives_hostile_names() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "a ``` b", "````", "x `y`"])
 def test_code_ends_only_at_its_fence(text: str) -> None:
-    first, *_, last = code_block(text).splitlines()
+    first, *_, last = fenced(text).splitlines()
     assert first == last
     assert set(first) == {"`"}
     assert len(first) >= 3

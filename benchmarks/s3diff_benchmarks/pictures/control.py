@@ -14,12 +14,12 @@ from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.pictures.pairs import LEAST_SIDE, pixels_of
 from s3diff_benchmarks.pictures.restorers import torch_device
 from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreRequest, Scores, load_scores
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
 
@@ -116,7 +116,7 @@ def _cells(
 ) -> Iterator[_Cell]:
     """The result at the estimate, then those of the grid by noise, then blur."""
     settings = [(None, None), *product(levels, levels)]
-    with progress(len(settings), "control") as tell:
+    with counted(len(settings), "control") as tell:
         for number, (noise, blur) in enumerate(settings):
             name = "as estimated" if noise is None else f"noise {noise:g}, blur {blur:g}"
             tell(number, name)

@@ -15,13 +15,13 @@ from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.pictures.pairs import pixels_of
 from s3diff_benchmarks.pictures.quality import bundle_names
 from s3diff_benchmarks.pictures.restorers import exact, pytorch_notes, torch_device
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BundleError, RequestError
 from s3diff_runtime.options import group, option
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
@@ -194,7 +194,7 @@ def measure_bins(result: Exact, trials: Sequence[Trial]) -> dict[int, Difference
     Merged weights are exact at a bin's centre, so PyTorch with the centre's scores stands for them.
     """
     found = {}
-    with progress(len(BIN_SIDES) * len(trials), "fidelity") as tell:
+    with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for number, side in enumerate(BIN_SIDES):
             pairs = []
             for place, trial in enumerate(trials):
@@ -241,7 +241,7 @@ def _bundles(
             except (RequestError, BundleError) as error:
                 left_out.append(f"{name} was not run with {engine}: {error}")
                 continue
-            with upscaler, progress(len(trials), "fidelity") as tell:
+            with upscaler, counted(len(trials), "fidelity") as tell:
                 pairs = []
                 for place, trial in enumerate(trials):
                     tell(place, f"{name}: {engine}")
@@ -295,7 +295,7 @@ def _tiles(request: FidelityRequest, picture: Pixels) -> tuple[dict[int, dict[fl
     cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
     found: dict[int, dict[float, Difference]] = {}
     left_out = []
-    with progress(len(cuts) + 1, "fidelity") as tell:
+    with counted(len(cuts) + 1, "fidelity") as tell:
         tell(0, "tiles: none")
         try:
             whole = _upscaled(request, picture, 0, None)

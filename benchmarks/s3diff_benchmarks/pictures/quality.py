@@ -28,13 +28,13 @@ from s3diff_benchmarks.pictures.restorers import (
     with_pytorch,
 )
 from s3diff_benchmarks.pictures.scores import Sample, ScoreRequest, Scores, load_scores
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
 
@@ -208,7 +208,7 @@ def _methods(
 def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[str, Image.Image]:
     """Fill the rows, image by image; returns the pictures of the first few."""
     images: dict[str, Image.Image] = {}
-    with progress(len(cases) * len(rows), "quality") as tell:
+    with counted(len(cases) * len(rows), "quality") as tell:
         for number, case in enumerate(cases):
             lr, truth = pixels_of(case.lr), pixels_of(case.hr) if case.hr else None
             for place, row in enumerate(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -24,6 +25,13 @@ class Part(BaseModel):
     """Frozen; unknown fields are errors. NaN and infinity are written as null."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+
+def figure_in(cell: Cell) -> float | None:
+    """The number in a cell; None for texts, truth values, nothing, and what is not finite."""
+    if isinstance(cell, str | bool) or cell is None or not math.isfinite(cell):
+        return None
+    return float(cell)
 
 
 class Column(Part):
@@ -63,6 +71,12 @@ class Table(Part):
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     key: int = Field(default=1, ge=0)
+
+    @property
+    def records(self) -> list[dict[str, Cell]]:
+        """The rows, each with its cells by the names of their columns."""
+        names = [column.name for column in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
 
     @model_validator(mode="after")
     def _is_a_rectangle(self) -> Self:

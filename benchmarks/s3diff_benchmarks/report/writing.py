@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import click
 from PIL import Image
@@ -13,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from s3diff_benchmarks.report.figures import heading, shown_at, visible
-from s3diff_benchmarks.report.markdown import to_markdown
-from s3diff_benchmarks.report.model import Report, Table
+from s3diff_benchmarks.report.figures import ShownTable
+from s3diff_benchmarks.report.model import Report
 from s3diff_benchmarks.report.output import JSON_NAME, Output
+from s3diff_benchmarks.report.rendering import to_markdown, to_page
 from s3diff_runtime.files import replacing
 
 MARKDOWN_NAME = "report.md"
@@ -84,8 +85,6 @@ def _write_files(
     for name, image in images.items():
         image.save(folder / "pictures" / f"{name}.png")
     if html:
-        from s3diff_benchmarks.report.page import to_page
-
         texts[HTML_NAME] = to_page(report, folder)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -111,19 +110,18 @@ def publish(
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     for table in report.tables:
-        console.print(_terminal_table(table))
+        console.print(_terminal_table(ShownTable.of(table)))
     for note in report.notes:
         console.print(note, markup=False)
     if output.folder is not None:
         click.echo(output.folder)
 
 
-def _terminal_table(table: Table) -> RichTable:
+def _terminal_table(table: ShownTable) -> RichTable:
     drawn = RichTable(title=escape(table.title), caption=escape(table.note))
-    places = visible(table)
-    for column, place in ((table.columns[place], place) for place in places):
-        numeric = any(isinstance(row[place], int | float) for row in table.rows)
-        drawn.add_column(escape(heading(column)), justify="right" if numeric else "left", overflow="fold")
+    for column in table.columns:
+        justify: Literal["right", "left"] = "right" if column.numeric else "left"
+        drawn.add_column(escape(column.heading), justify=justify, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(escape(shown_at(table, row, place)) for place in places))
+        drawn.add_row(*(escape(cell.text) for cell in row))
     return drawn

@@ -12,11 +12,12 @@ from PIL import Image
 from s3diff_benchmarks.methods import Method, require_pictures
 from s3diff_benchmarks.pictures.drawn import middle
 from s3diff_benchmarks.speed.meters import GpuMeter
-from s3diff_benchmarks.statistics import Progress, Summary, sample_interleaved
+from s3diff_benchmarks.statistics import Summary, sample_interleaved
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import Counted
 from s3diff_runtime.vocabulary import Pixels
 
 CALL, END_TO_END = "call", "end to end"
@@ -105,7 +106,7 @@ def measure(
     sampling: Sampling,
     folder: Path,
     meter: GpuMeter | None = None,
-    progress: Progress = lambda done, what: None,
+    progress: Counted = lambda done, what: None,
 ) -> list[Timings]:
     """Time every method in every case, in rounds with an order drawn anew, until the medians are settled.
 

@@ -13,7 +13,6 @@ from PIL import Image
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.methods import BundleMethod, Method, open_bundles
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Table
@@ -35,6 +34,7 @@ from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.weights import ModelSource
@@ -104,7 +104,7 @@ def run_latency(request: LatencyRequest) -> Findings:
         methods: list[Method] = [*found.methods, *baselines]
         meter = opened.enter_context(gpu_meter(request.device))
         sampling = Sampling(request.seconds, request.warm_up)
-        with progress(1.0, "latency") as tell:
+        with counted(1.0, "latency") as tell:
             timings = measure(methods, fitting, image, sampling, folder, meter, tell)
         works = _works(found.methods, fitting)
     ceilings, ceiling_notes = _ceilings(request, found.methods[0])
@@ -199,7 +199,7 @@ def _cold_starts(
                     "PyTorch as released", request.device, str(source), threads=request.threads, weights=files
                 )
             )
-        with progress(len(tasks), "latency") as tell:
+        with counted(len(tasks), "latency") as tell:
             found = {}
             for number, task in enumerate(tasks):
                 tell(number, f"new processes: {task.name}")
