@@ -12,21 +12,12 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
+from s3diff_benchmarks.records import Record
 from s3diff_benchmarks.report.model import Cell, Column, Table
 from s3diff_runtime.errors import RequestError
 
 
-class Published(BaseModel):
-    """A row of a data file; an empty cell is None."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-
-
-class PublishedQuality(Published):
+class PublishedQuality(Record):
     """Mean scores of a method on a data set; None where they were not published. Y channel, sizes in [0, 1].
 
     The number behind a method's name is its diffusion steps.
@@ -43,9 +34,10 @@ class PublishedQuality(Published):
     maniqa: float
     musiq: float
     clipiqa: float
+    source: str
 
 
-class PublishedSpeed(Published):
+class PublishedSpeed(Record):
     """Seconds for one image, as somebody measured them elsewhere; parameters in millions.
 
     Behind the paper's Table 3 stand what others reach with the means that we use, the stronger targets.
@@ -57,13 +49,15 @@ class PublishedSpeed(Published):
     machine: str
     trainable_millions: float | None
     what: str
+    source: str
 
 
-P = TypeVar("P", bound=Published)
+P = TypeVar("P", bound=Record)
 _SUPER_RESOLUTION = "128→512"
 
 
 def _rows_of(file: str, kind: type[P]) -> tuple[P, ...]:
+    """The rows of a data file; an empty cell is None."""
     text = (files("s3diff_benchmarks") / "data" / file).read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines())
     return tuple(kind.model_validate({name: cell or None for name, cell in row.items()}) for row in rows)

@@ -46,18 +46,11 @@ class Summary:
             RequestError: when there are none, or one is not finite.
         """
         values = np.sort(_finite(samples))
-        median, p95, p99 = np.percentile(values, [50, 95, 99])
         rank = max(_median_rank(len(values)), 1)
-        return cls(
-            count=len(values),
-            least=float(values[0]),
-            median=float(median),
-            p95=float(p95),
-            p99=float(p99),
-            mean=float(values.mean()),
-            low=float(values[rank - 1]),
-            high=float(values[-rank]),
-        )
+        least, low, high = values[0], values[rank - 1], values[-rank]
+        median, p95, p99 = np.percentile(values, [50, 95, 99])
+        figures = (least, median, p95, p99, values.mean(), low, high)
+        return cls(len(values), *map(float, figures))
 
     def settled(self, tolerance: float = 0.02) -> bool:
         """Whether the median's whole interval lies within that fraction of the median."""
@@ -84,7 +77,7 @@ class Mean:
         from scipy.stats import sem, t
 
         found = _finite(values)
-        mean, count = float(found.mean()), len(found)
+        count, mean = len(found), float(found.mean())
         half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * sem(found)) if count > 1 else 0.0
         return cls(count, mean, mean - half, mean + half)
 

@@ -38,8 +38,6 @@ class Step:
     command: tuple[str, ...] = ()
     needs: str = ""
     """The step without whose success this one is skipped."""
-    limit: float = math.inf
-    """Seconds, after which it has failed."""
     optional: bool = False
     """Whether a wrong request skips it: this machine lacks what it needs, which is no failure."""
     left_out: str = ""
@@ -104,7 +102,7 @@ def run_steps(
             reason = f"the {seconds:.0f} s for all steps are used up"
             outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         else:
-            ended = (run or run_process)(step.command, min(step.limit, start + seconds - begun))
+            ended = (run or run_process)(step.command, start + seconds - begun)
             outcome = _judged(step, ended, clock() - begun)
         outcomes[step.name] = outcome
         finished(list(outcomes.values()))
@@ -147,14 +145,13 @@ def own_command(*words: str) -> tuple[str, ...]:
 
 
 def _judged(step: Step, ended: Ended, seconds: float) -> Outcome:
-    result = _parsed(ended.output)
-    if ended.code == 0:
-        return Outcome(step.name, step.command, "ok", seconds, result=result)
+    status: Status = "failed" if ended.code else "ok"
+    reason = (ended.error or f"the process ended with code {ended.code}") if ended.code else ""
     if ended.code is None:
-        return Outcome(step.name, step.command, "failed", seconds, "out of time", result)
-    status: Status = "skipped" if step.optional and ended.code == _WRONG_REQUEST else "failed"
-    reason = ended.error or f"the process ended with code {ended.code}"
-    return Outcome(step.name, step.command, status, seconds, reason, result)
+        status, reason = "failed", "out of time"
+    elif ended.code == _WRONG_REQUEST and step.optional:
+        status = "skipped"
+    return Outcome(step.name, step.command, status, seconds, reason, _parsed(ended.output))
 
 
 def _parsed(output: str) -> Any:  # noqa: ANN401 - whatever a command prints

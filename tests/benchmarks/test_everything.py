@@ -89,7 +89,7 @@ def test_an_index_is_replaced_only_by_force_and_others_never(tmp_path: Path) -> 
     assert run("some.bundle", "-o", "out") == 2
     assert run("some.bundle", "-o", "out", "--force") == 1
     assert not (tmp_path / "out" / "quality").exists(), "an older report is not left beside new ones"
-    write_report(report(), tmp_path / "single")
+    write_report(report(), Output(tmp_path / "single"))
     assert run("some.bundle", "-o", "single", "--force") == 2
     assert (tmp_path / "single" / "report.json").exists()
 

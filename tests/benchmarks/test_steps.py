@@ -77,7 +77,7 @@ def test_what_a_step_printed_is_its_result(printed: str, result: object) -> None
 
 def test_a_step_that_hangs_is_ended() -> None:
     start = time.monotonic()
-    (found,) = outcomes(Step("a", ("sleep", "20"), limit=0.2))
+    (found,) = outcomes(Step("a", ("sleep", "20")), seconds=0.2)
     assert (found.status, found.reason) == ("failed", "out of time")
     assert time.monotonic() - start < 10
 

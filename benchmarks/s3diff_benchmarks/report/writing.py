@@ -31,9 +31,7 @@ _NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
 
 def write_report(
     report: Report,
-    folder: Path,
-    force: bool = False,
-    html: bool = False,
+    output: Output,
     images: Mapping[str, Image.Image] = _NO_IMAGES,
     extra: Mapping[str, str] = _NONE,
 ) -> None:
@@ -41,9 +39,7 @@ def write_report(
 
     Args:
         report: what was found.
-        folder: to make.
-        force: replace a report that is there.
-        html: also write the page.
+        output: where to write it; nothing is written without a folder.
         images: RGB, by the names that the report's pictures use.
         extra: the texts of more files, such as a CSV, by name.
 
@@ -52,7 +48,9 @@ def write_report(
         ValueError: when an image is missing, or the name of an extra file is not a plain one of its own.
         JobError: when the disk refuses.
     """
-    Output(folder, force).check_folder()
+    if output.folder is None:
+        return
+    output.check_folder()
     named = {name for picture in report.pictures for name in (picture.before, picture.after)}
     if named - images.keys():
         raise ValueError(f"pictures of {report.kind} without an image: {sorted(named - images.keys())}")
@@ -60,9 +58,9 @@ def write_report(
     wrong = [name for name in extra if name in taken or not _PLAIN_NAME.fullmatch(name)]
     if wrong:
         raise ValueError(f"names that an extra file cannot have: {wrong}")
-    with replacing(folder) as partial:
+    with replacing(output.folder) as partial:
         partial.mkdir()
-        _write_files(report, partial, html, {name: images[name] for name in sorted(named)}, extra)
+        _write_files(report, partial, output.html, {name: images[name] for name in sorted(named)}, extra)
 
 
 def _write_files(
@@ -90,19 +88,8 @@ def _write_files(
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def publish(
-    report: Report,
-    output: Output,
-    images: Mapping[str, Image.Image] = _NO_IMAGES,
-    extra: Mapping[str, str] = _NONE,
-) -> None:
-    """Write the report where `output` says, and show it on standard output.
-
-    Raises:
-        As `write_report`.
-    """
-    if output.folder is not None:
-        write_report(report, output.folder, output.force, output.html, images, extra)
+def show_report(report: Report, output: Output) -> None:
+    """Show the report on standard output, and where it was written."""
     if output.as_json:
         click.echo(report.model_dump_json(indent=2))
         return
