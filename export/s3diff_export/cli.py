@@ -24,6 +24,7 @@ OPTIONAL_MODULES = frozenset(
         "cuda",
         "diffusers",
         "huggingface_hub",
+        "jinja2",
         "kornia",
         "matplotlib",
         "onnx",

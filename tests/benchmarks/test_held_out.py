@@ -1,4 +1,4 @@
-"""Weights on held-out photographs: what counts as met on made-up figures, and whole runs on a tiny network."""
+"""Weights on held-out photographs: targets on made-up figures, and whole runs on a tiny network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 from tests.benchmarks.pictures import noise, shifting_bundle, smooth, write_folder
 from tests.benchmarks.test_scores import forbid_lpips
 from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base
@@ -112,7 +113,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(LPIPS, "load", lambda net, _weights=None: no_vgg(net))
-    write_folder(tmp_path / "photographs", {"a.png": smooth(160, 190, 1), "b.png": smooth(128, 128, 2)})
+    photographs = {"a.png": data.astronaut()[:160, 100:290], "b.png": data.coffee()[100:228, 100:228]}
+    write_folder(tmp_path / "photographs", photographs)
     write_folder(tmp_path / "lr", {"pair.png": noise(16, 16)})
     write_folder(tmp_path / "hr", {"pair.png": smooth(64, 64)})
     return tmp_path

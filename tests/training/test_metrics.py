@@ -180,8 +180,8 @@ def test_spearman_is_the_correlation_of_ranks_ties_included(pairs: list[tuple[in
         with pytest.raises(ValueError, match="undefined"):
             metrics.spearman(a, b)
     else:
-        ranks = [[sum((x > y) + (x >= y) for y in values) for x in values] for values in (a, b)]
-        assert metrics.spearman(a, b) == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-12)
+        ranks = np.array([[sum((x > y) + (x >= y) for y in values) for x in values] for values in (a, b)])
+        assert metrics.spearman(a, b) == pytest.approx(np.corrcoef(ranks)[0, 1], abs=1e-12)
 
 
 def test_spearman_sees_order_only_and_refuses_unpaired_values() -> None:

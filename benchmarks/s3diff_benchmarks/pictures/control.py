@@ -14,13 +14,13 @@ from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
 from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
 from s3diff_benchmarks.pictures.scoring import Sample, Scores
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
 
@@ -114,7 +114,7 @@ def _settings(
 ) -> Iterator[Setting]:
     """The result at the estimate, then those of the grid by noise, then blur."""
     pairs = [(None, None), *product(levels, levels)]
-    with progress(len(pairs), "control") as tell:
+    with counted(len(pairs), "control") as tell:
         for number, (noise, blur) in enumerate(pairs):
             name = "as estimated" if noise is None else f"noise {noise:g}, blur {blur:g}"
             tell(number, name)

@@ -13,7 +13,6 @@ import numpy as np
 from s3diff_benchmarks.methods import Input, bundle_names
 from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
 from s3diff_benchmarks.report.output import Output
@@ -21,6 +20,7 @@ from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
@@ -193,7 +193,7 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
     Merged weights are exact at a bin's centre, so PyTorch with the centre's scores stands for them.
     """
     rows: list[tuple[Cell, ...]] = []
-    with progress(len(BIN_SIDES) * len(trials), "fidelity") as tell:
+    with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for side in BIN_SIDES:
             pairs: list[tuple[Pixels, Pixels]] = []
             for trial in trials:
@@ -227,7 +227,7 @@ def _compare_bundles(
             except RequestError as error:
                 notes.append(f"{name} was not run with {engine}: {error}")
                 continue
-            with upscaler, progress(len(trials), "fidelity") as tell:
+            with upscaler, counted(len(trials), "fidelity") as tell:
                 pairs: list[tuple[Pixels, Pixels]] = []
                 for trial in trials:
                     tell(len(pairs), f"{name}: {engine}")
@@ -251,7 +251,7 @@ def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) 
     """Tiles against the image in one piece, same bundle, same scores; notes what did not run."""
     cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
     rows: list[tuple[Cell, ...]] = []
-    with progress(len(cuts) + 1, "fidelity") as tell:
+    with counted(len(cuts) + 1, "fidelity") as tell:
         tell(0, "tiles: none")
         try:
             whole = _upscaled(request, picture, 0, None)

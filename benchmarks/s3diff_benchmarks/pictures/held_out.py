@@ -7,7 +7,7 @@ score that does nothing when it is set by hand (the paper's figure 11), and an e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +19,9 @@ from s3diff_benchmarks.methods import Input, Method
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured
 from s3diff_benchmarks.pictures.pairs import Case
 from s3diff_benchmarks.pictures.scores import DETAIL
-from s3diff_benchmarks.progress import progress
-from s3diff_benchmarks.report.markdown import table_blocks
 from s3diff_benchmarks.report.model import Column, Table
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.metrics import PATCH, high_frequency_energy
 
@@ -103,7 +102,7 @@ def measure_network(network: S3Diff, method: Method, images: ImageSet, folder: P
     cases = images.cases[:: images.seeds]
     inputs = [Input(open_photograph(case.lr).pixels, case.name) for case in cases]
     detail: dict[float, float] = {}
-    with progress(len(NOISE_SCORES) * len(inputs), "control") as tell:
+    with counted(len(NOISE_SCORES) * len(inputs), "control") as tell:
         for noise in NOISE_SCORES:
             energies: list[float] = []
             for each in inputs:
@@ -137,13 +136,6 @@ def network_tables(
         ]
         tables.append(target_table(targets(compared[0], compared[1] if pairs else None, figures)))
     return tables
-
-
-def card(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """The tables in Markdown, for the card of a model, and notes such as whose weights the scores have."""
-    shown = [table for table in tables if "differences" not in table.name]
-    blocks = [block for table in shown for block in table_blocks(table, level=3)]
-    return "\n\n".join([*blocks, *(f"{note}." for note in notes)]) + "\n"
 
 
 def write_picture(held_out: Measured, method: Method, path: Path) -> None:

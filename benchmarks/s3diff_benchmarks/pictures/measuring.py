@@ -13,9 +13,9 @@ import numpy as np
 from s3diff_benchmarks.methods import Input, Method, Upscaled
 from s3diff_benchmarks.pictures.pairs import Case
 from s3diff_benchmarks.pictures.scoring import Sample, Scores
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.model import Cell
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.metrics import GRID_PERIODS, PATCH, GridSpectrum, flat_patches, luma_difference
 
@@ -107,7 +107,7 @@ def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Meas
     rows = tuple(Row(method) for method in methods)
     if not images.has_truths:
         scores = scores.without_truth()
-    with progress(len(images.cases) * len(rows), "quality") as tell:
+    with counted(len(images.cases) * len(rows), "quality") as tell:
         for number, case in enumerate(images.cases):
             lr = open_photograph(case.lr).pixels
             truth = None if case.hr is None else open_photograph(case.hr).pixels

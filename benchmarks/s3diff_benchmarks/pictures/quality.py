@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
-from s3diff_benchmarks.pictures.held_out import card, held_out_images, network_tables, write_picture
+from s3diff_benchmarks.pictures.held_out import held_out_images, network_tables, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
 from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
@@ -22,6 +22,7 @@ from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_name
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.rendering import render
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import argument, group, option
@@ -194,7 +195,7 @@ def measure_quality(
     if network is not None and request.held_out and held_out:
         tables += network_tables(network, methods[-1], request.held_out, held_out, photographs)
         if request.card:
-            write_text(request.card, card(tables, scores.notes))
+            write_text(request.card, render("card.md", tables=tables, notes=scores.notes))
         if request.picture:
             write_picture(held_out, methods[-1], request.picture)
     if request.dataset:

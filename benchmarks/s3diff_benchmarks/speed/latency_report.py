@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 
-from s3diff_benchmarks.pictures.difference import NOTE, Difference
+from s3diff_benchmarks.pictures.difference import NOTE
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.speed.ceilings import Ceilings
 from s3diff_benchmarks.speed.cold_start import ColdStart
@@ -105,11 +105,9 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
         for other in timings:
             comparable = other.method in references and other.case == timing.case and other is not timing
             if comparable and timing.image is not None and other.image is not None:
-                difference = Difference.of([(timing.image, other.image)])
+                error, psnr, _, largest = differences([(timing.image, other.image)])
                 side, batch = timing.case.side, timing.case.batch
-                rows.append(
-                    (timing.method, other.method, side, batch, *difference.cells[:2], difference.largest)
-                )
+                rows.append((timing.method, other.method, side, batch, error, psnr, largest))
     return Table(
         name="agreement",
         title="The same picture",
