@@ -120,8 +120,8 @@ def _all() -> click.Command:
         """Run every benchmark on BUNDLE: latency, throughput, quality, fidelity and control.
 
         Each writes its report into a folder of its own below the output; index.md, and with --html
-        index.html, show the first table of each and lead to the rest. A benchmark that fails is told, the others still
-        run, and the exit code is then 1.
+        index.html, show the first table of each and lead to the rest. A benchmark that fails is told, the
+        others still run, and the exit code is then 1.
 
         \b
           s3diff-export bench all --demo -o bench-output --html
@@ -133,7 +133,7 @@ def _all() -> click.Command:
 
 
 def _compare() -> click.Command:
-    from s3diff_benchmarks.compare_command import CompareRequest, show_changes
+    from s3diff_benchmarks.report.changes import CompareRequest, show_changes
 
     @click.command()
     @takes(CompareRequest)

@@ -9,14 +9,22 @@ from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.parts import PARTS, plan, run_command, run_part
-from s3diff_benchmarks.report.index import Finished, write_index
+from s3diff_benchmarks.report.index import write_index
 from s3diff_benchmarks.report.output import INDEX_NAME, Output
+from s3diff_benchmarks.steps import Step, own_command, run_steps
 from s3diff_runtime.command_line import typed_command
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import Options, argument, group, option
 
+BENCHMARKS = ("latency", "throughput", "quality", "fidelity", "control")
+"""In the order in which they run; also the names of their folders."""
 _BUNDLE = "demo.bundle"
+_BUILD = "build"
+_PHOTOGRAPH_SECONDS = 20.0
+"""That the quality of one photograph takes on two cores, with every score and three methods."""
+_LEISURE_SECONDS = 1200.0
+"""From which on nothing is shortened."""
+_NO_PHOTOGRAPHS = "no photographs; pass --lr FOLDER, and --hr FOLDER for scores against truth"
 
 
 @dataclass(frozen=True)
@@ -50,45 +58,71 @@ def run_all(request: AllRequest) -> None:
         RequestError: when the folder is in the way.
         JobError: when a benchmark failed; the others were run.
     """
-    output = request.output
+    output, folder = request.output, Path(str(request.output.folder))
     output.check_folder(INDEX_NAME)
-    folder = Path(str(output.folder))
     _clear(folder)
-    finished: list[Finished] = []
-    for part in _run_all(request, folder):
-        finished.append(part)
-        write_index(folder, typed_command(), finished, output.html)
+    outcomes = run_steps(
+        plan(request, folder), lambda found: write_index(folder, typed_command(), found, output.html)
+    )
     if output.as_json:
         click.echo((folder / INDEX_NAME).read_text(encoding="utf-8"), nl=False)
     else:
-        for part in finished:
-            click.echo(f"{part.name}: {part.state}")
+        for outcome in outcomes:
+            click.echo(f"{outcome.name}: {outcome.text}")
         click.echo(folder / ("index.html" if output.html else "index.md"))
-    failed = [part.name for part in finished if not part.ok]
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise JobError(f"failed: {', '.join(failed)}; the other reports are in {folder}")
 
 
+def plan(request: AllRequest, folder: Path) -> list[Step]:
+    """All benchmarks with their options, each with a share of the time.
+
+    Of the shipped small model, the bundle is built first, and PyTorch runs beside it.
+
+    Args:
+        request: what is measured.
+        folder: of the reports; that of each has the step's name.
+    """
+    bundle, seconds = str(request.bundle or folder / _BUNDLE), request.minutes * 60
+    hurried = seconds < _LEISURE_SECONDS
+    weights = ["--demo"] if request.demo else []
+    images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
+    truths = ["--hr", str(request.hr)] if request.hr else []
+    options = {
+        "latency": [
+            *weights,
+            *(["--cold-starts", "1"] if hurried else []),
+            "--seconds",
+            f"{seconds * 0.2:.0f}",
+        ],
+        "throughput": [
+            *(["--callers", "1,2,4,8"] if hurried else []),
+            "--seconds",
+            f"{seconds * 0.15:.0f}",
+        ],
+        "quality": ["--lr", str(request.lr), *truths, *weights, "--limit", str(images)],
+        "fidelity": [*weights, *(["--quick"] if hurried else [])],
+        "control": [],
+    }
+    page = ["--html"] if request.output.html else []
+    steps = [
+        Step(
+            name,
+            own_command("bench", name, bundle, *options[name], "-o", str(folder / name), *page),
+            needs=_BUILD,
+            left_out="" if name != "quality" or request.lr else _NO_PHOTOGRAPHS,
+        )
+        for name in BENCHMARKS
+    ]
+    build = Step(_BUILD, own_command("build", "--demo", "-o", bundle, "--force"))
+    return [build, *steps] if request.demo else steps
+
+
 def _clear(folder: Path) -> None:
     """Make the folder, known as ours from now on, without the reports of an earlier run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JobError(f"cannot make {folder}: {error.strerror}; check its permissions") from error
     write_index(folder, typed_command(), [], html=False)
-    for part in PARTS:
-        shutil.rmtree(folder / part, ignore_errors=True)
+    for name in BENCHMARKS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("index.html", "index.md"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _run_all(request: AllRequest, folder: Path) -> Iterator[Finished]:
-    """Every part when it has ended; nothing more once the demo bundle could not be built."""
-    bundle = request.bundle or folder / _BUNDLE
-    if request.demo:
-        built = run_command("build", ["build", "--demo", "-o", str(bundle), "--force"])
-        yield built
-        if not built.ok:
-            return
-    for part in plan(bundle, request.demo, request.lr, request.hr, request.minutes * 60):
-        yield run_part(part, folder, request.output.html)

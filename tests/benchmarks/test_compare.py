@@ -10,6 +10,7 @@ from tests.benchmarks.reports import MACHINE, report, table
 
 from s3diff_benchmarks.report.compare import Change, Comparison, compare_reports
 from s3diff_benchmarks.report.model import Cell, Column, Report
+from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.writing import write_report
 from s3diff_export import cli
 
@@ -121,7 +122,7 @@ def test_what_makes_a_comparison_doubtful_is_told() -> None:
 
 
 def written(report: Report, folder: Path) -> Path:
-    write_report(report, folder)
+    write_report(report, Output(folder))
     return folder
 
 

@@ -19,11 +19,11 @@ from tests.runtime.fake_tensorrt import add_engines
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
-from s3diff_benchmarks.pictures.difference import Difference
+from s3diff_benchmarks.pictures.difference import differences
 from s3diff_benchmarks.pictures.fidelity import (
     FidelityRequest,
     Trial,
-    measure_bins,
+    compare_bins,
     measure_fidelity,
     nearest_centre,
 )
@@ -64,15 +64,12 @@ def test_difference_of_known_images() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)
     near = black.copy()
     near[0, 0, 0] = 12
-    found = Difference.of([(black, grey), (near, black), (black, black)])
-    assert found.squares == (40000.0, 3.0, 0.0)
-    assert found.largest == 200
-    assert found.root == pytest.approx(np.sqrt(40003 / 3))
-    root, psnr, worst, largest = found.cells
+    root, psnr, worst, largest = differences([(black, grey), (near, black), (black, black)])
+    assert root == pytest.approx(np.sqrt(40003 / 3))
     assert psnr == pytest.approx(10 * np.log10(255**2 / (40003 / 3)))
     assert worst == pytest.approx(10 * np.log10(255**2 / 40000))
-    assert (root, largest) == (found.root, 200)
-    assert Difference.of([(black, black)]).cells == (0.0, None, None, 0)
+    assert largest == 200
+    assert differences([(black, black)]) == (0.0, None, None, 0)
 
 
 @given(st.floats(0, 1), st.integers(1, 12))
@@ -90,11 +87,11 @@ def test_bins_are_as_far_as_their_centres() -> None:
         return np.full((2, 2, 3), round(100 * trial.noise), np.uint8)
 
     trials = [Trial(0, 0.1, 0.5), Trial(0, 0.8, 0.5)]
-    found = measure_bins(result, trials)
-    assert list(found) == [1, 2, 3, 4, 6]
-    assert found[1].root == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
-    assert found[2].root == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
-    assert found[1].largest == 40
+    found = compare_bins(result, trials).rows
+    assert [row[:2] for row in found] == [(f"{side}×{side}", side**2) for side in (1, 2, 3, 4, 6)]
+    assert found[0][2] == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
+    assert found[1][2] == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
+    assert found[0][-1] == 40
 
 
 # --- the whole measurement ------------------------------------------------------------------------

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.report.figures import heading, rounded, shown
-from s3diff_benchmarks.report.markdown import code_block, to_markdown
+from s3diff_benchmarks.report.figures import ShownTable, rounded, shown
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.plots import draw
 from s3diff_benchmarks.report.reading import read_report
+from s3diff_benchmarks.report.rendering import fenced, to_markdown
 from s3diff_benchmarks.report.series import label, series_of
-from s3diff_benchmarks.report.writing import publish, write_report
+from s3diff_benchmarks.report.writing import show_report, write_report
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, group, option
@@ -79,10 +79,19 @@ def test_numbers_are_rounded_for_people(value: float, digits: int, text: str) ->
 
 
 def test_cells_and_headings() -> None:
-    column = Column(name="time", unit="ms", better="lower", digits=2)
-    assert heading(column) == "time (ms) ↓"
-    assert heading(Column(name="PSNR", better="higher")) == "PSNR ↑"
-    assert [shown(cell, column) for cell in (None, True, 12, 1.234, "x")] == ["–", "yes", "12", "1.2", "x"]
+    columns = (Column(name="time", unit="ms", better="lower", digits=2), Column(name="PSNR", better="higher"))
+    found = ShownTable.of(table((1.234, True), (None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["time (ms) ↓", "PSNR ↑"]
+    assert [column.numeric for column in found.columns] == [True, False]
+    assert [[cell.text for cell in row] for row in found.rows] == [["1.2", "yes"], ["–", "–"]]
+    assert [shown(cell) for cell in (12, "x", False)] == ["12", "x", "no"]
+
+
+def test_intervals_stand_in_the_cells_of_their_figure() -> None:
+    columns = tuple(Column(name=name) for name in ("PSNR", "PSNR low", "PSNR high"))
+    found = ShownTable.of(table((25.76, 21.19, 30.33), (25.76, None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["PSNR"]
+    assert [row[0].text for row in found.rows] == ["25.8 [21.2, 30.3]", "25.8"]
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -91,7 +100,10 @@ def test_cells_and_headings() -> None:
 def test_folder_holds_everything(tmp_path: Path) -> None:
     folder = tmp_path / "below" / "report"
     write_report(
-        full_report(), folder, html=True, images={**IMAGES, "unused": picture(3)}, extra={"s.csv": "a,b\n"}
+        full_report(),
+        Output(folder, html=True),
+        images={**IMAGES, "unused": picture(3)},
+        extra={"s.csv": "a,b\n"},
     )
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     names = {"report.json", "report.md", "report.html", "s.csv", "plots/curve.png"}
@@ -104,17 +116,17 @@ def test_folder_holds_everything(tmp_path: Path) -> None:
 
 
 def test_page_is_written_only_when_asked_for(tmp_path: Path) -> None:
-    write_report(report(), tmp_path / "report")
+    write_report(report(), Output(tmp_path / "report"))
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.md"]
 
 
 def test_existing_report_is_replaced_only_by_force(tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    write_report(report(title="one"), folder, extra={"old.csv": "x"})
+    write_report(report(title="one"), Output(folder), extra={"old.csv": "x"})
     with pytest.raises(RequestError, match="pass --force"):
-        write_report(report(title="two"), folder)
+        write_report(report(title="two"), Output(folder))
     assert read_report(folder).title == "one"
-    write_report(report(title="two"), folder, force=True)
+    write_report(report(title="two"), Output(folder, force=True))
     assert read_report(folder).title == "two"
     assert not (folder / "old.csv").exists()
 
@@ -123,49 +135,49 @@ def test_existing_report_is_replaced_only_by_force(tmp_path: Path) -> None:
 def test_folders_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"by": "another tool"}')
     with pytest.raises(RequestError, match="no such report; choose another"):
-        write_report(report(), tmp_path, force=True)
+        write_report(report(), Output(tmp_path, force=True))
     assert (tmp_path / name).exists()
 
 
 def test_links_and_files_in_the_way_are_refused(tmp_path: Path) -> None:
-    write_report(report(), tmp_path / "real")
+    write_report(report(), Output(tmp_path / "real"))
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "file").write_text("x")
     for name in ("link", "file"):
         with pytest.raises(RequestError, match="choose another"):
-            write_report(report(), tmp_path / name, force=True)
+            write_report(report(), Output(tmp_path / name, force=True))
 
 
 def test_empty_folder_is_taken(tmp_path: Path) -> None:
-    write_report(report(), tmp_path)
+    write_report(report(), Output(tmp_path))
     assert read_report(tmp_path) == report()
 
 
 def test_failure_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "report"
-    write_report(report(title="one"), folder)
+    write_report(report(title="one"), Output(folder))
 
     def fail(*_: object) -> bytes:
         raise RuntimeError("drawing")
 
     monkeypatch.setattr("s3diff_benchmarks.report.plots.draw", fail)
     with pytest.raises(RuntimeError, match="drawing"):
-        write_report(full_report(), folder, force=True, images=IMAGES)
+        write_report(full_report(), Output(folder, force=True), images=IMAGES)
     assert read_report(folder).title == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_missing_images_and_wrong_names_are_told_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="large"):
-        write_report(full_report(), tmp_path / "r", images={"small": picture(1)})
+        write_report(full_report(), Output(tmp_path / "r"), images={"small": picture(1)})
     for name in ("../x.csv", "report.json", "plots", "", ".hidden"):
         with pytest.raises(ValueError, match="extra file"):
-            write_report(report(), tmp_path / "r", extra={name: "x"})
+            write_report(report(), Output(tmp_path / "r"), extra={name: "x"})
     assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
-    write_report(report(table(("a", math.nan, None, math.inf, 1.0, 1))), tmp_path)
+    write_report(report(table(("a", math.nan, None, math.inf, 1.0, 1))), Output(tmp_path))
     rows = json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"]
     assert rows == [["a", None, None, None, 1.0, 1]]
 
@@ -203,7 +215,7 @@ def test_markdown_survives_hostile_names() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "a ``` b", "````", "x `y`"])
 def test_code_ends_only_at_its_fence(text: str) -> None:
-    first, *_, last = code_block(text).splitlines()
+    first, *_, last = fenced(text).splitlines()
     assert first == last
     assert set(first) == {"`"}
     assert len(first) >= 3
@@ -309,8 +321,8 @@ def test_reports_of_revision_1_are_read_without_their_plots(tmp_path: Path) -> N
 # --- the terminal and the options -----------------------------------------------------------------
 
 
-def test_publish_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(report(table(("[red]a", *ROW[1:])), notes=("No [GPU].",)), Output(tmp_path / "r"))
+def test_showing_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_report(report(table(("[red]a", *ROW[1:])), notes=("No [GPU].",)), Output(tmp_path / "r"))
     out = capsys.readouterr().out
     assert "[red]a" in out
     assert "Seconds for one call" in out
@@ -318,14 +330,17 @@ def test_publish_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.Capt
     assert out.endswith(f"{tmp_path / 'r'}\n")
 
 
-def test_publish_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(report(), Output(tmp_path / "r", as_json=True))
+def test_showing_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_report(report(), Output(tmp_path / "r", as_json=True))
     assert Report.model_validate_json(capsys.readouterr().out) == report()
-    assert (tmp_path / "r" / "report.json").exists()
 
 
-def test_output_without_a_folder_is_only_for_the_terminal() -> None:
-    Output().check_folder()
+def test_output_without_a_folder_is_only_for_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_report(report(), Output())
+    assert not list(tmp_path.iterdir())
     for html in (True, False):
         with pytest.raises(RequestError, match="--output"):
             Output(html=html, force=not html)

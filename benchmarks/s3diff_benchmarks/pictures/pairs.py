@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
-from s3diff_runtime.vocabulary import SCALE
+from s3diff_runtime.vocabulary import SCALE, Pixels
 
 LEAST_SIDE = 8
 """Of inputs with a truth: LPIPS and SSIM look at larger surroundings than smaller results have."""
@@ -24,18 +22,17 @@ _LARGEST_SECONDS = 2**20
 """Bytes; a thousand images take less than 64 KiB."""
 _NAMED = 3
 
-
 Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 """Text that is shown on a terminal: no control characters."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image to restore, and its truth, four times as large, where there is one."""
+    """One image to restore, and its truth, four times as large, where there is one: files, or pixels."""
 
     name: str
-    lr: Path
-    hr: Path | None = None
+    lr: Path | Pixels
+    hr: Path | Pixels | None = None
 
 
 class PeerTimes(BaseModel):
@@ -65,11 +62,31 @@ class Peer:
         seconds = self.times.seconds if self.times else {}
         return [
             Upscaled(
-                pixels_of(self.outputs[each.name]),
+                open_photograph(self.outputs[each.name]).pixels,
                 {"call": seconds[each.name]} if each.name in seconds else {},
             )
             for each in inputs
         ]
+
+
+def images_of(folder: Path) -> dict[str, Path]:
+    """The images of a folder by stem, in the order of their names.
+
+    Raises:
+        RequestError: for a missing folder, one without images, and two images of one stem.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; expected a folder of images")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            raise RequestError(f"{folder} has two images named {path.stem}; expected one: {path.name}")
+        found[path.stem] = path
+    if not found:
+        raise RequestError(f"{folder} holds no images; expected {', '.join(sorted(SUFFIXES))}")
+    return found
 
 
 def find_cases(
@@ -89,24 +106,28 @@ def find_cases(
         RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four
             times as large as their inputs or too small to score; reads only headers.
     """
-    inputs = _images(lr)
+    inputs = images_of(lr)
     if hr is None:
-        cases = [Case(name, path) for name, path in inputs.items()][:limit]
-        return tuple(cases), ()
-    truths = _images(hr)
-    cases = [Case(name, path, truths[name]) for name, path in inputs.items() if name in truths]
+        return tuple(Case(name, path) for name, path in inputs.items())[:limit], ()
+    truths = images_of(hr)
+    cases = [Case(name, path, truths[name]) for name, path in inputs.items() if name in truths][:limit]
     if not cases:
         raise RequestError(
             f"{lr} and {hr} have no pairs: expected images with the same names in both, such as "
             f"{next(iter(inputs))} in {hr}"
         )
-    cases = cases[:limit]
-    _check_sizes({case.name: (case.lr, case.hr) for case in cases if case.hr}, "HR")
-    _check_sides(cases)
-    notes = []
-    for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr)):
-        if alone:
-            notes.append(f"{len(alone)} images of {folder} have no partner: {_some(sorted(alone))}")
+    _require_scale("HR", [(case, truths[case.name]) for case in cases])
+    sizes = {case.name: _size(case.lr) for case in cases}
+    small = [f"{name} {size[0]}×{size[1]}" for name, size in sizes.items() if min(size) < LEAST_SIDE]
+    if small:
+        raise RequestError(
+            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
+        )
+    notes = [
+        f"{len(alone)} images of {folder} have no partner: {_some(sorted(alone))}"
+        for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr))
+        if alone
+    ]
     return tuple(cases), tuple(notes)
 
 
@@ -117,55 +138,30 @@ def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
         RequestError: for a missing folder, an image without an output or with one of another size, and a
             `seconds.json` that does not hold what `PeerTimes` says.
     """
-    found = _images(folder)
+    found = images_of(folder)
     missing = [case.name for case in cases if case.name not in found]
     if missing:
         raise RequestError(
             f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
         )
     outputs = {case.name: found[case.name] for case in cases}
-    _check_sizes({case.name: (case.lr, outputs[case.name]) for case in cases}, f"what {name} made")
+    _require_scale(f"what {name} made", [(case, outputs[case.name]) for case in cases])
     return Peer(name, outputs, _times(folder / SECONDS_NAME))
 
 
-def pixels_of(path: Path) -> NDArray[np.uint8]:
-    """An image as uint8 RGB `[H, W, 3]`, upright. Raises `RequestError` where that fails."""
-    return np.array(open_photograph(path).pixels)  # a copy that may be written to, which torch insists on
+def _size(picture: Path | Pixels) -> tuple[int, int]:
+    """Width and height; of a file from its header."""
+    return photograph_size(picture) if isinstance(picture, Path) else (picture.shape[1], picture.shape[0])
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem, in the order of their names."""
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder; expected a folder of images")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
-        if path.stem in found:
-            raise RequestError(f"{folder} has two images named {path.stem}; expected one: {path.name}")
-        found[path.stem] = path
-    if not found:
-        raise RequestError(f"{folder} holds no images; expected {', '.join(sorted(SUFFIXES))}")
-    return found
-
-
-def _check_sizes(pairs: Mapping[str, tuple[Path, Path]], what: str) -> None:
+def _require_scale(what: str, pairs: Iterable[tuple[Case, Path]]) -> None:
     wrong = []
-    for name, (small, large) in pairs.items():
-        (width, height), found = photograph_size(small), photograph_size(large)
+    for case, large in pairs:
+        (width, height), found = _size(case.lr), _size(large)
         if found != (SCALE * width, SCALE * height):
-            wrong.append(f"{name} {width}×{height} and {found[0]}×{found[1]}")
+            wrong.append(f"{case.name} {width}×{height} and {found[0]}×{found[1]}")
     if wrong:
         raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
-
-
-def _check_sides(cases: Sequence[Case]) -> None:
-    sizes = {case.name: photograph_size(case.lr) for case in cases}
-    small = [f"{name} {size[0]}×{size[1]}" for name, size in sizes.items() if min(size) < LEAST_SIDE]
-    if small:
-        raise RequestError(
-            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
-        )
 
 
 def _times(path: Path) -> PeerTimes | None:

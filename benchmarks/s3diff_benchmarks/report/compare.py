@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
-from s3diff_benchmarks.report.model import Cell, Column, Report, Table, interval_of
+from s3diff_benchmarks.report.model import Cell, Column, Report, Table, figure_in, interval_of
 
+T = TypeVar("T")
+Row = Mapping[str, Cell]
+"""The cells of a row by their columns."""
 Verdict = Literal["regression", "improvement", "within noise", "unchanged", "new", "gone"]
 
 _MEDIAN = "median"
@@ -26,11 +29,11 @@ class Change:
     """Its key. Empty where a whole table is new or gone."""
     column: str
     """Empty where a whole row or table is new or gone."""
-    old: float | None
-    new: float | None
-    percent: float | None
-    """By which it became worse; negative where it became better, None where there is no such share."""
     verdict: Verdict
+    old: float | None = None
+    new: float | None = None
+    percent: float | None = None
+    """By which it became worse; negative where it became better, None where there is no such share."""
 
 
 @dataclass(frozen=True)
@@ -59,88 +62,79 @@ def compare_reports(old: Report, new: Report) -> Comparison:
     a figure changed only where the intervals do not overlap. Other times and rates of a row with a median,
     such as p99, have no interval and change only where the median does. Bounds are not judged themselves.
     """
-    tables_old, tables_new = ({table.name: table for table in report.tables} for report in (old, new))
+    tables = [{table.name: table for table in report.tables} for report in (old, new)]
     changes: list[Change] = []
-    for name in dict.fromkeys([*tables_old, *tables_new]):
-        if name not in tables_new:
-            changes.append(Change(name, (), "", None, None, None, "gone"))
-        elif name not in tables_old:
-            changes.append(Change(name, (), "", None, None, None, "new"))
+    for name, verdict in _matched(*tables):
+        if verdict:
+            changes.append(Change(name, (), "", verdict))
         else:
-            changes += _compare_tables(tables_old[name], tables_new[name])
+            changes += _compare_tables(tables[0][name], tables[1][name])
     return Comparison(tuple(changes), tuple(_warnings(old, new)))
 
 
+def _matched(old: Mapping[T, object], new: Mapping[T, object]) -> Iterator[tuple[T, Verdict | None]]:
+    """All that either has, with what became of it where only one does."""
+    for key in dict.fromkeys([*old, *new]):
+        yield key, "gone" if key not in new else "new" if key not in old else None
+
+
 def _compare_tables(old: Table, new: Table) -> Iterator[Change]:
-    rows_old, rows_new = _rows(old), _rows(new)
-    columns = [column for column in new.columns[new.key :] if column.better]
-    for key in dict.fromkeys([*rows_old, *rows_new]):
-        if key not in rows_new:
-            yield Change(new.name, key, "", None, None, None, "gone")
-        elif key not in rows_old:
-            yield Change(new.name, key, "", None, None, None, "new")
-        else:
-            for column in columns:
-                yield from _compare_cells(new.name, key, column, rows_old[key], rows_new[key])
+    before, after = _rows(old), _rows(new)
+    bounds = {bound for column in new.columns for bound in interval_of(column.name)}
+    columns = [column for column in new.columns[new.key :] if column.better and column.name not in bounds]
+    for key, verdict in _matched(before, after):
+        if verdict:
+            yield Change(new.name, key, "", verdict)
+            continue
+        for column in columns:
+            yield from _compare_cells(
+                Change(new.name, key, column.name, "unchanged"), column, before[key], after[key]
+            )
 
 
-def _compare_cells(
-    table: str, key: tuple[Cell, ...], column: Column, old: Mapping[str, Cell], new: Mapping[str, Cell]
-) -> Iterator[Change]:
-    before, after = _number(old.get(column.name)), _number(new.get(column.name))
-    if _is_bound(column.name, new) or (before is None and after is None):
+def _compare_cells(same: Change, column: Column, old: Row, new: Row) -> Iterator[Change]:
+    """What became of a figure; `same` says which it is."""
+    before, after = (figure_in(row.get(column.name)) for row in (old, new))
+    if before is None and after is None:
         return
     if before is None or after is None:
-        yield Change(table, key, column.name, before, after, None, "new" if before is None else "gone")
+        yield replace(same, verdict="new" if before is None else "gone", old=before, new=after)
         return
     worse = after - before if column.better == "lower" else before - after
-    percent = None if before == 0 else 100 * worse / abs(before)
-    if worse == 0:
-        verdict: Verdict = "unchanged"
-        percent = 0.0
-    elif _overlap(*(_interval(_witness(column, row), row) for row in (old, new))):
+    percent = 100 * worse / abs(before) if before else None if worse else 0.0
+    verdict: Verdict = "regression" if worse > 0 else "improvement" if worse else "unchanged"
+    if worse and _overlap(*(_interval(_witness(column, row), row) for row in (old, new))):
         verdict = "within noise"
-    else:
-        verdict = "regression" if worse > 0 else "improvement"
-    yield Change(table, key, column.name, before, after, percent, verdict)
+    yield replace(same, verdict=verdict, old=before, new=after, percent=percent)
 
 
-def _rows(table: Table) -> dict[tuple[Cell, ...], dict[str, Cell]]:
+def _rows(table: Table) -> dict[tuple[Cell, ...], Row]:
     """Rows by their key; where a key comes twice, the later ones get a number."""
-    names = [column.name for column in table.columns]
-    rows: dict[tuple[Cell, ...], dict[str, Cell]] = {}
-    for row in table.rows:
+    rows: dict[tuple[Cell, ...], Row] = {}
+    for row, record in zip(table.rows, table.records, strict=True):
         key, count = row[: table.key], 2
         while key in rows:
             key, count = (*row[: table.key], f"#{count}"), count + 1
-        rows[key] = dict(zip(names, row, strict=True))
+        rows[key] = record
     return rows
 
 
-def _is_bound(name: str, row: Mapping[str, Cell]) -> bool:
-    return any(name in interval_of(other) for other in row)
-
-
-def _witness(column: Column, row: Mapping[str, Cell]) -> str:
+def _witness(column: Column, row: Row) -> str:
     """The figure whose interval decides about a column: its own, or the median's where it has none."""
     has_own = all(bound in row for bound in interval_of(column.name))
     has_median = all(name in row for name in (_MEDIAN, *interval_of(_MEDIAN)))
     return _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
 
 
-def _interval(name: str, row: Mapping[str, Cell]) -> tuple[float, float]:
+def _interval(name: str, row: Row) -> tuple[float, float]:
     """A figure's interval; the figure itself where the report states none."""
-    value, low, high = (_number(row.get(column)) for column in (name, *interval_of(name)))
+    value, low, high = (figure_in(row.get(column)) for column in (name, *interval_of(name)))
     middle = math.nan if value is None else value
     return (middle if low is None else low, middle if high is None else high)
 
 
 def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
-
-
-def _number(cell: Cell) -> float | None:
-    return float(cell) if isinstance(cell, int | float) and not isinstance(cell, bool) else None
 
 
 def _warnings(old: Report, new: Report) -> Iterator[str]:

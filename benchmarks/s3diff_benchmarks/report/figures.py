@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from s3diff_benchmarks.report.model import Cell, Column, Table, bounds_of
+from s3diff_benchmarks.report.model import Cell, Column, Table, bounds_of, figure_in
 
 NOTHING = "–"
 """Stands where there is no figure."""
@@ -13,33 +14,65 @@ NOTHING = "–"
 _ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
 
-def shown(cell: Cell, column: Column) -> str:
-    """The text of a cell: `column.digits` significant digits of a float, no exponent unless tiny or huge."""
+@dataclass(frozen=True)
+class ShownColumn:
+    """What people see above a column."""
+
+    name: str
+    """With the arrow of what is better."""
+    heading: str
+    """Name, unit and arrow in one."""
+    unit: str
+    numeric: bool
+
+    @classmethod
+    def of(cls, column: Column, cells: Sequence[ShownCell]) -> ShownColumn:
+        """The heading of a column with those cells."""
+        arrow, unit = _ARROWS[column.better], f" ({column.unit})" if column.unit else ""
+        numeric = any(cell.is_number for cell in cells)
+        return cls(f"{column.name}{arrow}", f"{column.name}{unit}{arrow}", column.unit, numeric)
+
+
+@dataclass(frozen=True)
+class ShownCell:
+    """A cell, and what people see of it."""
+
+    value: Cell
+    text: str
+
+    @property
+    def is_number(self) -> bool:
+        """Whether rows can be put in the order of its value."""
+        return figure_in(self.value) is not None
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """What people see of a table: "NAME low" and "NAME high" stand in the cells of NAME."""
+
+    title: str
+    note: str
+    columns: tuple[ShownColumn, ...]
+    rows: tuple[tuple[ShownCell, ...], ...]
+
+    @classmethod
+    def of(cls, table: Table) -> ShownTable:
+        """All of a table, as text."""
+        names = {column.name for column in table.columns}
+        bounds = {bound for name in names for bound in bounds_of(name)}
+        columns = [column for column in table.columns if column.name not in bounds]
+        rows = tuple(tuple(_shown_cell(column, row) for column in columns) for row in table.records)
+        heads = (ShownColumn.of(column, [row[at] for row in rows]) for at, column in enumerate(columns))
+        return cls(table.title, table.note, tuple(heads), rows)
+
+
+def shown(cell: Cell, digits: int = 3) -> str:
+    """The text of a cell: so many significant digits of a float, no exponent unless tiny or huge."""
     if cell is None:
         return NOTHING
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    if isinstance(cell, float):
-        return rounded(cell, column.digits)
-    return str(cell)
-
-
-def visible(table: Table) -> tuple[int, ...]:
-    """Places of the columns that people see: "NAME low" and "NAME high" stand in the cells of NAME."""
-    names = [column.name for column in table.columns]
-    bounds = {bound for name in names for bound in bounds_of(name)}
-    return tuple(place for place, name in enumerate(names) if name not in bounds)
-
-
-def shown_at(table: Table, row: Sequence[Cell], place: int) -> str:
-    """The text of a cell, with its interval where the table states one: `25.76 [21.19, 30.33]`."""
-    column = table.columns[place]
-    text = shown(row[place], column)
-    cells = {other.name: cell for other, cell in zip(table.columns, row, strict=True)}
-    low, high = (cells.get(bound) for bound in bounds_of(column.name))
-    if low is None or high is None:
-        return text
-    return f"{text} [{shown(low, column)}, {shown(high, column)}]"
+    return rounded(cell, digits) if isinstance(cell, float) else str(cell)
 
 
 def rounded(value: float, digits: int = 3) -> str:
@@ -54,7 +87,10 @@ def rounded(value: float, digits: int = 3) -> str:
     return f"{value:.{max(digits - 1 - magnitude, 0)}f}"
 
 
-def heading(column: Column) -> str:
-    """The text above a column: its name, unit, and the arrow of what is better."""
-    unit = f" ({column.unit})" if column.unit else ""
-    return f"{column.name}{unit}{_ARROWS[column.better]}"
+def _shown_cell(column: Column, row: Mapping[str, Cell]) -> ShownCell:
+    """A cell with its interval where the row states one: `25.76 [21.19, 30.33]`."""
+    text = shown(row[column.name], column.digits)
+    low, high = (row.get(bound) for bound in bounds_of(column.name))
+    if low is not None and high is not None:
+        text = f"{text} [{shown(low, column.digits)}, {shown(high, column.digits)}]"
+    return ShownCell(row[column.name], text)

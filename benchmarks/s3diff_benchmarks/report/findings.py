@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,7 +15,7 @@ from PIL import Image
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.report.model import BundleFacts, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.report.writing import publish
+from s3diff_benchmarks.report.writing import show_report, write_report
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from s3diff_runtime.command_line import typed_command
@@ -40,8 +41,18 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class BundleRequest(Options):
-    """What every benchmark is asked."""
+class BenchmarkRequest(Options):
+    """What a benchmark is asked."""
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return ()
+
+
+@dataclass(frozen=True)
+class BundleRequest(BenchmarkRequest):
+    """What those are asked that need a bundle."""
 
     bundle: Path = argument("Bundle to measure.")
 
@@ -63,7 +74,7 @@ class BundlesRequest(BundleRequest):
         return (self.bundle, *self.vs)
 
 
-R = TypeVar("R", bound=BundleRequest)
+R = TypeVar("R", bound=BenchmarkRequest)
 
 
 def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: Output) -> None:
@@ -86,13 +97,14 @@ def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: O
         BundleFacts.of(path.resolve().name, Manifest.read(path), sha256(path / MANIFEST_NAME))
         for path in request.bundles
     )
+    options = {name: getattr(request, name) for name in infos_of(type(request))}
     findings = measure(request)
     report = Report(
         kind=kind,
-        title=f"{kind.capitalize()} of {bundles[0].name}",
+        title=f"{kind.capitalize()} of {bundles[0].name if bundles else 'weights in PyTorch'}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=typed_command(),
-        options={name: _as_json(getattr(request, name)) for name in infos_of(type(request))},
+        options=json.loads(json.dumps(options, default=str)),
         bundles=bundles,
         machine=machine,
         seconds=perf_counter() - start,
@@ -101,12 +113,5 @@ def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: O
         pictures=findings.pictures,
         notes=findings.notes,
     )
-    publish(report, output, findings.images or {}, findings.files or {})
-
-
-def _as_json(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple | list):
-        return [_as_json(item) for item in value]
-    return value
+    write_report(report, output, findings.images or {}, findings.files or {})
+    show_report(report, output)

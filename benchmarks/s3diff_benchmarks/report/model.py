@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from s3diff_benchmarks.machine import Machine
+from s3diff_benchmarks.records import Record
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import Sha256, UtcTime
 
@@ -20,13 +22,14 @@ Cell = str | int | float | bool | None
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
-class Part(BaseModel):
-    """Frozen; unknown fields are errors. NaN and infinity are written as null."""
+def figure_in(cell: Cell) -> float | None:
+    """The number in a cell; None for texts, truth values, nothing, and what is not finite."""
+    if isinstance(cell, str | bool) or cell is None or not math.isfinite(cell):
+        return None
+    return float(cell)
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
-
-class Column(Part):
+class Column(Record):
     """A column of a table."""
 
     name: str
@@ -54,7 +57,7 @@ def seconds_columns(fields: Sequence[str]) -> tuple[Column, ...]:
     )
 
 
-class Table(Part):
+class Table(Record):
     """Figures under headings. The first `key` columns tell the rows apart."""
 
     name: Slug
@@ -63,6 +66,12 @@ class Table(Part):
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
     key: int = Field(default=1, ge=0)
+
+    @property
+    def records(self) -> list[dict[str, Cell]]:
+        """The rows, each with its cells by the names of their columns."""
+        names = [column.name for column in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
 
     @model_validator(mode="after")
     def _is_a_rectangle(self) -> Self:
@@ -81,7 +90,7 @@ def names_of(names: Names) -> tuple[str, ...]:
     return tuple(name for name in ((names,) if isinstance(names, str) else names) if name)
 
 
-class Plot(Part):
+class Plot(Record):
     """What is drawn of a table of the same report, as `plots/<name>.png`; `series.series_of` reads it there.
 
     The interval columns of what is drawn bound it (see `interval_of`). A roofline's ceiling comes from the
@@ -98,7 +107,7 @@ class Plot(Part):
     """Several columns are as many series."""
     by: Names = ""
     """Columns whose cells tell series apart."""
-    where: dict[str, Cell | tuple[Cell, ...]] = {}
+    where: dict[str, Cell | tuple[Cell, ...]] = Field(default={})
     """By column, the cell, or any of the cells, that a row must have to be drawn."""
     x_label: str = ""
     """The columns' names and unit, where it is empty; so is the next."""
@@ -114,7 +123,7 @@ class Plot(Part):
         return (*names_of(self.x), *names_of(self.y), *names_of(self.by), *self.where)
 
 
-class Picture(Part):
+class Picture(Record):
     """Two images to compare; names of the images that are handed over when the report is written.
 
     They become `pictures/<name>.png`. Where both are the same, one image is shown.
@@ -126,7 +135,7 @@ class Picture(Part):
     after: Slug
 
 
-class BundleFacts(Part):
+class BundleFacts(Record):
     """Which bundle was measured."""
 
     name: str
@@ -151,7 +160,7 @@ class BundleFacts(Part):
         )
 
 
-class Report(Part):
+class Report(Record):
     """All that a benchmark command found, and what it takes to read it."""
 
     format: Literal["s3diff-bench"] = "s3diff-bench"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import NDArray
 
 from s3diff_benchmarks.report.model import Plot, Table
 from s3diff_benchmarks.report.series import Series, ceiling, label, series_of
@@ -38,23 +39,26 @@ def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
         plot: what is drawn.
         tables: of its report, by name.
     """
-    series = series_of(plot, tables)
+    drawn = series_of(plot, tables)
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(_plain(plot.title, 2 * _LONG), fontsize=12, x=0.02, horizontalalignment="left")
     axes = figure.add_subplot()
     _frame(axes, plot, tables[plot.table])
     if plot.kind == "roofline":
-        _roof(axes, ceiling(tables, series))
-    _KINDS[plot.kind](axes, series)
-    if plot.kind != "bar":
-        _name_positions(axes, plot, series)
+        roof = ceiling(tables, drawn)
+        axes.plot(roof.x, roof.y, color="#0f172a", linewidth=1.6, label=_plain(roof.name))
+    if plot.kind == "bar":
+        _bars(axes, drawn)
+    else:
+        _curves(axes, drawn, joined=plot.kind == "line")
+        _name_positions(axes, drawn, plot.log_x)
     if plot.from_zero:
         axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
             _name_decades(axis)
-    if len(series) > 1 or plot.kind == "roofline":
+    if len(drawn) > 1 or plot.kind == "roofline":
         figure.legend(fontsize=10, frameon=False, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     file = io.BytesIO()
     figure.savefig(file, format="png")
@@ -74,65 +78,49 @@ def _frame(axes: Axes, plot: Plot, table: Table) -> None:
         axes.set_yscale("log")
 
 
-def _line(axes: Axes, drawn: Sequence[Series]) -> None:
+def _curves(axes: Axes, drawn: Sequence[Series], joined: bool) -> None:
+    """Lines whose bounds are bands, or points whose bounds are bars."""
     for number, series in enumerate(drawn):
-        style = _style(number)
-        x = _positions(drawn, series)
+        x, style = _positions(drawn, series), _style(number)
+        if not joined:
+            style |= {"yerr": _errors(series), "linestyle": "none", "markersize": 6, "capsize": 3}
+            axes.errorbar(x, series.y, label=_plain(series.name), **style)
+            continue
         axes.plot(x, series.y, label=_plain(series.name), markersize=5, linewidth=1.8, **style)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0)
 
 
-def _scatter(axes: Axes, drawn: Sequence[Series]) -> None:
-    for number, series in enumerate(drawn):
-        x = _positions(drawn, series)
-        errors = _errors(series)
-        style = {**_style(number), "linestyle": "none"}
-        axes.errorbar(x, series.y, yerr=errors, label=_plain(series.name), markersize=6, capsize=3, **style)
-
-
-def _bar(axes: Axes, drawn: Sequence[Series]) -> None:
+def _bars(axes: Axes, drawn: Sequence[Series]) -> None:
     """Groups side by side; lying down where the names would not fit under upright bars."""
     names = _categories(drawn)
     lying = sum(map(len, names)) > 2 * _LONG
     thickness = 0.8 / max(len(drawn), 1)
+    draw_bars, errors_along = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
     for number, series in enumerate(drawn):
         offset = (number - (len(drawn) - 1) / 2) * thickness
         at = [names.index(str(x)) + offset for x in series.x]
-        errors = _errors(series)
-        style: dict[str, Any] = {"color": _COLOURS[number % len(_COLOURS)], "label": _plain(series.name)}
-        style |= {"error_kw": {"capsize": 3, "linewidth": 1.2}}
-        if lying:
-            axes.barh(at, series.y, thickness, xerr=errors, **style)
-        else:
-            axes.bar(at, series.y, thickness, yerr=errors, **style)
-    labels = [_plain(name) for name in names]
-    if not lying:
-        axes.set_xticks(range(len(names)), labels)
-        axes.grid(False, axis="x")
-        return
-    x_label, y_label = axes.get_xlabel(), axes.get_ylabel()
-    axes.set(xlabel=y_label, ylabel=x_label, xscale=axes.get_yscale(), yscale="linear")
-    axes.set_yticks(range(len(names)), labels)
-    axes.grid(False, axis="y")
-    axes.invert_yaxis()
-
-
-def _roof(axes: Axes, roof: Series) -> None:
-    axes.plot(roof.x, roof.y, color="#0f172a", linewidth=1.6, label=_plain(roof.name))
+        style: dict[str, Any] = {"color": _style(number)["color"], "label": _plain(series.name)}
+        style |= {errors_along: _errors(series), "error_kw": {"capsize": 3, "linewidth": 1.2}}
+        draw_bars(at, series.y, thickness, **style)
+    if lying:
+        x_label, y_label = axes.get_xlabel(), axes.get_ylabel()
+        axes.set(xlabel=y_label, ylabel=x_label, xscale=axes.get_yscale(), yscale="linear")
+        axes.invert_yaxis()
+    across = axes.yaxis if lying else axes.xaxis
+    across.set_ticks(range(len(names)), [_plain(name) for name in names])
+    across.grid(False)
 
 
 def _style(number: int) -> dict[str, Any]:
     return {"color": _COLOURS[number % len(_COLOURS)], "marker": _MARKERS[number % len(_MARKERS)]}
 
 
-def _errors(series: Series) -> tuple[list[float], list[float]] | None:
+def _errors(series: Series) -> NDArray[np.float64] | None:
     """How far the bounds lie below and above."""
     if series.low is None or series.high is None:
         return None
-    below = [max(y - low, 0.0) for y, low in zip(series.y, series.low, strict=True)]
-    above = [max(high - y, 0.0) for y, high in zip(series.y, series.high, strict=True)]
-    return below, above
+    return np.maximum([np.subtract(series.y, series.low), np.subtract(series.high, series.y)], 0)
 
 
 def _categories(drawn: Sequence[Series]) -> list[str]:
@@ -162,14 +150,14 @@ def _name_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_positions(axes: Axes, plot: Plot, drawn: Sequence[Series]) -> None:
+def _name_positions(axes: Axes, drawn: Sequence[Series], log_x: bool) -> None:
     if _has_names(drawn):
         names = _categories(drawn)
         crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
         axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
         return
     numbers = sorted({float(x) for series in drawn for x in series.x})
-    if plot.log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
+    if log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
         axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
         axes.minorticks_off()
 
@@ -178,8 +166,3 @@ def _plain(text: str, most: int = _LONG) -> str:
     """Text that matplotlib shows as it is: a dollar would begin mathematics, a leading underscore hides."""
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return f"{' ' * short.startswith('_')}{short}".replace("$", r"\$")
-
-
-_KINDS: Mapping[str, Callable[[Axes, Sequence[Series]], None]] = MappingProxyType(
-    {"line": _line, "bar": _bar, "scatter": _scatter, "roofline": _scatter}
-)

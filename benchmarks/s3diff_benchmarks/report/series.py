@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from s3diff_benchmarks.report.model import CEILINGS, Cell, Names, Plot, Table, interval_of, names_of
+from s3diff_benchmarks.report.model import (
+    CEILINGS,
+    Cell,
+    Names,
+    Plot,
+    Table,
+    figure_in,
+    interval_of,
+    names_of,
+)
 
 Row = Mapping[str, Cell]
 """The cells of a row by their columns."""
@@ -31,7 +40,7 @@ def series_of(plot: Plot, tables: Mapping[str, Table]) -> list[Series]:
         tables: of its report, by name.
     """
     groups: dict[str, list[Row]] = {}
-    for row in _rows(tables[plot.table]):
+    for row in tables[plot.table].records:
         if all(
             row[name] in (cell if isinstance(cell, tuple) else (cell,)) for name, cell in plot.where.items()
         ):
@@ -40,16 +49,15 @@ def series_of(plot: Plot, tables: Mapping[str, Table]) -> list[Series]:
     found = []
     for name, rows in groups.items():
         for y in names_of(plot.y):
-            drawn = [row for row in rows if _x(row, plot.x) is not None and _is_figure(row[y])]
             title = ", ".join(part for part in (name, y if several or not name else "") if part)
-            found.append(_series(title, drawn, plot.x, y))
+            found.append(_series(title, rows, plot.x, y))
     return [series for series in found if series.x]
 
 
 def ceiling(tables: Mapping[str, Table], points: Sequence[Series]) -> Series:
     """The roof above the points of a roofline (Williams et al. 2009): FLOP for each byte, and TFLOP/s."""
-    measured = {row["what"]: row["measured"] for row in _rows(tables[CEILINGS])}
-    product, copied = (float(measured[name] or math.nan) for name in ("matrix product", "copy"))
+    measured = {row["what"]: figure_in(row["measured"]) for row in tables[CEILINGS].records}
+    product, copied = (measured[name] or math.nan for name in ("matrix product", "copy"))
     ridge = 1000 * product / copied
     found = [float(x) for series in points for x in series.x] or [ridge]
     x = sorted({min(*found, ridge) / 2, ridge, max(*found, ridge) * 2})
@@ -61,11 +69,6 @@ def label(text: str, names: Names, table: Table) -> str:
     columns = {column.name: column for column in table.columns}
     unit = columns[names_of(names)[0]].unit
     return text or ", ".join(names_of(names)) + (f" ({unit})" if unit else "")
-
-
-def _rows(table: Table) -> Iterator[Row]:
-    names = [column.name for column in table.columns]
-    return (dict(zip(names, row, strict=True)) for row in table.rows)
 
 
 def _named(row: Row, columns: Sequence[str]) -> str:
@@ -87,19 +90,21 @@ def _x(row: Row, names: Names) -> float | str | None:
 
 
 def _series(name: str, rows: Sequence[Row], x: Names, y: str) -> Series:
-    bounds = [tuple(row.get(bound) for row in rows) for bound in interval_of(y)]
-    known = all(_is_figure(cell) for cells in bounds for cell in cells)
-    low, high = (tuple(map(_number, cells)) if known else None for cells in bounds)
-    at = tuple(cell for row in rows if (cell := _x(row, x)) is not None)
-    return Series(name, at, tuple(_number(row[y]) for row in rows), low, high)
+    points = [
+        (at, figure, row)
+        for row in rows
+        if (at := _x(row, x)) is not None and (figure := figure_in(row[y])) is not None
+    ]
+    low, high = (_known([figure_in(row.get(bound)) for _, _, row in points]) for bound in interval_of(y))
+    if low is None or high is None:
+        low = high = None
+    return Series(name, tuple(at for at, _, _ in points), tuple(figure for _, figure, _ in points), low, high)
 
 
-def _is_figure(cell: Cell) -> bool:
-    return isinstance(cell, int | float) and math.isfinite(cell)
-
-
-def _number(cell: Cell) -> float:
-    return float(cell) if isinstance(cell, int | float) else math.nan
+def _known(figures: Sequence[float | None]) -> tuple[float, ...] | None:
+    """All of them, or None where one is missing."""
+    known = tuple(figure for figure in figures if figure is not None)
+    return known if len(known) == len(figures) else None
 
 
 def _short(cell: Cell) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import click
 from PIL import Image
@@ -13,10 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from s3diff_benchmarks.report.figures import heading, shown_at, visible
-from s3diff_benchmarks.report.markdown import to_markdown
-from s3diff_benchmarks.report.model import Report, Table
+from s3diff_benchmarks.report.figures import ShownTable
+from s3diff_benchmarks.report.model import Report
 from s3diff_benchmarks.report.output import JSON_NAME, Output
+from s3diff_benchmarks.report.rendering import to_markdown, to_page
 from s3diff_runtime.files import replacing
 
 MARKDOWN_NAME = "report.md"
@@ -30,9 +31,7 @@ _NO_IMAGES: Mapping[str, Image.Image] = MappingProxyType({})
 
 def write_report(
     report: Report,
-    folder: Path,
-    force: bool = False,
-    html: bool = False,
+    output: Output,
     images: Mapping[str, Image.Image] = _NO_IMAGES,
     extra: Mapping[str, str] = _NONE,
 ) -> None:
@@ -40,9 +39,7 @@ def write_report(
 
     Args:
         report: what was found.
-        folder: to make.
-        force: replace a report that is there.
-        html: also write the page.
+        output: where to write it; nothing is written without a folder.
         images: RGB, by the names that the report's pictures use.
         extra: the texts of more files, such as a CSV, by name.
 
@@ -51,7 +48,9 @@ def write_report(
         ValueError: when an image is missing, or the name of an extra file is not a plain one of its own.
         JobError: when the disk refuses.
     """
-    Output(folder, force).check_folder()
+    if output.folder is None:
+        return
+    output.check_folder()
     named = {name for picture in report.pictures for name in (picture.before, picture.after)}
     if named - images.keys():
         raise ValueError(f"pictures of {report.kind} without an image: {sorted(named - images.keys())}")
@@ -59,9 +58,9 @@ def write_report(
     wrong = [name for name in extra if name in taken or not _PLAIN_NAME.fullmatch(name)]
     if wrong:
         raise ValueError(f"names that an extra file cannot have: {wrong}")
-    with replacing(folder) as partial:
+    with replacing(output.folder) as partial:
         partial.mkdir()
-        _write_files(report, partial, html, {name: images[name] for name in sorted(named)}, extra)
+        _write_files(report, partial, output.html, {name: images[name] for name in sorted(named)}, extra)
 
 
 def _write_files(
@@ -84,26 +83,13 @@ def _write_files(
     for name, image in images.items():
         image.save(folder / "pictures" / f"{name}.png")
     if html:
-        from s3diff_benchmarks.report.page import to_page
-
         texts[HTML_NAME] = to_page(report, folder)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def publish(
-    report: Report,
-    output: Output,
-    images: Mapping[str, Image.Image] = _NO_IMAGES,
-    extra: Mapping[str, str] = _NONE,
-) -> None:
-    """Write the report where `output` says, and show it on standard output.
-
-    Raises:
-        As `write_report`.
-    """
-    if output.folder is not None:
-        write_report(report, output.folder, output.force, output.html, images, extra)
+def show_report(report: Report, output: Output) -> None:
+    """Show the report on standard output, and where it was written."""
     if output.as_json:
         click.echo(report.model_dump_json(indent=2))
         return
@@ -111,19 +97,18 @@ def publish(
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     for table in report.tables:
-        console.print(_terminal_table(table))
+        console.print(_terminal_table(ShownTable.of(table)))
     for note in report.notes:
         console.print(note, markup=False)
     if output.folder is not None:
         click.echo(output.folder)
 
 
-def _terminal_table(table: Table) -> RichTable:
+def _terminal_table(table: ShownTable) -> RichTable:
     drawn = RichTable(title=escape(table.title), caption=escape(table.note))
-    places = visible(table)
-    for column, place in ((table.columns[place], place) for place in places):
-        numeric = any(isinstance(row[place], int | float) for row in table.rows)
-        drawn.add_column(escape(heading(column)), justify="right" if numeric else "left", overflow="fold")
+    for column in table.columns:
+        justify: Literal["right", "left"] = "right" if column.numeric else "left"
+        drawn.add_column(escape(column.heading), justify=justify, overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(escape(shown_at(table, row, place)) for place in places))
+        drawn.add_row(*(escape(cell.text) for cell in row))
     return drawn

@@ -13,11 +13,12 @@ from PIL import Image
 from s3diff_benchmarks.methods import Input, Method, Upscaled, require_pictures
 from s3diff_benchmarks.pictures.drawn import middle
 from s3diff_benchmarks.speed.meters import Counter, energy
-from s3diff_benchmarks.statistics import Progress, sample_interleaved
+from s3diff_benchmarks.statistics import sample_interleaved
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.options import Options, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import Counted
 from s3diff_runtime.vocabulary import Pixels
 
 CALL, END_TO_END = "call", "end to end"
@@ -96,7 +97,7 @@ def measure(
     sampling: Sampling,
     folder: Path,
     counter: Counter = lambda: None,
-    progress: Progress = lambda done, what: None,
+    progress: Counted = lambda done, what: None,
 ) -> list[Timings]:
     """Time every method in every case, in rounds with an order drawn anew, until the medians are settled.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import permutations
 
-from s3diff_benchmarks.pictures.difference import NOTE, Difference
+from s3diff_benchmarks.pictures.difference import NOTE, differences
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.speed.ceilings import Ceilings
 from s3diff_benchmarks.speed.cold_start import ColdStart
@@ -106,7 +106,7 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
     for one, other in permutations(timings, 2):
         comparable = other.method in references and other.case == one.case
         if comparable and one.image is not None and other.image is not None:
-            error, psnr, _, largest = Difference.of([(one.image, other.image)]).cells
+            error, psnr, _, largest = differences([(one.image, other.image)])
             rows.append((one.method, other.method, *astuple(one.case), error, psnr, largest))
     return Table(
         name="agreement",

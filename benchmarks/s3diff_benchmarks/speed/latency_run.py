@@ -13,7 +13,6 @@ from PIL import Image
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.methods import RELEASED, BundleMethod, Method, open_bundles
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.output import Output
@@ -34,6 +33,7 @@ from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.weights import ModelSource
@@ -90,7 +90,7 @@ def run_latency(request: LatencyRequest) -> Findings:
         with (
             open_bundles(request.bundles, request.engines, request.device, options) as (bundles, left_out),
             gpu_meter(request.device) as meter,
-            progress(1.0, "latency") as tell,
+            counted(1.0, "latency") as tell,
         ):
             cases, too_large = _fitting(request.cases, bundles)
             baselines, trainable, pytorch_notes = _baselines(request, image)
@@ -196,7 +196,7 @@ def _cold_starts(
     if pytorch:
         tasks.append(Task(RELEASED, request.weights, source, device, threads))
     found = {}
-    with progress(len(tasks), "latency") as tell:
+    with counted(len(tasks), "latency") as tell:
         for number, task in enumerate(tasks):
             tell(number, f"new processes: {task.name}")
             found[task.name] = measure_cold_start(task, request.cold_starts)

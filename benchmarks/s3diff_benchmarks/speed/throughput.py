@@ -12,14 +12,12 @@ from PIL import Image
 
 from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
 from s3diff_benchmarks.pictures.drawn import given_or_drawn
-from s3diff_benchmarks.progress import progress
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.speed.latency import picture_of
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
-from s3diff_benchmarks.statistics import Progress
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
@@ -27,6 +25,7 @@ from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.progress import Counted, counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
@@ -102,7 +101,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     with (
         TemporaryDirectory() as folder,
         Fleet.open(request.bundle, request.engine, devices, options) as fleet,
-        progress(1.0, "throughput") as tell,
+        counted(1.0, "throughput") as tell,
     ):
         fleet.check_size(request.size, request.size)
         tell(0.0, "warm-up")
@@ -158,7 +157,7 @@ def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> flo
     return elapsed
 
 
-def _loads(call: Call, request: ThroughputRequest, tell: Progress) -> tuple[list[Load], list[Load]]:
+def _loads(call: Call, request: ThroughputRequest, tell: Counted) -> tuple[list[Load], list[Load]]:
     """Callers that wait, from few to many, then arrivals at shares of what these were served at best."""
     several = sorted({*request.callers})
     begun, share = _FOLDER_SHARE, _CLOSED_SHARE / len(several)

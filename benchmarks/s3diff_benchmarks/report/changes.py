@@ -1,4 +1,4 @@
-"""All of `bench compare`."""
+"""All of `bench compare`: shows what changed between two reports, and fails where too much became worse."""
 
 from __future__ import annotations
 
