@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from s3diff_benchmarks.speed.latency_report import (
 )
 from s3diff_export import cli
 from s3diff_runtime.errors import JobError, RequestError
+from s3diff_training.weights import ModelSource
 
 QUICK = Sampling(seconds=0.2, warm_up=1, least=3)
 PICTURE = dark_noise(40, 40, brightest=250)
@@ -223,6 +225,11 @@ def test_a_new_process_is_timed(bundle: Path, photograph: Path) -> None:
     assert found.ready == found.launch + found.imports + found.open + found.first_image < 60
     assert 20 < found.host_mib < 400
     assert found.device_mib is None
+
+
+def test_weights_reach_a_new_process(photograph: Path) -> None:
+    task = Task("PyTorch", ModelSource(demo=True), photograph, "cpu")
+    assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_a_process_that_fails_is_told(tmp_path: Path, photograph: Path) -> None:

@@ -1,15 +1,20 @@
-"""PyTorch in every form computes what the network computes, and leaves it as it was."""
+"""Whatever upscales: PyTorch in every form computes what the network computes, and all answer alike."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.runtime.fake_bundle import dark_noise
+from PIL import Image
+from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
 
-from s3diff_benchmarks.methods import Input
+from s3diff_benchmarks.methods import Input, open_bundles
+from s3diff_benchmarks.pictures.pairs import Peer, PeerTimes
 from s3diff_benchmarks.pytorch_method import exact, merged_copy, released, trainable_millions, tuned
+from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints import build_network
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import S3Diff, lora_layers
@@ -98,3 +103,39 @@ def test_trainable_parameters_are_those_of_the_checkpoint(network: S3Diff) -> No
         tensor.numel() for name, tensor in checkpoint.tensors.items() if not name.startswith("estimator.")
     )
     assert trainable_millions(network) == pytest.approx(counted / 1e6)
+
+
+# --- bundles and other methods --------------------------------------------------------------------
+
+
+def test_a_bundle_tells_scores_bin_and_stages(tmp_path: Path) -> None:
+    folder = write_fake_bundle(tmp_path / "own.bundle", "merged")
+    with open_bundles([folder], ["auto"], "cpu") as (methods, notes):
+        (method,) = methods
+        (result,) = method(INPUTS[:1], noise=0.9, blur=0.1)
+    assert (method.name, notes) == ("own", [])
+    assert result.pixels.shape == (64, 64, 3)
+    assert result.applied == {"noise": 0.9, "blur": 0.1}
+    assert result.bin is not None
+    assert result.total_seconds == sum(result.seconds.values())
+
+
+def test_an_engine_that_is_missing_is_told_unless_nothing_is_left(tmp_path: Path) -> None:
+    folder = write_fake_bundle(tmp_path / "own.bundle", "fused")
+    with open_bundles([folder], ["onnx", "none"], "cpu") as (methods, notes):
+        assert [method.name for method in methods] == ["own, onnx"]
+        assert len(notes) == 1
+        assert notes[0].startswith("own was not measured on none: unknown engine 'none'")
+    with pytest.raises(RequestError, match="unknown engine 'none'"), open_bundles([folder], ["none"], "cpu"):
+        pass
+
+
+def test_another_method_answers_with_its_files(tmp_path: Path) -> None:
+    made = dark_noise(64, 64)
+    Image.fromarray(made).save(tmp_path / "a.png")
+    times = PeerTimes(machine="theirs", seconds={"a": 1.5})
+    timed, untimed = (Peer("peer", {"a": tmp_path / "a.png"}, each) for each in (times, None))
+    (result,) = timed([Input(IMAGES[0], "a")])
+    np.testing.assert_array_equal(result.pixels, made)
+    assert result.total_seconds == 1.5
+    assert untimed([Input(IMAGES[0], "a")])[0].total_seconds is None

@@ -156,12 +156,12 @@ def _run(method: Method, timings: Timings, source: Path, folder: Path, counter: 
         for number, result in enumerate(results):
             save(Image.fromarray(result.pixels), folder / f"output-{number}.png")
     decode, call, encode = clock.seconds.values()
-    for stage, spent in {DECODE: decode, **_whole(results, call), ENCODE: encode}.items():
+    for stage, spent in {DECODE: decode, **_with_host(results, call), ENCODE: encode}.items():
         timings.stages.setdefault(stage, []).append(spent)
     return call
 
 
-def _whole(results: Sequence[Upscaled], call: float) -> dict[str, float]:
+def _with_host(results: Sequence[Upscaled], call: float) -> dict[str, float]:
     """The stages of a call, with all of its time that they leave counted as the host's."""
     clock = Clock()
     for result in results:

@@ -157,8 +157,7 @@ def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
         y="median",
         by="method",
         where={"part": CALL},
-        x_label="size, and × images",
-        y_label="seconds, median",
+        x_label="size × batch",
     )
     yield Plot(
         name="stages",
@@ -169,7 +168,6 @@ def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
         y="time",
         by="method",
         where={"size": first.side, "batch": first.batch, "stage": _stages(timings)},
-        y_label="seconds, median",
     )
     if len({timing.case.batch for timing in timings if timing.case.side == first.side}) > 1:
         yield Plot(
@@ -181,8 +179,6 @@ def plots(timings: Sequence[Timings]) -> Iterator[Plot]:
             y="rate",
             by="method",
             where={"size": first.side, "part": CALL},
-            x_label="images in a batch",
-            y_label="images per second",
             log_x=True,
             from_zero=True,
         )
@@ -199,8 +195,6 @@ def roofline(timings: Sequence[Timings], method: str, ceilings: Ceilings) -> Plo
         y="achieved",
         by="stage",
         where={"method": method, "stage": _stages(timings)},
-        x_label="FLOP per byte moved",
-        y_label="TFLOP/s",
     )
 
 

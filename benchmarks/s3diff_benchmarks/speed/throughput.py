@@ -43,7 +43,6 @@ _CALLERS_PLOT = Plot(
     table="callers",
     x="callers",
     y="served",
-    y_label="images per second",
     log_x=True,
     from_zero=True,
 )
@@ -54,7 +53,6 @@ _ARRIVALS_PLOT = Plot(
     table="arrivals",
     x="offered",
     y=("median", "p95", "p99", "in time"),
-    x_label="images that arrive per second",
     y_label="seconds from arrival to result",
     log_y=True,
 )
