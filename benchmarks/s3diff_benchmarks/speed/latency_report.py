@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 
-from s3diff_benchmarks.pictures.difference import NOTE
+from s3diff_benchmarks.pictures.difference import NOTE, differences
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.speed.ceilings import Ceilings
 from s3diff_benchmarks.speed.cold_start import ColdStart
