@@ -149,7 +149,7 @@ def test_pictures_are_the_results_of_the_first_four(folder: Path) -> None:
     ]
     result = np.asarray(Image.open(pictures / "image-2-result.png")).astype(int)
     assert np.abs(result - as_restored(LR["b.png"])).max() <= 1
-    assert [part["title"] for part in report(folder / "out")["pictures"]][1] == "b: bicubic, and the bundle"
+    assert [part["title"] for part in report(folder / "out")["pictures"]][1] == "b: bicubic, and s3"
 
 
 def test_without_truths_and_limited(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
