@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
+
+from s3diff_benchmarks import steps
+from s3diff_benchmarks.steps import Ended, Outcome, run_steps
 
 Told = Mapping[str, tuple[int, str, str]]
 """By words that stand in a command: code, output and error."""
@@ -34,37 +35,34 @@ def tool() -> ModuleType:
 class Commands:
     """Stands for s3diff-export: each command takes ten seconds and does what it was told by its words."""
 
-    def __init__(self, tool: ModuleType, told: Told | None = None) -> None:
-        self.tool, self.told, self.now = tool, told or {}, 0.0
-        self.seen: list[str] = []
+    def __init__(self, told: Told | None = None) -> None:
+        self.told, self.now = told or {}, 0.0
 
     def clock(self) -> float:
         return self.now
 
-    def __call__(self, command: Sequence[str], seconds: float) -> object:
+    def __call__(self, command: Sequence[str], seconds: float) -> Ended:
         line = " ".join(command)
-        self.seen.append(line)
         if seconds < 10:
             self.now += seconds
-            raise subprocess.TimeoutExpired(command, seconds)
+            return Ended(None, "", "")
         self.now += 10
         for words, (code, output, error) in self.told.items():
             if words in line:
-                return self.tool.Ran(code, output, error)
-        return self.tool.Ran(0, json.dumps(PARITY if " verify " in line else {}), "")
+                return Ended(code, output, error)
+        return Ended(0, json.dumps(PARITY if " verify " in line else {}), "")
 
 
-def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -> Any:  # noqa: ANN401 - a class of `tool`
-    commands = Commands(tool, told)
-    check = tool.Check(seconds, commands, commands.clock)
-    tool.check_bundle(check, "small", (), ("--demo",), Path("small.bundle"), "cuda")
-    return check
+def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -> list[Outcome]:
+    commands = Commands(told)
+    planned = list(tool.check_bundle("small", (), ("--demo",), Path("small.bundle"), "cuda"))
+    return run_steps(planned, lambda outcomes: None, seconds, commands, commands.clock)
 
 
 def test_every_engine_is_built_compared_and_measured(tool: ModuleType) -> None:
-    check = checked(tool)
-    assert [step.status for step in check.steps] == ["ok"] * 9
-    commands = [" ".join(step.command[1:]) for step in check.steps]
+    outcomes = checked(tool)
+    assert [each.status for each in outcomes] == ["ok"] * 9
+    commands = [" ".join(each.command[1:]) for each in outcomes]
     assert commands[0].startswith("build --demo -o small.bundle")
     for flavour in tool.FLAVOURS:
         assert any(line.startswith(f"engines small.bundle --engine {flavour}") for line in commands)
@@ -76,38 +74,44 @@ def test_every_engine_is_built_compared_and_measured(tool: ModuleType) -> None:
             line.startswith("bench latency") and f"--engine {engine} --device cuda" in line
             for line in commands
         )
-    assert tool.passed(check.steps)
+    assert all(line.endswith("--json") for line in commands)
+    assert tool.passed(outcomes)
 
 
 def test_an_engine_that_is_not_there_is_skipped_with_its_reason(tool: ModuleType) -> None:
-    missing = (2, "", "Error: tensorrt is not installed: pip install 's3diff-export[tensorrt]'")
-    check = checked(tool, told={"--engine tensorrt --json": missing})
-    found = {step.name: step for step in check.steps}
+    missing = (2, "", "tensorrt is not installed: pip install 's3diff-export[tensorrt]'")
+    outcomes = checked(tool, told={"--engine tensorrt --json": missing})
+    found = {each.name: each for each in outcomes}
     assert found["small: build tensorrt engines"].reason == missing[2]
     assert found["small: tensorrt against PyTorch in fp32"].status == "skipped"
     assert found["small: tensorrt latency"].reason == "small: build tensorrt engines skipped"
     assert found["small: tensorrt-rtx latency"].status == "ok"
-    assert tool.passed(check.steps)
+    assert tool.passed(outcomes)
 
 
 def test_a_crash_is_a_finding_and_the_rest_goes_on(tool: ModuleType) -> None:
-    check = checked(tool, told={"--engine tensorrt-rtx --device cuda --json": (-11, "", "")})
-    found = {step.name: step for step in check.steps}
+    outcomes = checked(tool, told={"--engine tensorrt-rtx --device cuda --json": (-11, "", "")})
+    found = {each.name: each for each in outcomes}
     assert found["small: tensorrt-rtx against PyTorch in fp32"].reason == "the process ended with code -11"
     assert found["small: tensorrt-rtx latency"].status == "ok"
-    assert not tool.passed(check.steps)
+    assert not tool.passed(outcomes)
 
 
 def test_nothing_starts_after_the_time_is_up(tool: ModuleType) -> None:
-    check = checked(tool, seconds=35)
-    statuses = [step.status for step in check.steps]
-    assert statuses == ["ok", "ok", "ok", "failed", *["skipped"] * 5]
-    assert check.steps[3].reason == "out of time"
-    assert "35 s" in check.steps[-1].reason
+    outcomes = checked(tool, seconds=35)
+    assert [each.status for each in outcomes] == ["ok", "ok", "ok", "failed", *["skipped"] * 5]
+    assert outcomes[3].reason == "out of time"
+    assert "35 s" in outcomes[-1].reason
 
 
 def test_nothing_compared_is_no_pass(tool: ModuleType) -> None:
-    assert not tool.passed(checked(tool, seconds=5).steps)
+    assert not tool.passed(checked(tool, seconds=5))
+
+
+def test_a_model_of_full_size_waits_for_its_weights(tool: ModuleType, tmp_path: Path) -> None:
+    planned = {step.name: step for step in tool.plan(tmp_path, "cpu", True)}
+    assert planned["full size: build"].needs == "full size: make random weights"
+    assert f"--checkpoint={tmp_path / 'full-size' / 's3diff.pkl'}" in planned["full size: build"].command
 
 
 def test_without_a_gpu_it_says_so(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +126,12 @@ def test_without_a_gpu_it_says_so(tool: ModuleType, tmp_path: Path, monkeypatch:
 def test_the_report_has_what_the_commands_said(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tool, "run_command", Commands(tool))
+    monkeypatch.setattr(steps, "run_process", Commands())
     result = CliRunner().invoke(tool.main, [str(tmp_path), "--device", "cpu", "--small-only"])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["passed"] and report["machine"]["processor"]
-    names = [step["name"] for step in report["steps"]]
-    assert names == [
+    assert [step["name"] for step in report["steps"]] == [
         "small: build",
         "small: onnx against PyTorch in fp32",
         "small: onnx latency",
@@ -136,13 +139,6 @@ def test_the_report_has_what_the_commands_said(
     ]
     assert report["steps"][1]["result"] == PARITY
     assert report["steps"][3]["reason"] == "--small-only"
-
-
-def test_a_command_that_hangs_is_killed(tool: ModuleType) -> None:
-    with pytest.raises(subprocess.TimeoutExpired):
-        tool.run_command(("sleep", "20"), 0.2)
-    ran = tool.run_command(("sh", "-c", "echo '{}'; echo first >&2; echo last >&2; exit 3"), 10)
-    assert (ran.code, ran.output, ran.error) == (3, "{}\n", "last")
 
 
 def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None:
@@ -153,7 +149,7 @@ def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None
         ["PyTorch tuned", "call", 0.05],
     ]
     latency = {"tables": [{"name": "latency", "columns": columns, "rows": rows}]}
-    checked_all = checked(tool, told={"latency": (0, json.dumps(latency), "")})
-    found = {name: figure for name, _, _, figure in tool._rows(checked_all.steps)}
+    outcomes = checked(tool, told={"latency": (0, json.dumps(latency), "")})
+    found = {each.name: tool.figure_of(each) for each in outcomes}
     assert found["small: onnx latency"] == "small.bundle 0.0123 s, PyTorch tuned 0.05 s"
     assert found["small: onnx against PyTorch in fp32"] == "ε relative 1.0e-03, image 51.0 dB"

@@ -10,7 +10,6 @@ file comes out every time.
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 
 import click
@@ -18,8 +17,10 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageFilter
 
+from s3diff_runtime.files import replacing
+from s3diff_runtime.vocabulary import SCALE
+
 CROP_WIDTH, CROP_HEIGHT = 512, 384
-SCALE = 4
 BLUR_RADIUS = 1.5  # of the full-size crop, in pixels
 NOISE_SIGMA = 4.0  # in grey levels of 255
 JPEG_QUALITY = 75
@@ -59,10 +60,8 @@ def main(output: Path, truth: Path | None) -> None:
 
 def write(image: Image.Image, path: Path) -> None:
     """Write a PNG file atomically and print where it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    image.save(partial, "PNG")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        image.save(partial, "PNG")
     click.echo(str(path))
 
 

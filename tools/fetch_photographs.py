@@ -14,20 +14,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import io
 import json
-import os
 import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 from PIL import Image
+
+from s3diff_runtime.files import installed_file, replacing, write_text
 
 TABLE = Path(__file__).with_name("photographs.toml")
 SETS = ("train", "held-out")
@@ -49,14 +50,23 @@ class Photograph:
     module: str | None = None
 
 
-def read_table(table: Path = TABLE) -> dict[str, list[Photograph]]:
-    """Return the photographs of each set, in the table's order."""
-    rows = tomllib.loads(table.read_text(encoding="utf-8"))
-    return {name: [Photograph(**row) for row in rows[name]] for name in SETS}
+class Original(NamedTuple):
+    """The file that a package ships, and the package's version."""
+
+    path: Path | None
+    version: str
 
 
-def unpack_debian_packages(packages: list[str], folder: Path) -> dict[str, tuple[Path, str]]:
-    """Download and unpack Debian packages under `folder`; return each one's root folder and version.
+class Prepared(NamedTuple):
+    """A file as it is stored, and what was done to it."""
+
+    data: bytes
+    suffix: str
+    change: str
+
+
+def in_debian_packages(photographs: Sequence[Photograph], folder: Path) -> Iterator[Original]:
+    """Download and unpack the packages under `folder`.
 
     Raises:
         click.ClickException: a tool is missing or a package cannot be had.
@@ -64,17 +74,16 @@ def unpack_debian_packages(packages: list[str], folder: Path) -> dict[str, tuple
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise click.ClickException(f"{tool} is missing: run this on Debian or Ubuntu")
+    packages = sorted({photograph.package for photograph in photographs})
     _download(packages, folder)
-    roots: dict[str, tuple[Path, str]] = {}
+    versions = {}
     for package in packages:
         archive = next(folder.glob(f"{package}_*.deb"))
-        root = folder / package
-        subprocess.run(["dpkg-deb", "-x", archive, root], check=True)
-        version = subprocess.run(
-            ["dpkg-deb", "-f", archive, "Version"], check=True, capture_output=True, text=True
-        ).stdout.strip()
-        roots[package] = (root, version)
-    return roots
+        subprocess.run(["dpkg-deb", "-x", archive, folder / package], check=True)
+        field = subprocess.run(["dpkg-deb", "-f", archive, "Version"], check=True, capture_output=True)
+        versions[package] = field.stdout.decode().strip()
+    for photograph in photographs:
+        yield Original(folder / photograph.package / photograph.path, versions[photograph.package])
 
 
 def _download(packages: list[str], folder: Path) -> None:
@@ -88,29 +97,28 @@ def _download(packages: list[str], folder: Path) -> None:
         raise click.ClickException(f"apt-get could not download {', '.join(packages)}: {reason}")
 
 
-def locate_module_packages(photographs: list[Photograph]) -> dict[str, tuple[Path, str]]:
-    """Return the folder and version of each Python package that ships photographs, without importing it.
+def in_python_packages(photographs: Sequence[Photograph]) -> Iterator[Original]:
+    """Find the photographs without importing what ships them.
 
     Raises:
         click.ClickException: a package is not installed.
     """
-    roots: dict[str, tuple[Path, str]] = {}
-    for package, module in {(photo.package, photo.module or "") for photo in photographs}:
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise click.ClickException(f"{package} is not installed: pip install {package}")
-        roots[package] = (Path(spec.origin).parent, importlib.metadata.version(package))
-    return roots
+    for photograph in photographs:
+        try:
+            version = importlib.metadata.version(photograph.package)
+        except importlib.metadata.PackageNotFoundError as error:
+            package = photograph.package
+            raise click.ClickException(f"{package} is not installed: pip install {package}") from error
+        yield Original(installed_file(photograph.module or "", photograph.path), version)
 
 
-def read_verified(photograph: Photograph, root: Path) -> bytes:
+def read_verified(photograph: Photograph, source: Path | None) -> bytes:
     """Return the original file's bytes.
 
     Raises:
         click.ClickException: the file is missing, or is not the one whose licence was judged.
     """
-    source = root / photograph.path
-    if not source.is_file():
+    if source is None or not source.is_file():
         raise click.ClickException(f"{photograph.package} has no {photograph.path}")
     data = source.read_bytes()
     found = hashlib.sha256(data).hexdigest()
@@ -121,61 +129,28 @@ def read_verified(photograph: Photograph, root: Path) -> bytes:
     return data
 
 
-def prepare(data: bytes) -> tuple[bytes, str, str]:
-    """Return the bytes to store, their suffix and what was done; RGB files pass untouched where possible.
+def prepare(data: bytes, always_png: bool) -> Prepared:
+    """What to store of a photograph; RGB files pass untouched where possible.
 
     Large JPEG originals (see `HALVE_ABOVE_PIXELS`) are halved with Lanczos, grey ones become RGB; both are
-    stored as PNG, so that nothing is compressed with loss a second time.
+    stored as PNG, so that nothing is compressed with loss a second time. With `always_png` nothing else is
+    done than that, to every file: validation reads one format only.
     """
     with Image.open(io.BytesIO(data)) as image:
         large = image.format == "JPEG" and image.width * image.height > HALVE_ABOVE_PIXELS
-        if not large and image.mode == "RGB":
-            return data, ".jpg" if image.format == "JPEG" else ".png", "as shipped"
+        if not (always_png or large) and image.mode == "RGB":
+            return Prepared(data, ".jpg" if image.format == "JPEG" else ".png", "as shipped")
         rgb = image.convert("RGB")
-    change = "converted to RGB"
-    if large:
+    change = "stored as PNG" if always_png else "converted to RGB"
+    if large and not always_png:
         rgb = rgb.resize((rgb.width // 2, rgb.height // 2), Image.Resampling.LANCZOS)
         change = "halved with Lanczos"
     buffer = io.BytesIO()
     rgb.save(buffer, "PNG")
-    return buffer.getvalue(), ".png", change
+    return Prepared(buffer.getvalue(), ".png", change)
 
 
-def as_png(data: bytes) -> tuple[bytes, str, str]:
-    """Return `prepare`'s triple for an image re-stored as PNG: validation reads one format only."""
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(data)) as image:
-        image.convert("RGB").save(buffer, "PNG")
-    return buffer.getvalue(), ".png", "stored as PNG"
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Write a file under a temporary name beside `target`, then rename it."""
-    partial = target.with_name(target.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, target)
-
-
-def fetch_set(
-    name: str, photographs: list[Photograph], roots: Mapping[str, tuple[Path, str]], out_dir: Path
-) -> None:
-    """Write one set's photographs and their sources under `out_dir/name`."""
-    folder = out_dir / name
-    folder.mkdir(parents=True, exist_ok=True)
-    sources: list[dict[str, str | None]] = []
-    for photograph in photographs:
-        root, version = roots[photograph.package]
-        original = read_verified(photograph, root)
-        data, suffix, change = prepare(original) if name == "train" else as_png(original)
-        write_atomically(folder / (photograph.name + suffix), data)
-        sources.append(
-            {"file": photograph.name + suffix, **asdict(photograph), "version": version, "change": change}
-        )
-    write_atomically(folder / "SOURCES.json", (json.dumps(sources, indent=2) + "\n").encode())
-    write_atomically(folder / "SOURCES.md", sources_markdown(name, sources).encode())
-
-
-def sources_markdown(name: str, sources: list[dict[str, str | None]]) -> str:
+def sources_markdown(name: str, sources: Sequence[dict[str, str | None]]) -> str:
     """Return the table of credits of one set."""
     lines = [f"# Sources of the {name} photographs", "", "| file | author | licence | package | change |"]
     lines.append("| --- | --- | --- | --- | --- |")
@@ -189,17 +164,26 @@ def sources_markdown(name: str, sources: list[dict[str, str | None]]) -> str:
 @click.argument("out_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--set", "sets", multiple=True, type=click.Choice(SETS), help="Only this set (default: both).")
 def main(out_dir: Path, sets: tuple[str, ...]) -> None:
-    """Write the photographs under OUT_DIR."""
-    table = read_table()
+    """Write the photographs of each set, and their sources, under OUT_DIR."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     for name in sets or SETS:
+        photographs, sources = [Photograph(**row) for row in table[name]], []
+        held_out = name == "held-out"
         with tempfile.TemporaryDirectory(prefix="photographs-") as temporary:
-            if name == "train":
-                packages = sorted({photograph.package for photograph in table[name]})
-                roots = unpack_debian_packages(packages, Path(temporary))
-            else:
-                roots = locate_module_packages(table[name])
-            fetch_set(name, table[name], roots, out_dir)
-        click.echo(f"{out_dir / name}: {len(table[name])} photographs")
+            found = (
+                in_python_packages(photographs)
+                if held_out
+                else in_debian_packages(photographs, Path(temporary))
+            )
+            for photograph, (source, version) in zip(photographs, found, strict=True):
+                data, suffix, change = prepare(read_verified(photograph, source), always_png=held_out)
+                file = photograph.name + suffix
+                with replacing(out_dir / name / file) as partial:
+                    partial.write_bytes(data)
+                sources.append({"file": file, **asdict(photograph), "version": version, "change": change})
+        write_text(out_dir / name / "SOURCES.json", json.dumps(sources, indent=2) + "\n")
+        write_text(out_dir / name / "SOURCES.md", sources_markdown(name, sources))
+        click.echo(f"{out_dir / name}: {len(photographs)} photographs")
 
 
 if __name__ == "__main__":

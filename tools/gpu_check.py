@@ -5,184 +5,100 @@
 Takes the small model that ships and a random one of SD-Turbo's size through every engine that is
 installed: ONNX Runtime on CUDA, TensorRT, TensorRT-RTX. Every step is a command of s3diff-export in a
 process of its own, so one that fails, crashes or runs out of time is a finding and the others go on.
-Writes `OUT/gpu-check.json` with all that the commands said, and prints a table. The exit code is 1 when
-an engine that ran does not compute what PyTorch computes, or none ran.
+Writes `OUT/gpu-check.json` after every step, with all that the commands said, and prints a table. The exit
+code is 1 when an engine that ran does not compute what PyTorch computes, or none ran.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from s3diff_benchmarks.machine import Machine, describe_machine
-from s3diff_runtime.files import replacing
-
-Status = Literal["ok", "failed", "skipped"]
+from s3diff_benchmarks.machine import describe_machine
+from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
+from s3diff_runtime.files import write_text
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
-_LONGEST_REASON = 400
+_COMPARED = "against PyTorch in fp32"
+_MAKE_WEIGHTS = "full size: make random weights"
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command came to."""
-
-    code: int
-    output: str
-    """Of standard output: JSON where the command was asked for it."""
-    error: str
-    """The last line of standard error."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the check, and what became of it."""
-
-    name: str
-    command: tuple[str, ...]
-    status: Status
-    seconds: float = 0.0
-    reason: str = ""
-    """Why it failed or was skipped."""
-    result: Any = None
-    """The JSON that the command printed."""
-
-
-@dataclass
-class Check:
-    """Runs the steps until the time is used up.
-
-    Attributes:
-        steps: what became of each, in order.
+def plan(output: Path, device: str, full_size: bool) -> list[Step]:
+    """All steps: of the small model, and of one of SD-Turbo's size.
 
     Args:
-        seconds: for all steps together.
-        run: runs a command within a number of seconds; raises `subprocess.TimeoutExpired`.
-        clock: in seconds.
+        output: folder for the bundles, and for the weights of the large one while the check runs.
+        device: to run on.
+        full_size: whether the large one is checked.
     """
-
-    seconds: float
-    run: Callable[[Sequence[str], float], Ran]
-    clock: Callable[[], float] = time.monotonic
-    show: Callable[[Step], None] = lambda step: None
-    steps: list[Step] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        """The time runs from now."""
-        self._end = self.clock() + self.seconds
-
-    def __call__(self, name: str, command: Sequence[str], after: Step | None = None) -> Step:
-        """Run a command; not when `after`, which it builds on, did not work, or the time is used up."""
-        step = self._step(name, tuple(command), after)
-        self.steps.append(step)
-        self.show(step)
-        return step
-
-    def skip(self, name: str, reason: str) -> Step:
-        """Note a step that is not run."""
-        step = Step(name, (), "skipped", reason=reason)
-        self.steps.append(step)
-        self.show(step)
-        return step
-
-    def _step(self, name: str, command: tuple[str, ...], after: Step | None) -> Step:
-        start = self.clock()
-        if after is not None and after.status != "ok":
-            return Step(name, command, "skipped", reason=f"{after.name} {after.status}")
-        if start >= self._end:
-            return Step(name, command, "skipped", reason=f"the {self.seconds:.0f} s of the check are used up")
-        try:
-            ran = self.run(command, self._end - start)
-        except subprocess.TimeoutExpired:
-            return Step(name, command, "failed", self.clock() - start, "out of time")
-        seconds = self.clock() - start
-        if ran.code == 2:  # a wrong request: this machine lacks what the step needs
-            return Step(name, command, "skipped", seconds, ran.error)
-        result = _parsed(ran.output)
-        if ran.code:
-            reason = ran.error or f"the process ended with code {ran.code}"
-            return Step(name, command, "failed", seconds, reason, result)
-        return Step(name, command, "ok", seconds, result=result)
+    small = check_bundle("small", (), ("--demo",), output / "small.bundle", device)
+    if not full_size:
+        return [*small, Step("full size", left_out="--small-only")]
+    weights = weights_folder(output)
+    maker = (sys.executable, str(Path(__file__).with_name("make_full_size.py")), str(weights))
+    files = {"base": "base", "checkpoint": "s3diff.pkl", "estimator": "de_net.pth"}
+    options = [f"--{option}={weights / file}" for option, file in files.items()]
+    bundle = output / "full-size.bundle"
+    large = check_bundle("full size", ("--no-verify",), options, bundle, device, _MAKE_WEIGHTS)
+    return [*small, Step(_MAKE_WEIGHTS, maker), *large]
 
 
 def check_bundle(
-    check: Check, name: str, build: Sequence[str], weights: Sequence[str], bundle: Path, device: str
-) -> None:
-    """Build one bundle, and take it through every engine.
+    name: str, build: Sequence[str], weights: Sequence[str], bundle: Path, device: str, needs: str = ""
+) -> Iterator[Step]:
+    """Build one bundle, and take it through every engine; what this machine lacks is skipped.
 
     Args:
-        check: runs the steps.
         name: of the model, for the steps' names.
         build: what `build` needs besides weights and output.
         weights: options that name the weights.
         bundle: to make.
         device: to run on.
+        needs: the step that makes the weights.
     """
-    built = check(f"{name}: build", _cli("build", *weights, *build, "-o", str(bundle), "--force"))
-    engines = {"onnx": built}
+
+    def step(what: str, *words: str, needs: str) -> Step:
+        return Step(f"{name}: {what}", own_command(*words, "--json"), needs, optional=True)
+
+    built = step("build", "build", *weights, *build, "-o", str(bundle), "--force", needs=needs)
+    yield built
+    ready = {"onnx": built.name}
     for flavour in FLAVOURS if device != "cpu" else ():
-        command = _cli("engines", str(bundle), "--engine", flavour)
-        engines[flavour] = check(f"{name}: build {flavour} engines", command, built)
-    for engine, ready in engines.items():
+        engines = step(
+            f"build {flavour} engines", "engines", str(bundle), "--engine", flavour, needs=built.name
+        )
+        ready[flavour] = engines.name
+        yield engines
+    for engine, needed in ready.items():
         runs = (str(bundle), *weights, "--engine", engine, "--device", device)
-        check(f"{name}: {engine} against PyTorch in fp32", _cli("verify", *runs), ready)
+        yield step(f"{engine} {_COMPARED}", "verify", *runs, needs=needed)
         sizes = ("--size", "128", "--batch", "1,4", "--seconds", "20", "--cold-starts", "1")
-        check(f"{name}: {engine} latency", _cli("bench", "latency", *runs, *sizes), ready)
+        yield step(f"{engine} latency", "bench", "latency", *runs, *sizes, needs=needed)
 
 
-def report(check: Check, machine: Machine) -> dict[str, Any]:
-    """All that was found, as JSON types."""
-    return {
-        "machine": machine.model_dump(mode="json"),
-        "passed": passed(check.steps),
-        "steps": [asdict(step) for step in check.steps],
-    }
+def weights_folder(output: Path) -> Path:
+    """Where the random weights of the large model are while the check runs."""
+    return output / "full-size"
 
 
-def passed(steps: Sequence[Step]) -> bool:
+def passed(outcomes: Sequence[Outcome]) -> bool:
     """Whether some engine was compared with PyTorch, and all that were agree with it."""
-    compared = [step for step in steps if "against PyTorch" in step.name and step.status != "skipped"]
-    return bool(compared) and all(step.status == "ok" for step in compared)
+    compared = [each for each in outcomes if _COMPARED in each.name and each.status != "skipped"]
+    return bool(compared) and all(each.status == "ok" for each in compared)
 
 
-def run_command(command: Sequence[str], seconds: float) -> Ran:
-    """Run a command to its end, or kill it."""
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-    lines = [line for line in ran.stderr.splitlines() if line.strip()]
-    return Ran(ran.returncode, ran.stdout, lines[-1][:_LONGEST_REASON] if lines else "")
-
-
-def _cli(*words: str) -> tuple[str, ...]:
-    """A command of s3diff-export that answers in JSON."""
-    return (str(Path(sys.executable).with_name("s3diff-export")), *words, "--json")
-
-
-def _parsed(output: str) -> Any:  # noqa: ANN401 - whatever a command prints
-    try:
-        return json.loads(output)
-    except ValueError:
-        return output.strip() or None
-
-
-def _rows(steps: Sequence[Step]) -> Iterator[tuple[str, ...]]:
-    for step in steps:
-        yield step.name, step.status, f"{step.seconds:.0f} s", step.reason or _figure(step)
-
-
-def _figure(step: Step) -> str:
-    """The figure of a step that people look for first."""
-    result = step.result if isinstance(step.result, dict) else {}
+def figure_of(outcome: Outcome) -> str:
+    """The figure of an outcome that people look for first."""
+    result = outcome.result if isinstance(outcome.result, dict) else {}
     if "quantities" in result:
         psnr = [value for value in result["psnr"].values() if value is not None]
         worst = max(row["relative"] for row in result["quantities"] if row["quantity"].startswith("epsilon"))
@@ -214,34 +130,25 @@ def main(output: Path, device: str, minutes: float, full_size: bool) -> None:
     if device != "cpu" and not machine.gpus:
         raise click.UsageError("no NVIDIA GPU here, or no driver; --device cpu tries the check itself")
     console = Console(stderr=True)
-    check = Check(
-        minutes * 60,
-        run_command,
-        show=lambda step: console.print(
-            f"{step.status:8}{step.seconds:6.0f} s  {step.name}", highlight=False
-        ),
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    check_bundle(check, "small", (), ("--demo",), output / "small.bundle", device)
-    if full_size:
-        weights = output / "full-size"
-        maker = (sys.executable, str(Path(__file__).with_name("make_full_size.py")), str(weights))
-        made = check("full size: make random weights", maker)
-        files = {"base": "base", "checkpoint": "s3diff.pkl", "estimator": "de_net.pth"}
-        options = [f"--{option}={weights / file}" for option, file in files.items()]
-        if made.status == "ok":
-            check_bundle(check, "full size", ("--no-verify",), options, output / "full-size.bundle", device)
-        shutil.rmtree(weights, ignore_errors=True)
-    else:
-        check.skip("full size", "--small-only")
-    with replacing(output / "gpu-check.json") as temporary:
-        temporary.write_text(json.dumps(report(check, machine), indent=2, ensure_ascii=False) + "\n")
+
+    def finished(outcomes: Sequence[Outcome]) -> None:
+        report = {
+            "machine": machine.model_dump(mode="json"),
+            "passed": passed(outcomes),
+            "steps": [asdict(each) for each in outcomes],
+        }
+        write_text(output / "gpu-check.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        last = outcomes[-1]
+        console.print(f"{last.status:8}{last.seconds:6.0f} s  {last.name}", highlight=False)
+
+    outcomes = run_steps(plan(output, device, full_size), finished, minutes * 60)
+    shutil.rmtree(weights_folder(output), ignore_errors=True)
     table = Table("step", "", "time", "found", title=machine.name)
-    for row in _rows(check.steps):
-        table.add_row(*row)
+    for each in outcomes:
+        table.add_row(each.name, each.status, f"{each.seconds:.0f} s", escape(each.reason or figure_of(each)))
     Console().print(table)
     click.echo(output / "gpu-check.json")
-    if not passed(check.steps):
+    if not passed(outcomes):
         raise click.ClickException("no engine passed; the table says why")
 
 

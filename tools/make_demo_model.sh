@@ -37,8 +37,8 @@ if [ -n "${S3DIFF_PAIRS:-}" ]; then
     set -- --lr "$S3DIFF_PAIRS/LR" --hr "$S3DIFF_PAIRS/HR"
 fi
 mkdir -p docs/images
-s3diff-export evaluate --demo --held-out "$held_out" "$@" \
-    -o "$runs/evaluation.json" --markdown "$runs/evaluation.md" --picture docs/images/demo.png
+s3diff-export bench quality --demo --held-out "$held_out" "$@" \
+    -o "$runs/quality" --force --card "$runs/quality.md" --picture docs/images/demo.png
 
 python tools/package_demo_model.py "$runs" "$model" --photographs "$held_out" \
-    --figures "$runs/evaluation.md" --sources "$photographs/SOURCES.md"
+    --figures "$runs/quality.md" --sources "$photographs/SOURCES.md"

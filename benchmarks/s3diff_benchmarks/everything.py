@@ -1,110 +1,128 @@
-"""The command `all`: every benchmark of one bundle, and an index of them."""
+"""All of `bench all`: every benchmark of one bundle, and an index of them."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.index import Finished, write_index
-from s3diff_benchmarks.output_options import output_options, typed_command
-from s3diff_benchmarks.parts import PARTS, plan, run_command, run_part
-from s3diff_benchmarks.writing import INDEX_NAME, Output
-from s3diff_runtime.errors import JobError, RequestError
+from s3diff_benchmarks.report.index import write_index
+from s3diff_benchmarks.report.output import INDEX_NAME, Output
+from s3diff_benchmarks.steps import Step, own_command, run_steps
+from s3diff_runtime.command_line import typed_command
+from s3diff_runtime.errors import JobError
+from s3diff_runtime.options import Options, argument, group, option
 
-_PATH = click.Path(path_type=Path)
+BENCHMARKS = ("latency", "throughput", "quality", "fidelity", "control")
+"""In the order in which they run; also the names of their folders."""
 _BUNDLE = "demo.bundle"
+_BUILD = "build"
+_PHOTOGRAPH_SECONDS = 20.0
+"""That the quality of one photograph takes on two cores, with every score and three methods."""
+_LEISURE_SECONDS = 1200.0
+"""From which on nothing is shortened."""
+_NO_PHOTOGRAPHS = "no photographs; pass --lr FOLDER, and --hr FOLDER for scores against truth"
 
 
-@click.command("all")
-@click.argument("bundle", type=_PATH, required=False)
-@click.option(
-    "--demo", is_flag=True, help="Build and measure the small model that ships, in place of BUNDLE."
-)
-@click.option("--lr", type=_PATH, help="Folder of low-resolution photographs, for the quality.")
-@click.option("--hr", type=_PATH, help="Folder of their truths, with the same names.")
-@click.option(
-    "--minutes",
-    type=click.FloatRange(min=1),
-    default=8,
-    show_default=True,
-    help="About how long all of it may take.",
-)
-@output_options
-def all_benchmarks(
-    bundle: Path | None, demo: bool, lr: Path | None, hr: Path | None, minutes: float, output: Output
-) -> None:
-    """Run every benchmark on BUNDLE: latency, throughput, quality, fidelity and control.
+@dataclass(frozen=True)
+class AllRequest(Options):
+    """What is measured, and for how long."""
 
-    Each writes its report into a folder of its own below the output; index.md, and with --html index.html,
-    show the first table of each and lead to the rest. A benchmark that fails is told, the others still run,
-    and the exit code is then 1.
+    bundle: Path | None = argument("Bundle to measure.", default=None)
+    demo: bool = option(False, "Build and measure the small model that ships, in place of BUNDLE.")
+    lr: Path | None = option(None, "Folder of low-resolution photographs, for the quality.")
+    hr: Path | None = option(None, "Folder of their truths, with the same names.")
+    minutes: float = option(8.0, "About how long all of it may take.", least=1)
+    output: Output = group(Output)
 
-    \b
-      s3diff-export bench all --demo -o bench-output --html
-      s3diff-export bench all s3diff.bundle --lr RealSR/LR --hr RealSR/HR --minutes 30 -o bench-output
+    def problems(self) -> Iterator[str]:
+        """What does not go together, and folders that are none."""
+        if (self.bundle is None) != self.demo:
+            yield "name a BUNDLE, or pass --demo for the small model that ships; one of the two"
+        if self.hr is not None and self.lr is None:
+            yield "--hr goes with --lr"
+        for path in (self.bundle, self.lr, self.hr):
+            if path is not None and not path.is_dir():
+                yield f"{path} is no folder"
+        if self.output.folder is None:
+            yield "all benchmarks need a folder; name one with --output"
+
+
+def run_all(request: AllRequest) -> None:
+    """Run every benchmark, write the index after each, and tell what became of them.
+
+    Raises:
+        RequestError: when the folder is in the way.
+        JobError: when a benchmark failed; the others were run.
     """
-    folder = _check(bundle, demo, lr, hr, output)
+    output, folder = request.output, Path(str(request.output.folder))
+    output.check_folder(INDEX_NAME)
     _clear(folder)
-    finished: list[Finished] = []
-    for part in _run_all(bundle or folder / _BUNDLE, demo, lr, hr, minutes * 60, folder, output.html):
-        finished.append(part)
-        write_index(folder, typed_command(), finished, output.html)
-    if output.json:
+    outcomes = run_steps(
+        plan(request, folder), lambda found: write_index(folder, typed_command(), found, output.html)
+    )
+    if output.as_json:
         click.echo((folder / INDEX_NAME).read_text(encoding="utf-8"), nl=False)
     else:
-        for part in finished:
-            click.echo(f"{part.name}: {part.state}")
+        for outcome in outcomes:
+            click.echo(f"{outcome.name}: {outcome.text}")
         click.echo(folder / ("index.html" if output.html else "index.md"))
-    failed = [part.name for part in finished if not part.ok]
+    failed = [outcome.name for outcome in outcomes if outcome.status == "failed"]
     if failed:
         raise JobError(f"failed: {', '.join(failed)}; the other reports are in {folder}")
 
 
-def _check(bundle: Path | None, demo: bool, lr: Path | None, hr: Path | None, output: Output) -> Path:
-    """The folder to write; raises `RequestError` with all that is wrong."""
-    problems = []
-    if (bundle is None) != demo:
-        problems.append("name a BUNDLE, or pass --demo for the small model that ships; one of the two")
-    if hr is not None and lr is None:
-        problems.append("--hr goes with --lr")
-    for path in (bundle, lr, hr):
-        if path is not None and not path.is_dir():
-            problems.append(f"{path} is no folder")
-    if output.folder is None:
-        problems.append("all benchmarks need a folder; name one with --output")
-    try:
-        output.check(INDEX_NAME)
-    except RequestError as error:
-        problems.append(str(error))
-    if problems or output.folder is None:
-        raise RequestError("; ".join(problems))
-    return output.folder
+def plan(request: AllRequest, folder: Path) -> list[Step]:
+    """All benchmarks with their options, each with a share of the time.
+
+    Of the shipped small model, the bundle is built first, and PyTorch runs beside it.
+
+    Args:
+        request: what is measured.
+        folder: of the reports; that of each has the step's name.
+    """
+    bundle, seconds = str(request.bundle or folder / _BUNDLE), request.minutes * 60
+    hurried = seconds < _LEISURE_SECONDS
+    weights = ["--demo"] if request.demo else []
+    images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
+    truths = ["--hr", str(request.hr)] if request.hr else []
+    options = {
+        "latency": [
+            *weights,
+            *(["--cold-starts", "1"] if hurried else []),
+            "--seconds",
+            f"{seconds * 0.2:.0f}",
+        ],
+        "throughput": [
+            *(["--callers", "1,2,4,8"] if hurried else []),
+            "--seconds",
+            f"{seconds * 0.15:.0f}",
+        ],
+        "quality": ["--lr", str(request.lr), *truths, *weights, "--limit", str(images)],
+        "fidelity": [*weights, *(["--quick"] if hurried else [])],
+        "control": [],
+    }
+    page = ["--html"] if request.output.html else []
+    steps = [
+        Step(
+            name,
+            own_command("bench", name, bundle, *options[name], "-o", str(folder / name), *page),
+            needs=_BUILD,
+            left_out="" if name != "quality" or request.lr else _NO_PHOTOGRAPHS,
+        )
+        for name in BENCHMARKS
+    ]
+    build = Step(_BUILD, own_command("build", "--demo", "-o", bundle, "--force"))
+    return [build, *steps] if request.demo else steps
 
 
 def _clear(folder: Path) -> None:
     """Make the folder, known as ours from now on, without the reports of an earlier run."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JobError(f"cannot make {folder}: {error.strerror}; check its permissions") from error
     write_index(folder, typed_command(), [], html=False)
-    for part in PARTS:
-        shutil.rmtree(folder / part, ignore_errors=True)
+    for name in BENCHMARKS:
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("index.html", "index.md"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _run_all(
-    bundle: Path, demo: bool, lr: Path | None, hr: Path | None, seconds: float, folder: Path, html: bool
-) -> Iterator[Finished]:
-    """Every part when it has ended; nothing more once the demo bundle could not be built."""
-    if demo:
-        built = run_command("build", ["build", "--demo", "-o", str(bundle), "--force"])
-        yield built
-        if not built.ok:
-            return
-    for part in plan(bundle, demo, lr, hr, seconds):
-        yield run_part(part, folder, html)

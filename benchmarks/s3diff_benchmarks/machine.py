@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from s3diff_benchmarks.records import Record
 
 _PACKAGES = (
     "s3diff-export",
@@ -27,10 +27,8 @@ _PACKAGES = (
 )
 
 
-class Gpu(BaseModel):
+class Gpu(Record):
     """One GPU, as NVML describes it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     driver: str
@@ -43,10 +41,8 @@ class Gpu(BaseModel):
     power_limit_w: float | None
 
 
-class Machine(BaseModel):
+class Machine(Record):
     """Everything of a machine that figures depend on."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     processor: str
     cores: int
@@ -76,7 +72,7 @@ def describe_machine() -> Machine:
         system=platform.platform(terse=True),
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2),
-        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        packages=_versions(),
         gpus=tuple(_gpus()),
     )
 
@@ -119,16 +115,16 @@ def _gpus() -> Iterator[Gpu]:
 
 def _processor() -> str:
     """The model's name, which Linux tells better than Python."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

@@ -1,25 +1,51 @@
-"""The ways to upscale a batch that are timed against each other, a bundle and PyTorch, behind one call."""
+"""Whatever upscales, behind one call: bundles here, PyTorch in `pytorch_method`, other methods in `pairs`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from s3diff_benchmarks.quality import bundle_names
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
 
+BICUBIC = "bicubic"
+EXACT = "PyTorch fp32"
+RELEASED = "PyTorch as released"
+TUNED = "PyTorch tuned"
+_BUNDLE_SUFFIX = ".bundle"
 
-class Upscaled(NamedTuple):
-    """Images, uint8 RGB `[4H, 4W, 3]`, and the seconds of each stage that made them."""
 
-    images: list[Pixels]
-    seconds: dict[str, float]
+class Input(NamedTuple):
+    """A low-resolution picture."""
+
+    pixels: Pixels
+    """uint8 RGB `[H, W, 3]`."""
+    name: str = ""
+    """Of its file, without suffix; a folder of results knows it by that."""
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """A result and how it came about."""
+
+    pixels: Pixels
+    """uint8 RGB `[4H, 4W, 3]`."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By stage, an image's share of its batch; `host` is what no stage has. Empty where unknown."""
+    applied: Mapping[str, float] = field(default_factory=dict)
+    """The scores `noise` and `blur` that were applied, in [0, 1]. Empty where unknown."""
+    bin: str | None = None
+    """Whose weights were used, of a merged bundle."""
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Of all stages; None where unknown."""
+        return sum(self.seconds.values()) if self.seconds else None
 
 
 class Method(Protocol):
@@ -30,8 +56,19 @@ class Method(Protocol):
         """As it stands in tables."""
         ...
 
-    def __call__(self, images: Sequence[Pixels]) -> Upscaled:
-        """Upscale uint8 RGB `[H, W, 3]`, all of one size, as one batch."""
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        """Upscale pictures, as one batch where they are of one size.
+
+        Args:
+            inputs: one or more.
+            noise: takes the place of the estimated noise score, in [0, 1], where a method has any.
+            blur: likewise.
+
+        Raises:
+            RequestError, JobError: when it refuses, or fails.
+        """
         ...
 
 
@@ -43,63 +80,68 @@ class BundleMethod:
     folder: Path
     upscaler: Upscaler
 
-    def __call__(self, images: Sequence[Pixels]) -> Upscaled:
-        """See `Method`."""
-        results = self.upscaler.upscale_pixels(images)
-        stages = dict.fromkeys(stage for result in results for stage in result.seconds)
-        seconds = {stage: sum(result.seconds.get(stage, 0.0) for result in results) for stage in stages}
-        return Upscaled([result.pixels for result in results], seconds)
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        """See `Method`; large pictures are cut into tiles as the bundle was opened to."""
+        results = self.upscaler.upscale_pixels([each.pixels for each in inputs], noise=noise, blur=blur)
+        return [
+            Upscaled(result.pixels, result.seconds, result.applied, result.bin.name if result.bin else None)
+            for result in results
+        ]
 
 
-class Opening(NamedTuple):
-    """The methods that could be opened, and a note on each that could not."""
+class OpenedBundles(NamedTuple):
+    """The bundles that could be opened, and a note on each engine of one that could not."""
 
     methods: list[BundleMethod]
     notes: list[str]
 
 
+def bundle_names(bundles: Sequence[Path]) -> list[str]:
+    """Short names that tell bundles apart: of their folders, with their paths where these are alike."""
+    names = [path.resolve().name.removesuffix(_BUNDLE_SUFFIX) for path in bundles]
+    return [str(path) if names.count(name) > 1 else name for path, name in zip(bundles, names, strict=True)]
+
+
+@contextmanager
 def open_bundles(
-    bundles: Sequence[Path],
-    engines: Sequence[str],
-    device: str,
-    options: UpscaleOptions,
-    opened: ExitStack,
-) -> Opening:
-    """Open every bundle on every engine.
+    bundles: Sequence[Path], engines: Sequence[str], device: str, options: UpscaleOptions | None = None
+) -> Iterator[OpenedBundles]:
+    """Open every bundle on every engine, and close them in the end.
 
     Args:
         bundles: whose folders give the names.
-        engines: see `Upscaler.open`. Where there are several, one that a bundle or this machine lacks is left
-            out with a note.
+        engines: see `Upscaler.open`. One that a bundle or this machine lacks is left out with a note.
         device: of all.
         options: of all.
-        opened: closes them.
 
     Raises:
         RequestError, BundleError, JobError: see `Upscaler.open`; of a missing engine, only
             when nothing could be opened.
     """
-    found, notes, last = Opening([], []), [], None
-    for name, folder in zip(bundle_names(bundles), bundles, strict=True):
-        for engine in engines:
-            try:
-                upscaler = opened.enter_context(Upscaler.open(folder, engine, device, options))
-            except RequestError as error:
-                notes.append(f"{name} was not measured on {engine}: {error}")
-                last = error
-                continue
-            shown = f"{name}, {upscaler.engine}" if len(engines) > 1 else name
-            found.methods.append(BundleMethod(shown, folder, upscaler))
-    if not found.methods and last is not None:
-        raise last
-    return Opening(found.methods, notes)
+    found, last = OpenedBundles([], []), None
+    with ExitStack() as opened:
+        for name, folder in zip(bundle_names(bundles), bundles, strict=True):
+            for engine in dict.fromkeys(engines):
+                try:
+                    upscaler = opened.enter_context(Upscaler.open(folder, engine, device, options))
+                except RequestError as error:
+                    found.notes.append(f"{name} was not measured on {engine}: {error}")
+                    last = error
+                    continue
+                shown = f"{name}, {upscaler.engine}" if len(engines) > 1 else name
+                found.methods.append(BundleMethod(shown, folder, upscaler))
+        if not found.methods and last is not None:
+            raise last
+        yield found
 
 
-def require_pictures(name: str, images: Iterable[Pixels]) -> None:
+def require_pictures(name: str, results: Sequence[Upscaled]) -> None:
     """Raise `JobError` for a result that is no picture: times of a broken network say nothing."""
-    for image in images:
-        if image.min() == image.max():
+    for pixels in (result.pixels for result in results):
+        if pixels.min() == pixels.max():
             raise JobError(
-                f"{name} gave an image of one colour ({image.flat[0]}); its times were not taken: see "
+                f"{name} gave an image of one colour ({pixels.flat[0]}); its times were not taken: see "
                 "s3diff-export verify"
             )

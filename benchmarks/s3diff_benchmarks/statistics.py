@@ -6,6 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 from typing import Self
 
@@ -13,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.progress import Counted
 
 CONFIDENCE = 0.95
 """Of all intervals."""
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,11 @@ class Summary:
             RequestError: when there are none, or one is not finite.
         """
         values = np.sort(_finite(samples))
-        median, p95, p99 = np.percentile(values, [50, 95, 99])
         rank = max(_median_rank(len(values)), 1)
-        return cls(
-            count=len(values),
-            least=float(values[0]),
-            median=float(median),
-            p95=float(p95),
-            p99=float(p99),
-            mean=float(values.mean()),
-            low=float(values[rank - 1]),
-            high=float(values[-rank]),
-        )
+        least, low, high = values[0], values[rank - 1], values[-rank]
+        median, p95, p99 = np.percentile(values, [50, 95, 99])
+        figures = (least, median, p95, p99, values.mean(), low, high)
+        return cls(len(values), *map(float, figures))
 
     def settled(self, tolerance: float = 0.02) -> bool:
         """Whether the median's whole interval lies within that fraction of the median."""
@@ -81,14 +74,12 @@ class Mean:
         Raises:
             RequestError: when there are none, or one is not finite.
         """
-        from scipy.special import stdtrit
+        from scipy.stats import sem, t
 
         found = _finite(values)
-        mean, half = float(found.mean()), 0.0
-        if len(found) > 1:
-            error = found.std(ddof=1) / np.sqrt(len(found))
-            half = float(stdtrit(len(found) - 1, (1 + CONFIDENCE) / 2) * error)
-        return cls(len(found), mean, mean - half, mean + half)
+        count, mean = len(found), float(found.mean())
+        half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1) * sem(found)) if count > 1 else 0.0
+        return cls(count, mean, mean - half, mean + half)
 
 
 def sample_interleaved(
@@ -100,7 +91,7 @@ def sample_interleaved(
     seconds: float,
     seed: int,
     clock: Callable[[], float] = perf_counter,
-    progress: Progress = lambda done, what: None,
+    progress: Counted = lambda done, what: None,
 ) -> dict[str, list[float]]:
     """Time candidates in rounds, each in an order drawn anew, so that a machine's drift hits all alike.
 
@@ -149,14 +140,12 @@ def _all_settled(samples: Mapping[str, Sequence[float]], tolerance: float) -> bo
     return all(Summary.of(taken).settled(tolerance) for taken in samples.values())
 
 
+@cache
 def _median_rank(count: int) -> int:
     """The k of the interval's order statistics: P(Binomial(count, ½) < k) ≤ 2.5 %, and 0 where none fits."""
-    from scipy.special import bdtrik
+    from scipy.stats import binom
 
-    tail = (1 - CONFIDENCE) / 2
-    if 0.5**count > tail:
-        return 0
-    return int(np.floor(bdtrik(tail, count, 0.5))) + 1
+    return int(binom.ppf((1 - CONFIDENCE) / 2, count, 0.5))
 
 
 def _finite(values: Sequence[float]) -> NDArray[np.float64]:

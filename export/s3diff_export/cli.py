@@ -24,6 +24,7 @@ OPTIONAL_MODULES = frozenset(
         "cuda",
         "diffusers",
         "huggingface_hub",
+        "jinja2",
         "kornia",
         "matplotlib",
         "onnx",
@@ -94,9 +95,6 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
             "s3diff_training.train.commands:train",
             "Train LoRA, the degradation estimator, or a small base model.",
             "train",
-        ),
-        "evaluate": Subcommand(
-            "s3diff_training.evaluate_command:evaluate", "Measure the quality of trained weights.", "train"
         ),
         "restore": Subcommand(
             "s3diff_training.commands:restore", "Upscale photographs ×4 with the PyTorch network.", "train"

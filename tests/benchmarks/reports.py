@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from s3diff_benchmarks.machine import Machine
-from s3diff_benchmarks.report import BundleFacts, Cell, Column, Report, Table
+from s3diff_benchmarks.report.model import BundleFacts, Cell, Column, Report, Table
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> | `$\\frac{` _x_ ~~'
 """A name that breaks out of whatever does not escape it."""

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.reports import MACHINE, report, table
 
-from s3diff_benchmarks.compare import Change, Comparison, compare_reports
-from s3diff_benchmarks.report import Cell, Column, Report
-from s3diff_benchmarks.writing import write_report
+from s3diff_benchmarks.report.compare import Change, Comparison, compare_reports
+from s3diff_benchmarks.report.model import Cell, Column, Report
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.writing import write_report
 from s3diff_export import cli
 
 Row = tuple[Cell, ...]
@@ -121,7 +122,7 @@ def test_what_makes_a_comparison_doubtful_is_told() -> None:
 
 
 def written(report: Report, folder: Path) -> Path:
-    write_report(report, folder)
+    write_report(report, Output(folder))
     return folder
 
 
@@ -154,7 +155,7 @@ def test_command_prints_json_and_still_fails(tmp_path: Path, capsys: pytest.Capt
     [
         (None, "cannot read"),
         ("{", "is no report of this version"),
-        ('{"format": "s3diff-bench", "revision": 2}', "is no report of this version"),
+        ('{"format": "s3diff-bench", "revision": 3}', "is no report of this version"),
     ],
 )
 def test_command_refuses_what_is_no_report(

@@ -13,15 +13,16 @@ from tests.benchmarks.pictures import noise, shifting_bundle, write_folder
 from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
-from s3diff_benchmarks import control
-from s3diff_benchmarks.control import ControlRequest, measure_control
-from s3diff_benchmarks.drawn import middle
-from s3diff_benchmarks.scores import DETAIL, ScoreRequest, load_scores
+from s3diff_benchmarks.pictures import control
+from s3diff_benchmarks.pictures.control import ControlRequest, measure_control
+from s3diff_benchmarks.pictures.drawn import middle
+from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
+from s3diff_benchmarks.report.series import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 
 LR = noise(12, 16)
-ALONE = load_scores(ScoreRequest(truth=False))
+ALONE = load_scores(ScoreOptions(), truth=False)
 
 
 def rows(findings: Any) -> list[dict[str, Any]]:  # noqa: ANN401
@@ -60,10 +61,10 @@ def test_curves_follow_the_grid(tmp_path: Path) -> None:
     bundle = shifting_bundle(tmp_path / "a.bundle")
     findings = measure_control(ControlRequest(bundle), LR, None, ALONE)
     found = rows(findings)[1:]
-    plot = findings.plots[0]
-    assert [series.name for series in plot.series] == ["blur score 0", "blur score 0.5", "blur score 1"]
-    assert plot.series[1].x == (0.0, 0.5, 1.0)
-    assert plot.series[1].y == tuple(row[DETAIL] for row in found if row["blur"] == 0.5)
+    drawn = series_of(findings.plots[0], {table.name: table for table in findings.tables})
+    assert [series.name for series in drawn] == ["blur 0", "blur 0.5", "blur 1"]
+    assert drawn[1].x == (0.0, 0.5, 1.0)
+    assert drawn[1].y == tuple(row[DETAIL] for row in found if row["blur"] == 0.5)
 
 
 def test_merged_bundles_say_which_bin_answered(tmp_path: Path) -> None:

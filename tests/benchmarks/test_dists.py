@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 from tests.benchmarks.pictures import smooth
 from torch import Tensor, nn
 
-from s3diff_benchmarks.dists import DISTS
+from s3diff_benchmarks.pictures.dists import DISTS
 from s3diff_runtime.errors import RequestError
 from s3diff_training.losses.lpips import LPIPS
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from tests.benchmarks.reports import HOSTILE, report, table
 
-from s3diff_benchmarks.index import Finished, write_index
-from s3diff_benchmarks.parts import PARTS, Part, plan, run_command, run_part
-from s3diff_benchmarks.writing import write_report
+from s3diff_benchmarks.everything import BENCHMARKS, AllRequest, plan
+from s3diff_benchmarks.report.index import write_index
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.writing import write_report
+from s3diff_benchmarks.steps import Outcome
 from s3diff_export import cli
 
 STAND_IN = f"""#!{sys.executable}
-import sys, time
+import sys
 from pathlib import Path
 name = sys.argv[2] if sys.argv[1] == "bench" else sys.argv[1]
 sys.stderr.write(f"working on {{name}}\\n")
 if name == "throughput":
     sys.exit("error: the machine is on fire")
-if name == "sleep":
-    Path("asleep").touch()
-    time.sleep(60)
 folder = Path(sys.argv[sys.argv.index("-o") + 1])
 folder.mkdir(parents=True)
 (folder / "report.json").write_text(Path("template.json").read_text().replace("TITLE", name))
@@ -61,11 +56,10 @@ def test_a_failing_part_is_told_and_the_others_run(tmp_path: Path, capfd: pytest
     assert captured.out.endswith("out/index.html\n")
     assert "working on latency" in captured.err
     assert captured.err.endswith("error: failed: throughput; the other reports are in out\n")
-    found = {
-        part["name"]: part for part in json.loads((tmp_path / "out" / "index.json").read_text())["parts"]
-    }
-    assert list(found) == list(PARTS)
-    assert [name for name, part in found.items() if part["report"]] == [
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    found = {step["name"]: step for step in index["steps"]}
+    assert list(found) == list(BENCHMARKS)
+    assert [name for name, step in found.items() if step["report"]] == [
         "latency",
         "quality",
         "fidelity",
@@ -95,7 +89,7 @@ def test_an_index_is_replaced_only_by_force_and_others_never(tmp_path: Path) -> 
     assert run("some.bundle", "-o", "out") == 2
     assert run("some.bundle", "-o", "out", "--force") == 1
     assert not (tmp_path / "out" / "quality").exists(), "an older report is not left beside new ones"
-    write_report(report(), tmp_path / "single")
+    write_report(report(), Output(tmp_path / "single"))
     assert run("some.bundle", "-o", "single", "--force") == 2
     assert (tmp_path / "single" / "report.json").exists()
 
@@ -120,42 +114,33 @@ def test_all_that_is_wrong_is_told_at_once(
 
 
 def test_time_is_shared_out(tmp_path: Path) -> None:
-    parts = {part.name: part for part in plan(tmp_path, True, tmp_path, None, 480.0)}
-    assert tuple(parts) == PARTS
-    assert {name for name, part in parts.items() if "--demo" in part.arguments} >= {"latency"}
-    assert parts["quality"].arguments[-2:] == ("--limit", "6")
-    (less,) = (part for part in plan(tmp_path, True, tmp_path, None, 30.0) if part.name == "quality")
-    assert less.arguments[-2:] == ("--limit", "1")
+    def planned(minutes: float) -> dict[str, tuple[str, ...]]:
+        request = AllRequest(demo=True, lr=tmp_path, minutes=minutes, output=Output(tmp_path / "out"))
+        return {step.name: step.command for step in plan(request, tmp_path / "out")}
+
+    commands = planned(8)
+    assert tuple(commands) == ("build", *BENCHMARKS)
+    assert {name for name, command in commands.items() if "--demo" in command} >= {"latency", "fidelity"}
+    assert commands["quality"][commands["quality"].index("--limit") + 1] == "6"
+    assert "--quick" in commands["fidelity"]
+    assert "--quick" not in planned(20)["fidelity"]
+    less = planned(1)["quality"]
+    assert less[less.index("--limit") + 1] == "1"
 
 
-def test_a_part_that_ends_without_a_word_still_has_a_reason() -> None:
-    finished = run_part(Part("throughput"), Path("out"), html=False)
-    assert finished.error == "the machine is on fire"
-    assert run_command("x", ["nothing"]).error == "ended with exit code 1"
+def test_nothing_is_measured_of_a_demo_that_could_not_be_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "index.json").write_text('{"format": "s3diff-bench"}')
+    (tmp_path / "out" / "demo.bundle").write_text("in the way")
+    assert run("--demo", "-o", "out", "--force") == 1
+    captured = capsys.readouterr()
+    assert "latency: skipped: build failed" in captured.out
+    assert captured.err.endswith("error: failed: build; the other reports are in out\n")
 
 
-def test_interruption_ends_the_part_too(tmp_path: Path) -> None:
-    # Shells start what runs in the background with interrupts ignored, and Python then leaves them so.
-    program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sysconfig; sysconfig.get_path = lambda _: 'scripts'\n"
-        "from s3diff_benchmarks.parts import run_command\n"
-        "run_command('sleep', ['sleep'])"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        if (tmp_path / "asleep").exists():
-            break
-        time.sleep(0.05)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
-    assert children
-    for child in map(int, children):
-        with pytest.raises(ProcessLookupError):
-            os.kill(child, 0)
-
-
-def test_index_escapes_what_parts_say(tmp_path: Path) -> None:
-    write_index(tmp_path, HOSTILE, [Finished("latency", 1.0, error=HOSTILE)], html=True)
+def test_index_escapes_what_steps_say(tmp_path: Path) -> None:
+    write_index(tmp_path, HOSTILE, [Outcome("latency", (), "failed", reason=HOSTILE)], html=True)
     assert (tmp_path / "index.html").read_text().count("<script>") == 1
+    assert (tmp_path / "index.md").read_text().count("\n## ") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,20 @@ from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_fold
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
 from tests.runtime.fake_tensorrt import add_engines
 
-from s3diff_benchmarks import fidelity, quality_commands
-from s3diff_benchmarks.difference import Difference, curve
-from s3diff_benchmarks.fidelity import FidelityRequest, Trial, measure_bins, measure_fidelity, nearest_centre
+from s3diff_benchmarks.methods import Input, Upscaled
+from s3diff_benchmarks.pictures import fidelity
+from s3diff_benchmarks.pictures.difference import differences
+from s3diff_benchmarks.pictures.fidelity import (
+    FidelityRequest,
+    Trial,
+    compare_bins,
+    measure_fidelity,
+    nearest_centre,
+)
+from s3diff_benchmarks.report.series import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
+from s3diff_training.weights import ModelSource
 
 
 @pytest.fixture
@@ -28,11 +38,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """PyTorch is stood in for by the formula of the fake bundle; returns the scores it was called with."""
     calls = []
 
-    def restore(_network: object, lr: Pixels, noise: float, blur: float) -> tuple[Pixels, dict[str, float]]:
+    def restore(inputs: Sequence[Input], noise: float, blur: float) -> list[Upscaled]:
         calls.append((noise, blur))
-        return enlarged(lr, expected_shift(noise, blur)), {"noise": noise, "blur": blur}
+        return [Upscaled(enlarged(each.pixels, expected_shift(noise, blur))) for each in inputs]
 
-    monkeypatch.setattr(fidelity, "exact", restore)
+    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.exact", lambda network: restore)
     return calls
 
 
@@ -54,17 +64,12 @@ def test_difference_of_known_images() -> None:
     black, grey = np.zeros((4, 4, 3), np.uint8), np.full((4, 4, 3), 200, np.uint8)
     near = black.copy()
     near[0, 0, 0] = 12
-    found = Difference.of([(black, grey), (near, black), (black, black)])
-    assert found.squares == (40000.0, 3.0, 0.0)
-    assert found.largest == 200
-    assert found.root == pytest.approx(np.sqrt(40003 / 3))
-    root, psnr, worst, largest = found.cells
+    root, psnr, worst, largest = differences([(black, grey), (near, black), (black, black)])
+    assert root == pytest.approx(np.sqrt(40003 / 3))
     assert psnr == pytest.approx(10 * np.log10(255**2 / (40003 / 3)))
     assert worst == pytest.approx(10 * np.log10(255**2 / 40000))
-    assert (root, largest) == (found.root, 200)
-    assert Difference.of([(black, black)]).cells == (0.0, None, None, 0)
-    series = curve("c", "C", "x", {"line": {4: found}}).series[0]
-    assert (series.x, series.y) == ((4.0,), (found.root,))
+    assert largest == 200
+    assert differences([(black, black)]) == (0.0, None, None, 0)
 
 
 @given(st.floats(0, 1), st.integers(1, 12))
@@ -82,11 +87,11 @@ def test_bins_are_as_far_as_their_centres() -> None:
         return np.full((2, 2, 3), round(100 * trial.noise), np.uint8)
 
     trials = [Trial(0, 0.1, 0.5), Trial(0, 0.8, 0.5)]
-    found = measure_bins(result, trials)
-    assert list(found) == [1, 2, 3, 4, 6]
-    assert found[1].root == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
-    assert found[2].root == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
-    assert found[1].largest == 40
+    found = compare_bins(result, trials).rows
+    assert [row[:2] for row in found] == [(f"{side}×{side}", side**2) for side in (1, 2, 3, 4, 6)]
+    assert found[0][2] == pytest.approx(np.sqrt((40**2 + 30**2) / 2))
+    assert found[1][2] == pytest.approx(np.sqrt((15**2 + 5**2) / 2))
+    assert found[0][-1] == 40
 
 
 # --- the whole measurement ------------------------------------------------------------------------
@@ -145,12 +150,13 @@ def test_curves_are_drawn_of_bins_precision_and_tiles(
     tmp_path: Path, exact: list[tuple[float, float]]
 ) -> None:
     findings = measure_fidelity(request(tmp_path, "dynamic", "merged"), [], SimpleNamespace())  # type: ignore[arg-type]
-    plots = {plot.name: plot for plot in findings.plots}
+    tables = {table.name: table for table in findings.tables}
+    plots = {plot.name: series_of(plot, tables) for plot in findings.plots}
     assert list(plots) == ["bins", "precision", "tiles"]
-    assert list(plots["bins"].series[0].x) == [1, 4, 9, 16, 36]
-    assert [series.name for series in plots["precision"].series] == ["dynamic, onnx", "merged 9 bins, onnx"]
-    assert all(series.x == ("fp32",) for series in plots["precision"].series)
-    assert list(plots["tiles"].series[0].x) == [0, 8, 16]
+    assert list(plots["bins"][0].x) == [1, 4, 9, 16, 36]
+    assert [series.name for series in plots["precision"]] == ["dynamic, onnx", "merged, bins 9, onnx"]
+    assert all(series.x == ("fp32",) for series in plots["precision"])
+    assert list(plots["tiles"][0].x) == [0, 8, 16]
 
 
 def test_tiles_of_a_network_without_surroundings_make_no_difference(tmp_path: Path) -> None:
@@ -182,9 +188,7 @@ def test_command_takes_images_and_writes_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
-    )
+    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
     shifting_bundle(tmp_path / "a.bundle")
     write_folder(tmp_path, {"photo.png": noise(40, 50)})
     (tmp_path / "c.safetensors").write_bytes(b"weights")
@@ -209,7 +213,7 @@ def test_command_takes_images_and_writes_curves(
         (["none"], "none"),
         (["a.bundle", "--image", "none.png"], "none.png"),
         (["a.bundle", "--checkpoint", "none"], "--base and --checkpoint go together"),
-        (["a.bundle", "--base", "b", "--checkpoint", "none"], "none is no file"),
+        (["a.bundle", "--base", "b", "--checkpoint", "none"], "checkpoint none does not exist"),
         (["a.bundle", "--device", "tpu"], "tpu"),
     ],
 )

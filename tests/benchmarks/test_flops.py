@@ -11,9 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tests.runtime.fake_bundle import write_fake_bundle
 
-from s3diff_benchmarks.flops import bundle_work, count
+from s3diff_benchmarks.speed.flops import bundle_work, count
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.lora_modes import LORA_MODES
 
 
 def graph(
@@ -107,9 +108,35 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
         count(path, {"x": (2, 4)})
     with pytest.raises(JobError, match="input x has 2 axes, got the shape"):
         count(path, {"x": (2, 4, 4)})
+    own = helper.make_node("Shuffle", ["x"], ["shuffled"], domain="ours")
+    nodes = [own, helper.make_node("MatMul", ["shuffled", "w"], ["y"])]
+    path = graph(tmp_path / "graph.onnx", nodes, {"w": weight(4, 4)}, ["n", 4])
+    with pytest.raises(JobError, match=r"MatMul.*the shape of .*shuffled.* cannot be found"):
+        count(path, {"x": (2, 4)})
     path.write_bytes(b"no graph")
     with pytest.raises(JobError, match="cannot read"):
         count(path, {"x": (2, 4)})
+
+
+def test_weights_beside_the_graph_are_not_read(tmp_path: Path) -> None:
+    folder = write_fake_bundle(tmp_path, "dynamic", external_data=True)
+    manifest = Manifest.read(folder)
+    work = bundle_work(folder, manifest, 1, 16, 24)
+    assert work["unet"].parameters > 0
+    for data in folder.rglob("*.data"):
+        data.unlink()
+    assert bundle_work(folder, manifest, 1, 16, 24) == work
+
+
+def test_one_degradation_serves_a_batch_of_fused_weights(tmp_path: Path) -> None:
+    """Each mode is fed the modulation that it takes: of every image, or of one."""
+    for mode in LORA_MODES:
+        folder = write_fake_bundle(tmp_path / mode, mode)
+        work = bundle_work(folder, Manifest.read(folder), 3, 16, 24)
+        assert work["estimator"].outputs == {"degradation": (3, 2)}
+        if "modulation" in work:
+            batch = 1 if LORA_MODES[mode].one_degradation else 3
+            assert {shape[0] for shape in work["modulation"].outputs.values()} == {batch}
 
 
 def test_work_of_a_bundle_grows_with_its_images(tmp_path: Path) -> None:

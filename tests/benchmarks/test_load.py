@@ -7,7 +7,7 @@ from time import sleep
 
 import pytest
 
-from s3diff_benchmarks.load import Load, closed_loop, knee, open_loop
+from s3diff_benchmarks.speed.load import Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.statistics import Summary
 
 SERVICE = 0.02

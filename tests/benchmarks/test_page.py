@@ -14,8 +14,9 @@ from PIL import Image
 from tests.benchmarks.reports import HOSTILE, report, table
 from tests.benchmarks.test_writing import IMAGES, full_report
 
-from s3diff_benchmarks.report import Picture
-from s3diff_benchmarks.writing import write_report
+from s3diff_benchmarks.report.model import Picture
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.writing import write_report
 
 
 class Page(HTMLParser):
@@ -53,7 +54,7 @@ def page_of(name: str, folder: Path) -> tuple[str, Page]:
             "tables": (table((name, 1.5, None, True, 2, 3)),),
         }
     )
-    write_report(made, folder, html=True, images=IMAGES)
+    write_report(made, Output(folder, html=True), images=IMAGES)
     source = (folder / "report.html").read_text(encoding="utf-8")
     return source, Page(source)
 
@@ -120,7 +121,7 @@ def test_machine_bundle_and_options_are_folded(page: tuple[str, Page]) -> None:
 
 def test_one_image_is_shown_without_a_slider(tmp_path: Path) -> None:
     pictures = (Picture(name="grid", title="A grid", before="small", after="small"),)
-    write_report(report(pictures=pictures), tmp_path, html=True, images=IMAGES)
+    write_report(report(pictures=pictures), Output(tmp_path, html=True), images=IMAGES)
     parsed = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert len(parsed.all("img")) == 1
     assert not parsed.all("input")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.pictures import noise, write_folder
 
-from s3diff_benchmarks import pairs
-from s3diff_benchmarks.pairs import Case, find_cases, find_peer, pixels_of
+from s3diff_benchmarks.pictures import pairs
+from s3diff_benchmarks.pictures.pairs import Case, find_cases, find_peer
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.errors import RequestError as ImageError
 
@@ -117,13 +117,6 @@ def test_a_damaged_image_is_refused(tmp_path: Path) -> None:
     (hr / "a.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"a\.png"):
         find_cases(lr, hr)
-
-
-def test_pixels_are_the_picture_and_may_be_written_to(tmp_path: Path) -> None:
-    folder = write_folder(tmp_path, {"a.png": SMALL})
-    pixels = pixels_of(folder / "a.png")
-    assert (pixels == SMALL).all()
-    pixels[0, 0] = 0
 
 
 # --- peers ----------------------------------------------------------------------------------------

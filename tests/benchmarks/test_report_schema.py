@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.benchmarks.reports import report, table
 
-from s3diff_benchmarks.report import Report
+from s3diff_benchmarks.report.model import Report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCHEMA = REPOSITORY / "docs" / "bench-report.schema.json"

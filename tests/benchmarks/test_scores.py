@@ -14,10 +14,12 @@ from PIL import Image, ImageFilter
 from scipy import stats
 from tests.benchmarks.pictures import Pixels, noise, smooth
 
-from s3diff_benchmarks.pairs import Case, pixels_of
-from s3diff_benchmarks.restorers import bicubic
-from s3diff_benchmarks.scores import DETAIL, Sample, Score, ScoreRequest, Scores, load_scores
+from s3diff_benchmarks.methods import Input
+from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
+from s3diff_benchmarks.pictures.scoring import Sample, Score, Scores
+from s3diff_benchmarks.pytorch_method import BicubicMethod
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_training.losses.lpips import LPIPS
 
 SHOWN = 3
@@ -28,7 +30,7 @@ SHOWN = 3
 def plain(monkeypatch: pytest.MonkeyPatch) -> Scores:
     """The scores that need no weights."""
     forbid_lpips(monkeypatch)
-    return load_scores(ScoreRequest(truth=True))
+    return load_scores(ScoreOptions(), truth=True)
 
 
 def forbid_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,11 +79,11 @@ def realsr_pairs(shared: Path) -> Iterator[tuple[Pixels, Pixels]]:
     if not folder.is_dir():
         pytest.skip(f"no RealSR pairs at {folder}")
     for path in sorted((folder / "LR").glob("*.png"))[:SHOWN]:
-        yield pixels_of(path), pixels_of(folder / "HR" / path.name)
+        yield open_photograph(path).pixels, open_photograph(folder / "HR" / path.name).pixels
 
 
 def agree(scores: Scores, lr: Pixels, truth: Pixels) -> None:
-    restored = bicubic(Case("any", Path("any")), lr).pixels
+    restored = BicubicMethod()([Input(lr)])[0].pixels
     expected = known_bicubic(lr)
     assert np.abs(restored.astype(int) - expected).max() <= 1  # where halves are rounded
     psnr, ssim = independent(expected, truth)
@@ -110,7 +112,7 @@ def test_learned_scores_are_taken_of_the_right_range(monkeypatch: pytest.MonkeyP
     """LPIPS gets [-1, 1]: the score is what the network says of that, and is small for small changes."""
     torch.manual_seed(1)
     monkeypatch.setattr(LPIPS, "load", lambda net, _weights=None: LPIPS(net))
-    scores = load_scores(ScoreRequest(truth=True))
+    scores = load_scores(ScoreOptions(), truth=True)
     truth, other = smooth(64, 64, 1), smooth(64, 64, 2)
     measured = scores.measure(Sample(other, noise(16, 16), truth))
     torch.manual_seed(1)
@@ -124,7 +126,7 @@ def test_learned_scores_are_taken_of_the_right_range(monkeypatch: pytest.MonkeyP
 
 
 def test_without_truths_only_what_needs_none_is_measured() -> None:
-    scores = load_scores(ScoreRequest(truth=False))
+    scores = load_scores(ScoreOptions(), truth=False)
     assert [score.label for score in scores.scores] == ["LR-PSNR-Y", DETAIL]
     assert scores.notes == ()
     assert scores.measure(Sample(noise(64, 64), noise(16, 16))).keys() == {"LR-PSNR-Y", DETAIL}
@@ -179,19 +181,19 @@ def test_missing_weights_leave_a_note(plain: Scores) -> None:
 
 def test_named_weights_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no LPIPS weights at .*nowhere"):
-        load_scores(ScoreRequest(truth=True, lpips_weights=tmp_path / "nowhere"))
+        load_scores(ScoreOptions(lpips_weights=tmp_path / "nowhere"), truth=True)
 
 
 def test_named_weights_of_dists_must_be_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(LPIPS, "load", lambda net, _weights=None: LPIPS(net))
     with pytest.raises(RequestError, match="holds no weights of DISTS"):
-        load_scores(ScoreRequest(truth=True, dists_weights=tmp_path / "weights.pt"))
+        load_scores(ScoreOptions(dists_weights=tmp_path / "weights.pt"), truth=True)
 
 
 def test_no_reference_scores_need_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(RequestError, match="pip install pyiqa"):
-        load_scores(ScoreRequest(truth=False, no_reference=True))
+        load_scores(ScoreOptions(no_reference=True), truth=False)
 
 
 def test_no_reference_scores_come_from_pyiqa(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +212,7 @@ def test_no_reference_scores_come_from_pyiqa(monkeypatch: pytest.MonkeyPatch) ->
         return Mean()
 
     monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=create_metric))
-    scores = load_scores(ScoreRequest(truth=False, no_reference=True))
+    scores = load_scores(ScoreOptions(no_reference=True), truth=False)
     assert [score.label for score in scores.scores] == ["LR-PSNR-Y", DETAIL, "NIQE"]
     assert scores.scores[-1].better == "lower"
     result = noise(8, 12)

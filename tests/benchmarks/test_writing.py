@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -13,14 +15,17 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.figures import heading, rounded, shown
-from s3diff_benchmarks.markdown import code_block, to_markdown
-from s3diff_benchmarks.output_options import output_options
-from s3diff_benchmarks.plots import draw
-from s3diff_benchmarks.reading import read_report
-from s3diff_benchmarks.report import Column, Picture, Plot, Report, Series
-from s3diff_benchmarks.writing import Output, publish, write_report
+from s3diff_benchmarks.report.figures import ShownTable, rounded, shown
+from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.plots import draw
+from s3diff_benchmarks.report.reading import read_report
+from s3diff_benchmarks.report.rendering import fenced, to_markdown
+from s3diff_benchmarks.report.series import label, series_of
+from s3diff_benchmarks.report.writing import show_report, write_report
+from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import Options, group, option
 
 ROW = ("a", 1.0, 0.98, 1.02, 1.3, 500)
 
@@ -36,13 +41,12 @@ def full_report(name: str = "a") -> Report:
             name="curve",
             title="Error against bins",
             kind="line",
-            x_label="bins",
-            y_label="ε",
+            table="latency",
+            x="peak",
+            y="median",
+            by="what",
             log_x=True,
             log_y=True,
-            series=(
-                Series(name=name, x=(1, 4, 9), y=(0.3, 0.2, 0.1), low=(0.2, 0.1, 0.05), high=(0.4, 0.3, 0.2)),
-            ),
         ),
     )
     pictures = (Picture(name="pair", title=name, before="small", after="large"),)
@@ -75,10 +79,19 @@ def test_numbers_are_rounded_for_people(value: float, digits: int, text: str) ->
 
 
 def test_cells_and_headings() -> None:
-    column = Column(name="time", unit="ms", better="lower", digits=2)
-    assert heading(column) == "time (ms) ↓"
-    assert heading(Column(name="PSNR", better="higher")) == "PSNR ↑"
-    assert [shown(cell, column) for cell in (None, True, 12, 1.234, "x")] == ["–", "yes", "12", "1.2", "x"]
+    columns = (Column(name="time", unit="ms", better="lower", digits=2), Column(name="PSNR", better="higher"))
+    found = ShownTable.of(table((1.234, True), (None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["time (ms) ↓", "PSNR ↑"]
+    assert [column.numeric for column in found.columns] == [True, False]
+    assert [[cell.text for cell in row] for row in found.rows] == [["1.2", "yes"], ["–", "–"]]
+    assert [shown(cell) for cell in (12, "x", False)] == ["12", "x", "no"]
+
+
+def test_intervals_stand_in_the_cells_of_their_figure() -> None:
+    columns = tuple(Column(name=name) for name in ("PSNR", "PSNR low", "PSNR high"))
+    found = ShownTable.of(table((25.76, 21.19, 30.33), (25.76, None, None), columns=columns))
+    assert [column.heading for column in found.columns] == ["PSNR"]
+    assert [row[0].text for row in found.rows] == ["25.8 [21.2, 30.3]", "25.8"]
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -87,7 +100,10 @@ def test_cells_and_headings() -> None:
 def test_folder_holds_everything(tmp_path: Path) -> None:
     folder = tmp_path / "below" / "report"
     write_report(
-        full_report(), folder, html=True, images={**IMAGES, "unused": picture(3)}, extra={"s.csv": "a,b\n"}
+        full_report(),
+        Output(folder, html=True),
+        images={**IMAGES, "unused": picture(3)},
+        extra={"s.csv": "a,b\n"},
     )
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     names = {"report.json", "report.md", "report.html", "s.csv", "plots/curve.png"}
@@ -100,17 +116,17 @@ def test_folder_holds_everything(tmp_path: Path) -> None:
 
 
 def test_page_is_written_only_when_asked_for(tmp_path: Path) -> None:
-    write_report(report(), tmp_path / "report")
+    write_report(report(), Output(tmp_path / "report"))
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.md"]
 
 
 def test_existing_report_is_replaced_only_by_force(tmp_path: Path) -> None:
     folder = tmp_path / "report"
-    write_report(report(title="one"), folder, extra={"old.csv": "x"})
+    write_report(report(title="one"), Output(folder), extra={"old.csv": "x"})
     with pytest.raises(RequestError, match="pass --force"):
-        write_report(report(title="two"), folder)
+        write_report(report(title="two"), Output(folder))
     assert read_report(folder).title == "one"
-    write_report(report(title="two"), folder, force=True)
+    write_report(report(title="two"), Output(folder, force=True))
     assert read_report(folder).title == "two"
     assert not (folder / "old.csv").exists()
 
@@ -119,49 +135,49 @@ def test_existing_report_is_replaced_only_by_force(tmp_path: Path) -> None:
 def test_folders_of_others_are_never_replaced(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text('{"by": "another tool"}')
     with pytest.raises(RequestError, match="no such report; choose another"):
-        write_report(report(), tmp_path, force=True)
+        write_report(report(), Output(tmp_path, force=True))
     assert (tmp_path / name).exists()
 
 
 def test_links_and_files_in_the_way_are_refused(tmp_path: Path) -> None:
-    write_report(report(), tmp_path / "real")
+    write_report(report(), Output(tmp_path / "real"))
     (tmp_path / "link").symlink_to(tmp_path / "real")
     (tmp_path / "file").write_text("x")
     for name in ("link", "file"):
         with pytest.raises(RequestError, match="choose another"):
-            write_report(report(), tmp_path / name, force=True)
+            write_report(report(), Output(tmp_path / name, force=True))
 
 
 def test_empty_folder_is_taken(tmp_path: Path) -> None:
-    write_report(report(), tmp_path)
+    write_report(report(), Output(tmp_path))
     assert read_report(tmp_path) == report()
 
 
 def test_failure_leaves_the_earlier_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "report"
-    write_report(report(title="one"), folder)
+    write_report(report(title="one"), Output(folder))
 
     def fail(*_: object) -> bytes:
         raise RuntimeError("drawing")
 
-    monkeypatch.setattr("s3diff_benchmarks.plots.draw", fail)
+    monkeypatch.setattr("s3diff_benchmarks.report.plots.draw", fail)
     with pytest.raises(RuntimeError, match="drawing"):
-        write_report(full_report(), folder, force=True, images=IMAGES)
+        write_report(full_report(), Output(folder, force=True), images=IMAGES)
     assert read_report(folder).title == "one"
     assert [path.name for path in tmp_path.iterdir()] == ["report"]
 
 
 def test_missing_images_and_wrong_names_are_told_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="large"):
-        write_report(full_report(), tmp_path / "r", images={"small": picture(1)})
+        write_report(full_report(), Output(tmp_path / "r"), images={"small": picture(1)})
     for name in ("../x.csv", "report.json", "plots", "", ".hidden"):
         with pytest.raises(ValueError, match="extra file"):
-            write_report(report(), tmp_path / "r", extra={name: "x"})
+            write_report(report(), Output(tmp_path / "r"), extra={name: "x"})
     assert not list(tmp_path.iterdir())
 
 
 def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
-    write_report(report(table(("a", math.nan, None, math.inf, 1.0, 1))), tmp_path)
+    write_report(report(table(("a", math.nan, None, math.inf, 1.0, 1))), Output(tmp_path))
     rows = json.loads((tmp_path / "report.json").read_text())["tables"][0]["rows"]
     assert rows == [["a", None, None, None, 1.0, 1]]
 
@@ -199,7 +215,7 @@ def test_markdown_survives_hostile_names() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "a ``` b", "````", "x `y`"])
 def test_code_ends_only_at_its_fence(text: str) -> None:
-    first, *_, last = code_block(text).splitlines()
+    first, *_, last = fenced(text).splitlines()
     assert first == last
     assert set(first) == {"`"}
     assert len(first) >= 3
@@ -209,6 +225,28 @@ def test_code_ends_only_at_its_fence(text: str) -> None:
 # --- plots ----------------------------------------------------------------------------------------
 
 NAMES = ("a bundle with a name that is long", "$\\frac{", "_hidden", HOSTILE)
+CEILINGS = Table(
+    name="ceilings",
+    title="Ceilings",
+    columns=(Column(name="what"), Column(name="measured")),
+    rows=(("matrix product", 8.0), ("copy", 100.0)),
+)
+
+
+def curves(x: tuple[str | float, ...], bounded: bool = True) -> dict[str, Table]:
+    """A table with five curves over some numbers or names, and that of the ceilings."""
+    columns = (*COLUMNS[:1], Column(name="at"), *COLUMNS[1 : 4 if bounded else 2])
+    rows = (
+        (name, at, *(factor * y for factor in (1, 0.9, 1.2)[: 3 if bounded else 1]))
+        for name in ("ceiling", *NAMES)
+        for at, y in zip(x, (0.1, 0.5, 0.3, 0.9), strict=True)
+    )
+    return {"latency": table(*rows, columns=columns), "ceilings": CEILINGS}
+
+
+def a_plot(**changes: Any) -> Plot:  # noqa: ANN401
+    fields = {"name": "p", "title": "$\\frac{", "kind": "line", "table": "latency", "x": "at", "y": "median"}
+    return Plot(**{**fields, "by": "what", **changes})
 
 
 @pytest.mark.parametrize(
@@ -224,30 +262,67 @@ NAMES = ("a bundle with a name that is long", "$\\frac{", "_hidden", HOSTILE)
 )
 @pytest.mark.parametrize("bounded", [False, True])
 def test_plots_are_drawn(kind: str, bounded: bool, named: bool) -> None:
-    x = NAMES if named else (1.0, 2.0, 4.0, 8.0)
-    y = (0.1, 0.5, 0.3, 0.9)
-    low, high = (tuple(v * f for v in y) if bounded else None for f in (0.9, 1.2))
-    series = tuple(Series(name=name, x=x, y=y, low=low, high=high) for name in ("ceiling", *NAMES))
-    plot = Plot(
-        name="p",
-        title="$\\frac{",
-        kind=kind,  # type: ignore[arg-type]
-        x_label="x",
-        y_label="y",
-        log_y=True,
-        series=series,
-    )
-    drawn = draw(plot)
+    tables = curves(NAMES if named else (1.0, 2.0, 4.0, 8.0), bounded)
+    plot = a_plot(kind=kind, log_y=True)
+    drawn = draw(plot, tables)
     assert drawn.startswith(b"\x89PNG")
-    other = plot.model_copy(update={"series": series[1:]})
-    assert draw(other) != drawn
+    assert draw(plot.model_copy(update={"where": {"what": NAMES}}), tables) != drawn
+
+
+def test_series_are_read_from_the_table_with_their_intervals() -> None:
+    tables = curves((1, 2, 4, 8))
+    first, *_ = series_of(a_plot(where={"what": "ceiling", "at": (1, 8)}), tables)
+    assert (first.name, first.x, first.y) == ("ceiling", (1, 8), (0.1, 0.9))
+    assert first.low == pytest.approx((0.09, 0.81))
+    assert first.high == pytest.approx((0.12, 1.08))
+    named = series_of(a_plot(x=("what", "at"), y=("median", "low"), by="at"), tables)
+    assert [series.name for series in named[:3]] == ["at 1, median", "at 1, low", "at 2, median"]
+    assert named[0].x[0] == "ceiling × 1"
+    assert named[1].low is None, "an interval is of the median alone"
+    assert [series.name for series in series_of(a_plot(by=""), tables)] == ["median"]
+
+
+def test_rows_without_a_figure_are_not_drawn() -> None:
+    row = ("a", 1.0, None, None, 1.3, 500)
+    (series,) = series_of(
+        a_plot(x="peak"), {"latency": table(row, ("a", None, 1, 1, 1, 7), ("b", math.inf, 1, 1, 1, 7))}
+    )
+    assert (series.x, series.low) == ((500,), None)
+
+
+def test_axes_are_named_by_their_columns() -> None:
+    tables = curves((1, 2, 4, 8))
+    assert label("", ("median", "low"), tables["latency"]) == "median, low (s)"
+    assert label("waiting", "median", tables["latency"]) == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"table": "other"}, "table other is missing"),
+        ({"y": "mean", "where": {"size": 3}}, r"columns \['at', 'mean', 'size'\]"),
+        ({"x": "peak", "kind": "roofline"}, "needs the table ceilings"),
+    ],
+)
+def test_plots_of_what_is_not_in_the_report_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        report(table(ROW), plots=(a_plot(**changes),))
+
+
+def test_reports_of_revision_1_are_read_without_their_plots(tmp_path: Path) -> None:
+    old = json.loads(full_report().model_dump_json()) | {"revision": 1}
+    old["plots"] = [
+        {"name": "p", "title": "P", "kind": "line", "series": [{"name": "s", "x": [1], "y": [2]}]}
+    ]
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    assert read_report(tmp_path) == full_report().model_copy(update={"plots": ()})
 
 
 # --- the terminal and the options -----------------------------------------------------------------
 
 
-def test_publish_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(report(table(("[red]a", *ROW[1:])), notes=("No [GPU].",)), Output(tmp_path / "r"))
+def test_showing_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_report(report(table(("[red]a", *ROW[1:])), notes=("No [GPU].",)), Output(tmp_path / "r"))
     out = capsys.readouterr().out
     assert "[red]a" in out
     assert "Seconds for one call" in out
@@ -255,32 +330,39 @@ def test_publish_shows_tables_and_the_folder(tmp_path: Path, capsys: pytest.Capt
     assert out.endswith(f"{tmp_path / 'r'}\n")
 
 
-def test_publish_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    publish(report(), Output(tmp_path / "r", json=True))
+def test_showing_prints_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_report(report(), Output(tmp_path / "r", as_json=True))
     assert Report.model_validate_json(capsys.readouterr().out) == report()
-    assert (tmp_path / "r" / "report.json").exists()
 
 
-def test_output_without_a_folder_is_only_for_the_terminal() -> None:
-    Output().check()
-    for output in (Output(html=True), Output(force=True)):
+def test_output_without_a_folder_is_only_for_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_report(report(), Output())
+    assert not list(tmp_path.iterdir())
+    for html in (True, False):
         with pytest.raises(RequestError, match="--output"):
-            output.check()
+            Output(html=html, force=not html)
 
 
 def test_options_become_an_output(tmp_path: Path) -> None:
-    taken: list[tuple[int, Output]] = []
+    taken: list[tuple[int | None, Output]] = []
+
+    @dataclass(frozen=True)
+    class Request(Options):
+        size: int | None = option(None, "Of something.")
+        output: Output = group(Output)
 
     @click.command()
-    @click.option("--size", type=int)
-    @output_options
-    def command(size: int, output: Output) -> None:
+    @takes(Request)
+    def command(request: Request) -> None:
         """Measure."""
-        taken.append((size, output))
+        taken.append((request.size, request.output))
 
     arguments = ["--size", "3", "-o", str(tmp_path), "--html", "--json"]
     assert CliRunner().invoke(command, arguments).exit_code == 0
     assert CliRunner().invoke(command, []).exit_code == 0
-    assert taken[0] == (3, Output(tmp_path, force=False, html=True, json=True))
+    assert taken[0] == (3, Output(tmp_path, html=True, as_json=True))
     assert taken[1][1] == Output()
     assert "--force" in CliRunner().invoke(command, ["--help"]).output

@@ -8,12 +8,15 @@ find what those scores miss: regular grids left by strided layers, and how much 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from s3diff_runtime.vocabulary import Pixels
 
 FloatImage = NDArray[np.float64]
-Bytes = NDArray[np.uint8]
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255.0
 _LUMA_OFFSET = 16.0
@@ -25,7 +28,8 @@ _C1 = (0.01 * _PEAK) ** 2
 _C2 = (0.03 * _PEAK) ** 2
 
 GRID_PERIODS = (4, 8)
-_SMALLEST_SPECTRUM = 64
+PATCH = 64
+"""Side of the patches whose spectrum can tell the periods apart."""
 # A windowed wave reaches the bins next to its own; the surround it is compared with lies beyond, up to this
 # distance.
 _MAIN_LOBE = 1
@@ -34,7 +38,7 @@ _SURROUND = 3
 _NO_POWER = 1e-9
 
 
-def luma(image: Bytes) -> FloatImage:
+def luma(image: Pixels) -> FloatImage:
     """Y of BT.601 at video range: uint8 RGB [H, W, 3] -> float64 [H, W] in [16, 235], not rounded.
 
     Raises `ValueError` for any other shape or dtype.
@@ -44,25 +48,25 @@ def luma(image: Bytes) -> FloatImage:
     return image.astype(np.float64) @ _LUMA + _LUMA_OFFSET
 
 
-def psnr_y(image: Bytes, truth: Bytes) -> float:
+def psnr_y(image: Pixels, truth: Pixels) -> float:
     """Peak signal-to-noise ratio on Y in dB, peak 255; infinite for equal images.
 
     Inputs: uint8 RGB [H, W, 3].
 
     Raises `ValueError` if shapes or dtypes do not fit.
     """
-    a, b = _luma_pair(image, truth)
-    error = float(np.mean((a - b) ** 2))
+    error = float(np.mean(luma_difference(image, truth) ** 2))
     return float("inf") if error == 0.0 else float(10.0 * np.log10(_PEAK**2 / error))
 
 
-def ssim_y(image: Bytes, truth: Bytes) -> float:
+def ssim_y(image: Pixels, truth: Pixels) -> float:
     """Structural similarity on Y, in [-1, 1]: Gaussian 11x11 window, sigma 1.5, averaged where it fits whole.
 
     Inputs: uint8 RGB [H, W, 3]. Source: Wang et al. 2004, K1 = 0.01, K2 = 0.03, L = 255.
     Raises `ValueError` if shapes or dtypes do not fit, or a side is shorter than the window.
     """
-    a, b = _luma_pair(image, truth)
+    _require_one_shape(image, truth)
+    a, b = luma(image), luma(truth)
     if min(a.shape) < 2 * _WINDOW_RADIUS + 1:
         raise ValueError(f"SSIM needs sides of at least {2 * _WINDOW_RADIUS + 1} pixels, got {list(a.shape)}")
     mean_a, mean_b = _window_mean(a), _window_mean(b)
@@ -74,7 +78,16 @@ def ssim_y(image: Bytes, truth: Bytes) -> float:
     return float(np.mean(brightness * structure))
 
 
-def high_frequency_energy(image: Bytes) -> float:
+def luma_difference(image: Pixels, truth: Pixels) -> FloatImage:
+    """Y of an image less that of its truth: uint8 RGB [H, W, 3] each -> float64 [H, W], in grey levels.
+
+    Raises `ValueError` if shapes or dtypes do not fit.
+    """
+    _require_one_shape(image, truth)
+    return luma(image) - luma(truth)
+
+
+def high_frequency_energy(image: Pixels) -> float:
     """Power of Y above half the Nyquist frequency (0.25 cycles per pixel), in grey levels squared.
 
     Input: uint8 RGB [H, W, 3]. The radius of the two-dimensional frequency decides; a wave of amplitude A
@@ -87,47 +100,53 @@ def high_frequency_energy(image: Bytes) -> float:
     return float(power[np.hypot(vertical, horizontal) > 0.25].sum())
 
 
-def grid_energy_ratio(residual: FloatImage) -> dict[int, float]:
-    """How far a grid of period 4 and of period 8 pixels stands out: {period: ratio}, about 1 without one.
+class GridSpectrum:
+    """The mean spectrum of patches, added as they come: tells whether a regular grid lies over them."""
 
-    `residual` is a float image [H, W] or a stack of patches [N, H, W] whose spectra are averaged, in grey
-    levels, at least 64 pixels a side: an output minus its truth, or the luma of flat regions. The power at
-    frequency 1/period on either axis and on the diagonals is divided by the power density of the frequencies
-    around those points: the spectrum of natural detail is smooth and cancels, a strided network's grid is a
-    line. Constant images give 1; compare others with their truth, whose own lines (fabric, bricks) count
-    too. On white noise 99 of 100 values lie in 0.2 to 2.6 for one 64 x 64 patch, in 0.7 to 1.35 for a stack
-    of 20. Raises `ValueError` for other shapes.
-    """
-    stack = residual[None] if residual.ndim == 2 else residual
-    if stack.ndim != 3 or len(stack) == 0 or min(stack.shape[1:]) < _SMALLEST_SPECTRUM:
-        raise ValueError(
-            f"expected [H, W] or [N, H, W] with sides of at least {_SMALLEST_SPECTRUM}, "
-            f"got {list(residual.shape)}"
-        )
-    # Whole periods put the grid's frequencies on spectral bins.
-    height, width = (side - side % max(GRID_PERIODS) for side in stack.shape[1:])
-    power = _power_spectrum(stack[:, :height, :width].astype(np.float64))
-    return {period: _peak_ratio(power, height // period, width // period) for period in GRID_PERIODS}
+    def __init__(self) -> None:
+        self._power, self._count = np.zeros((PATCH, PATCH)), 0
+
+    def add(self, patches: FloatImage) -> None:
+        """Take in patches `[N, 64, 64]`, in grey levels: outputs minus truth, or the luma of flat regions.
+
+        Raises `ValueError` for other shapes.
+        """
+        if patches.ndim != 3 or patches.shape[1:] != (PATCH, PATCH):
+            raise ValueError(f"expected patches [N, {PATCH}, {PATCH}], got {list(patches.shape)}")
+        if len(patches):
+            self._power += len(patches) * _power_spectrum(patches)
+            self._count += len(patches)
+
+    def ratios(self) -> dict[int, float]:
+        """How far a grid of period 4 and of period 8 pixels stands out: {period: ratio}, about 1 without one.
+
+        The power at frequency 1/period on either axis and on the diagonals is divided by the power density of
+        the frequencies around those points: the spectrum of natural detail is smooth and cancels, a strided
+        network's grid is a line. Constant images give 1; compare others with their truth, whose own lines
+        (fabric, bricks) count too. On white noise 99 of 100 values lie in 0.2 to 2.6 for one patch, in 0.7 to
+        1.35 for 20. Empty where there was no patch.
+        """
+        if not self._count:
+            return {}
+        power = self._power / self._count
+        return {period: _peak_ratio(power, PATCH // period) for period in GRID_PERIODS}
 
 
-def flat_patches(truth: Bytes, fraction: float, side: int = 64) -> list[tuple[slice, slice]]:
+def flat_patches(truth: Pixels, fraction: float) -> list[tuple[slice, slice]]:
     """The flattest patches of an image, as (rows, columns) windows to cut from it and its like.
 
-    `truth` is uint8 RGB [H, W, 3]; its whole `side` x `side` tiles are ordered by the mean squared gradient
-    of Y and the lowest `fraction` of them, in (0, 1] and at least one tile, is returned, flattest first.
+    `truth` is uint8 RGB [H, W, 3]; its whole 64 x 64 tiles are ordered by the mean squared gradient of Y and
+    the lowest `fraction` of them, in (0, 1] and at least one tile, is returned, flattest first.
     Raises `ValueError` if the image holds no tile or the fraction is out of range.
     """
     values = luma(truth)
-    if not 0.0 < fraction <= 1.0 or min(values.shape) < side:
+    if not 0.0 < fraction <= 1.0 or min(values.shape) < PATCH:
         raise ValueError(
-            f"expected a fraction in (0, 1] and an image of at least {side} pixels a side, "
+            f"expected a fraction in (0, 1] and an image of at least {PATCH} pixels a side, "
             f"got {fraction} and {list(values.shape)}"
         )
-    windows = [
-        (slice(top, top + side), slice(left, left + side))
-        for top in range(0, values.shape[0] - side + 1, side)
-        for left in range(0, values.shape[1] - side + 1, side)
-    ]
+    corners = product(*(range(0, side - PATCH + 1, PATCH) for side in values.shape))
+    windows = [(slice(top, top + PATCH), slice(left, left + PATCH)) for top, left in corners]
     windows.sort(key=lambda window: _gradient_energy(values[window]))
     return windows[: max(1, round(fraction * len(windows)))]
 
@@ -137,32 +156,27 @@ def spearman(a: Sequence[float] | FloatImage, b: Sequence[float] | FloatImage) -
 
     Raises `ValueError` if the lengths differ, there are fewer than two values, or one side does not vary.
     """
+    from scipy.stats import spearmanr  # takes a second to import
+
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or len(first) < 2:
         raise ValueError(f"expected two sequences of one length >= 2, got {first.shape} and {second.shape}")
     if np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
         raise ValueError("rank correlation is undefined where all values of a sequence are equal")
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
+    return float(spearmanr(first, second).statistic)
 
 
-def _luma_pair(image: Bytes, truth: Bytes) -> tuple[FloatImage, FloatImage]:
+def _require_one_shape(image: Pixels, truth: Pixels) -> None:
     if image.shape != truth.shape:
         raise ValueError(
             f"an image and its truth differ in shape: {list(image.shape)} and {list(truth.shape)}"
         )
-    return luma(image), luma(truth)
 
 
 def _window_mean(values: FloatImage) -> FloatImage:
     """Gaussian-weighted mean of each whole window: [H, W] -> [H - 10, W - 10]."""
-    offsets = np.arange(-_WINDOW_RADIUS, _WINDOW_RADIUS + 1)
-    weights = np.exp(-(offsets**2) / (2.0 * _WINDOW_SIGMA**2))
-    weights /= weights.sum()
-    rows, columns = values.shape[0] - 2 * _WINDOW_RADIUS, values.shape[1] - 2 * _WINDOW_RADIUS
-    blurred = sum(weight * values[place : place + rows] for place, weight in enumerate(weights))
-    return np.asarray(
-        sum(weight * blurred[:, place : place + columns] for place, weight in enumerate(weights))
-    )
+    inside = slice(_WINDOW_RADIUS, -_WINDOW_RADIUS)
+    return np.asarray(gaussian_filter(values, _WINDOW_SIGMA, radius=_WINDOW_RADIUS)[inside, inside])
 
 
 def _power_spectrum(stack: FloatImage) -> FloatImage:
@@ -172,19 +186,19 @@ def _power_spectrum(stack: FloatImage) -> FloatImage:
     """
     height, width = stack.shape[1:]
     # The periodic form of the window: a wave of whole periods then stays within one bin of its frequency.
-    window = np.outer(np.hanning(height + 1)[:-1], np.hanning(width + 1)[:-1])
+    window = np.outer(*(np.hanning(side + 1)[:-1] for side in (height, width)))
     centred = stack - stack.mean(axis=(1, 2), keepdims=True)
     power = np.abs(np.fft.fft2(centred * window)) ** 2 / (height * width * np.sum(window**2))
     return np.asarray(power.mean(axis=0))
 
 
-def _peak_ratio(power: FloatImage, row: int, column: int) -> float:
-    """Power density at (row, 0), (0, column) and (row, +-column) relative to that around these points."""
+def _peak_ratio(power: FloatImage, at: int) -> float:
+    """Power density at (at, 0), (0, at) and (at, +-at) relative to that around these points."""
     offsets = np.arange(-_SURROUND, _SURROUND + 1)
     beyond = np.maximum(np.abs(offsets)[:, None], np.abs(offsets)[None, :]) > _MAIN_LOBE
     peak = surround = 0.0
-    for at_row, at_column in ((row, 0), (0, column), (row, column), (row, -column)):
-        block = power[np.ix_((at_row + offsets) % power.shape[0], (at_column + offsets) % power.shape[1])]
+    for row, column in ((at, 0), (0, at), (at, at), (at, -at)):
+        block = power[np.ix_((row + offsets) % PATCH, (column + offsets) % PATCH)]
         peak += float(block[_SURROUND, _SURROUND])
         surround += float(block[beyond].mean())
     return (peak + _NO_POWER) / (surround + _NO_POWER)
@@ -193,9 +207,3 @@ def _peak_ratio(power: FloatImage, row: int, column: int) -> float:
 def _gradient_energy(values: FloatImage) -> float:
     vertical, horizontal = np.diff(values, axis=0), np.diff(values, axis=1)
     return float(np.mean(vertical**2) + np.mean(horizontal**2))
-
-
-def _ranks(values: FloatImage) -> FloatImage:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2.0
-    return np.asarray(mean_rank[inverse])

@@ -1,0 +1,289 @@
+"""How far what runs is from what PyTorch computes exactly: bins, precision and mode, engines, tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from s3diff_benchmarks.methods import Input, bundle_names
+from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
+from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.report.findings import BundlesRequest, Findings
+from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
+from s3diff_benchmarks.report.output import Output
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import group, option
+from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.progress import counted
+from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.upscaler import Upscaler
+from s3diff_runtime.vocabulary import Pixels
+from s3diff_training.weights import ModelSource
+
+if TYPE_CHECKING:
+    from s3diff_training.network import S3Diff
+
+BIN_SIDES = (1, 2, 3, 4, 6)
+OVERLAPS = (0, 8, 16, 32, 64)
+NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
+_ERROR: dict[str, Any] = {"kind": "line", "y": "error", "y_label": "error (levels of 255)"}
+_PLOTS = {
+    "bins": Plot(
+        name="bins",
+        title="Error of the nearest bin",
+        table="bins",
+        x="bins",
+        log_x=True,
+        from_zero=True,
+        **_ERROR,
+    ),
+    "bundles": Plot(
+        name="precision",
+        title="Error of bundles",
+        table="bundles",
+        x="precision",
+        by=("mode", "bins", "engine"),
+        log_y=True,  # bins and precision are orders of magnitude apart
+        **_ERROR,
+    ),
+    "tiles": Plot(
+        name="tiles",
+        title="Error of tiles",
+        table="tiles",
+        x="overlap",
+        by="tile",
+        x_label="overlap (low-resolution pixels)",
+        from_zero=True,
+        **_ERROR,
+    ),
+}
+"""By the table that they draw."""
+
+
+@dataclass(frozen=True)
+class FidelityRequest(BundlesRequest):
+    """What is compared, and how thoroughly."""
+
+    weights: ModelSource = group(ModelSource)
+    images: tuple[Path, ...] = option(
+        (), "Photograph to compare on; repeatable. Drawn by default.", flags=("--image",), repeated=True
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    quick: bool = option(False, "Fewer and smaller images, for an indication within a minute.")
+    seed: int = option(0, "Of the degradations and the drawn pictures.")
+    output: Output = group(Output)
+
+    @property
+    def side(self) -> int:
+        """Of the images that are compared with PyTorch, low-resolution pixels."""
+        return 32 if self.quick else 48
+
+    @property
+    def log_points(self) -> int:
+        """Binary logarithm of the number of degradations for each image."""
+        return 2 if self.quick else 4
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """Sides of tiles that are compared with none."""
+        return (32,) if self.quick else (64, 128)
+
+    @property
+    def tiled_side(self) -> int:
+        """Of the image that is cut into tiles."""
+        return 80 if self.quick else 192
+
+
+class Trial(NamedTuple):
+    """One image, by its place, and the scores that it is restored with."""
+
+    image: int
+    noise: float
+    blur: float
+
+
+Exact = Callable[[Trial], Pixels]
+"""What PyTorch makes of a trial: uint8 RGB `[4H, 4W, 3]`."""
+
+
+def run_fidelity(request: FidelityRequest) -> Findings:
+    """Load what the request names, and compare it.
+
+    Raises:
+        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
+    """
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
+    photographs = [open_photograph(path).pixels for path in request.images]
+    on = torch_device(request.device)
+    network = request.weights.load().to(on) if request.weights.named else None
+    findings = measure_fidelity(request, photographs, network)
+    return findings.noting(*pytorch_notes(request.weights, request.device, on, request.bundles))
+
+
+def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
+    """Compare everything that the request and the machine allow.
+
+    Args:
+        request: what to compare.
+        images: photographs, uint8 RGB `[H, W, 3]`; none draws pictures.
+        network: of the bundles' weights, in fp32; None compares tiles alone.
+
+    Raises:
+        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
+    """
+    for folder in request.bundles:
+        Upscaler.open(folder, "auto", request.device).close()
+    notes = [] if images else ["the images were drawn: 1/f noise, edges and a little noise"]
+    tables: list[Table] = []
+    if network is None:
+        notes.append(NO_WEIGHTS)
+    else:
+        small = _cut_or_drawn(images, request.side, 2, request.seed)
+        trials = [Trial(place, *point) for place in range(len(small)) for point in _points(request)]
+        exact = _remembered(network, small)
+        tables += [compare_bins(exact, trials), _compare_bundles(request, exact, small, trials, notes)]
+    (large,) = _cut_or_drawn(images[:1], request.tiled_side, 1, request.seed)
+    tables.append(_compare_tiles(request, large, notes))
+    tables = [table for table in tables if table.rows]
+    return Findings(tuple(tables), plots=tuple(map(_plot, tables)), notes=tuple(notes))
+
+
+def _cut_or_drawn(images: Sequence[Pixels], side: int, count: int, seed: int) -> list[Pixels]:
+    """The middles of images; of none, so many drawn ones."""
+    cut = [np.ascontiguousarray(middle(image, side)) for image in images]
+    return cut or [draw_picture(side, side, seed + number) for number in range(count)]
+
+
+def _points(request: FidelityRequest) -> list[tuple[float, float]]:
+    """Degradations (noise, blur) of a scrambled Sobol sequence: drawn, and yet evenly spread over [0, 1)²."""
+    from scipy.stats.qmc import Sobol
+
+    drawn = Sobol(2, rng=np.random.default_rng(request.seed)).random_base2(request.log_points)
+    return [(float(noise), float(blur)) for noise, blur in drawn]
+
+
+def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
+    """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
+    from s3diff_benchmarks.pytorch_method import exact
+
+    method = exact(network)
+
+    @cache
+    def result(trial: Trial) -> Pixels:
+        return method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels
+
+    return result
+
+
+def nearest_centre(score: float, side: int) -> float:
+    """The centre of the cell that holds a score, on an axis cut into equal cells."""
+    return (min(int(score * side), side - 1) + 0.5) / side
+
+
+def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
+    """Nearest-bin results against exact ones, for square grids of bins.
+
+    Merged weights are exact at a bin's centre, so PyTorch with the centre's scores stands for them.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
+        for side in BIN_SIDES:
+            pairs: list[tuple[Pixels, Pixels]] = []
+            for trial in trials:
+                tell(len(rows) * len(trials) + len(pairs), f"bins: {side}×{side}")
+                noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
+                pairs.append((exact(Trial(trial.image, noise, blur)), exact(trial)))
+            rows.append((f"{side}×{side}", side * side, *differences(pairs)))
+    return Table(
+        name="bins",
+        title="Nearest bin against exact weights, both in PyTorch fp32",
+        columns=(Column(name="grid"), Column(name="bins"), *COLUMNS),
+        rows=tuple(rows),
+        note=f"Over {len(trials)} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
+    )
+
+
+def _compare_bundles(
+    request: FidelityRequest,
+    exact: Exact,
+    images: Sequence[Pixels],
+    trials: Sequence[Trial],
+    notes: list[str],
+) -> Table:
+    """Every bundle, on every engine that runs here, against PyTorch in fp32; notes what did not run."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
+        manifest = Manifest.read(folder)
+        for engine in dict.fromkeys(["onnx", *(engines.identity.flavour for engines in manifest.engines)]):
+            try:
+                upscaler = Upscaler.open(folder, engine, request.device)
+            except RequestError as error:
+                notes.append(f"{name} was not run with {engine}: {error}")
+                continue
+            with upscaler, counted(len(trials), "fidelity") as tell:
+                pairs: list[tuple[Pixels, Pixels]] = []
+                for trial in trials:
+                    tell(len(pairs), f"{name}: {engine}")
+                    image = images[trial.image]
+                    (result,) = upscaler.upscale_pixels([image], noise=trial.noise, blur=trial.blur)
+                    pairs.append((result.pixels, exact(trial)))
+            mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
+            rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
+    headings = ("bundle", "engine", "mode", "precision", "bins")
+    return Table(
+        name="bundles",
+        title="Bundles against PyTorch fp32",
+        columns=(*(Column(name=heading) for heading in headings), *COLUMNS),
+        rows=tuple(rows),
+        key=2,
+        note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {NOTE}",
+    )
+
+
+def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
+    """Tiles against the image in one piece, same bundle, same scores; notes what did not run."""
+    cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
+    rows: list[tuple[Cell, ...]] = []
+    with counted(len(cuts) + 1, "fidelity") as tell:
+        tell(0, "tiles: none")
+        try:
+            whole = _upscaled(request, picture, 0, None)
+        except RequestError as error:
+            notes.append(f"tiles were not compared: the image does not run in one piece ({error})")
+            cuts = []
+        for number, (tile, overlap) in enumerate(cuts, start=1):
+            tell(number, f"tiles: of {tile}, overlap {overlap}")
+            try:
+                cut = _upscaled(request, picture, tile, overlap)
+            except RequestError as error:
+                notes.append(f"tiles of {tile} with overlap {overlap} were not compared: {error}")
+                continue
+            rows.append((tile, overlap, *differences([(cut, whole)])))
+    height, width = picture.shape[:2]
+    return Table(
+        name="tiles",
+        title=f"Tiles against an image of {width}×{height} in one piece",
+        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
+        rows=tuple(rows),
+        key=2,
+        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
+    )
+
+
+def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
+    options = UpscaleOptions(tile=tile, overlap=overlap, batch=1)
+    with Upscaler.open(request.bundle, "auto", request.device, options) as upscaler:
+        return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
+
+
+def _plot(table: Table) -> Plot:
+    """The errors of a table; equal images have no place on a logarithmic axis."""
+    plot, error = _PLOTS[table.name], [column.name for column in table.columns].index("error")
+    return plot.model_copy(update={"log_y": plot.log_y and all(row[error] for row in table.rows)})

@@ -1,0 +1,183 @@
+"""Finds what belongs together in folders of images: inputs, truths, and what other methods made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+
+from s3diff_benchmarks.methods import Input, Upscaled
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.formats import SUFFIXES
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
+from s3diff_runtime.vocabulary import SCALE, Pixels
+
+LEAST_SIDE = 8
+"""Of inputs with a truth: LPIPS and SSIM look at larger surroundings than smaller results have."""
+SECONDS_NAME = "seconds.json"
+_LARGEST_SECONDS = 2**20
+"""Bytes; a thousand images take less than 64 KiB."""
+_NAMED = 3
+
+Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+"""Text that is shown on a terminal: no control characters."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image to restore, and its truth, four times as large, where there is one: files, or pixels."""
+
+    name: str
+    lr: Path | Pixels
+    hr: Path | Pixels | None = None
+
+
+class PeerTimes(BaseModel):
+    """What a peer's script says of its speed: `seconds.json` beside its images."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    machine: Line
+    software: Line = ""
+    seconds: Mapping[str, NonNegativeFloat]
+    """By the stem of the image."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another method, known by what it made of the images: a `Method`."""
+
+    name: str
+    outputs: Mapping[str, Path]
+    """By the name of the case."""
+    times: PeerTimes | None
+
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        """See `Method`; it answers with its files, by the names of the inputs, and has no scores."""
+        seconds = self.times.seconds if self.times else {}
+        return [
+            Upscaled(
+                open_photograph(self.outputs[each.name]).pixels,
+                {"call": seconds[each.name]} if each.name in seconds else {},
+            )
+            for each in inputs
+        ]
+
+
+def images_of(folder: Path) -> dict[str, Path]:
+    """The images of a folder by stem, in the order of their names.
+
+    Raises:
+        RequestError: for a missing folder, one without images, and two images of one stem.
+    """
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; expected a folder of images")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
+            continue
+        if path.stem in found:
+            raise RequestError(f"{folder} has two images named {path.stem}; expected one: {path.name}")
+        found[path.stem] = path
+    if not found:
+        raise RequestError(f"{folder} holds no images; expected {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def find_cases(
+    lr: Path, hr: Path | None, limit: int | None = None
+) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """Match the images of two folders by the stems of their names.
+
+    Args:
+        lr: folder of low-resolution images.
+        hr: folder of truths; None measures without.
+        limit: take only that many, the first by name.
+
+    Returns:
+        The cases by name, and a note on every kind of image that was left out.
+
+    Raises:
+        RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four
+            times as large as their inputs or too small to score; reads only headers.
+    """
+    inputs = images_of(lr)
+    if hr is None:
+        return tuple(Case(name, path) for name, path in inputs.items())[:limit], ()
+    truths = images_of(hr)
+    cases = [Case(name, path, truths[name]) for name, path in inputs.items() if name in truths][:limit]
+    if not cases:
+        raise RequestError(
+            f"{lr} and {hr} have no pairs: expected images with the same names in both, such as "
+            f"{next(iter(inputs))} in {hr}"
+        )
+    _require_scale("HR", [(case, truths[case.name]) for case in cases])
+    sizes = {case.name: _size(case.lr) for case in cases}
+    small = [f"{name} {size[0]}×{size[1]}" for name, size in sizes.items() if min(size) < LEAST_SIDE]
+    if small:
+        raise RequestError(
+            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
+        )
+    notes = [
+        f"{len(alone)} images of {folder} have no partner: {_some(sorted(alone))}"
+        for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr))
+        if alone
+    ]
+    return tuple(cases), tuple(notes)
+
+
+def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
+    """The outputs of another method for all cases, by the stems of their names.
+
+    Raises:
+        RequestError: for a missing folder, an image without an output or with one of another size, and a
+            `seconds.json` that does not hold what `PeerTimes` says.
+    """
+    found = images_of(folder)
+    missing = [case.name for case in cases if case.name not in found]
+    if missing:
+        raise RequestError(
+            f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
+        )
+    outputs = {case.name: found[case.name] for case in cases}
+    _require_scale(f"what {name} made", [(case, outputs[case.name]) for case in cases])
+    return Peer(name, outputs, _times(folder / SECONDS_NAME))
+
+
+def _size(picture: Path | Pixels) -> tuple[int, int]:
+    """Width and height; of a file from its header."""
+    return photograph_size(picture) if isinstance(picture, Path) else (picture.shape[1], picture.shape[0])
+
+
+def _require_scale(what: str, pairs: Iterable[tuple[Case, Path]]) -> None:
+    wrong = []
+    for case, large in pairs:
+        (width, height), found = _size(case.lr), _size(large)
+        if found != (SCALE * width, SCALE * height):
+            wrong.append(f"{case.name} {width}×{height} and {found[0]}×{found[1]}")
+    if wrong:
+        raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
+
+
+def _times(path: Path) -> PeerTimes | None:
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_SECONDS:
+            raise OSError(0, f"no file of at most {_LARGEST_SECONDS} bytes")
+        return PeerTimes.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} fields are wrong"
+        raise RequestError(
+            f'{path} cannot be used ({reason}); expected {{"machine": "…", "seconds": {{"image": 1.5}}}}'
+        ) from error
+
+
+def _some(names: Sequence[str], separator: str = ", ") -> str:
+    rest = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return separator.join(names[:_NAMED]) + rest

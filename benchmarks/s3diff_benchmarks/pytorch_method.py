@@ -1,0 +1,166 @@
+"""S3Diff in PyTorch, exact or as it is run without this toolkit, and bicubic interpolation: as `Method`s.
+
+Two ways to run it are timed: as the released code does, and as a careful engineer would. Both take the
+posterior's mode, where the released code draws a sample, and find the prompts encoded.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import nn
+
+from s3diff_benchmarks.methods import BICUBIC, EXACT, RELEASED, TUNED, Input, Upscaled
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.vocabulary import Pixels
+from s3diff_training.data import from_uint8, to_uint8
+from s3diff_training.network import Modulation, S3Diff, lora_layers, merged_weight
+from s3diff_training.network.modulation import ModulationNetwork
+from s3diff_training.train.validation import bicubic
+from s3diff_training.weights import ModelSource, differing
+
+
+class PyTorchMethod:
+    """The network in PyTorch, stage by stage. Networks that start from noise draw it with seed 0.
+
+    Args:
+        name: in tables.
+        network: in evaluation mode, on its device, with weights of one dtype.
+        one_batch: evaluate both prompts at once, else one after the other.
+    """
+
+    def __init__(self, name: str, network: S3Diff, one_batch: bool = True) -> None:
+        self.name, self._network, self._one_batch = name, network, one_batch
+        self._device = next(network.vae.parameters()).device
+        self._seed = 0 if network.one_step.adds_noise else None
+        config = network.config
+        self._prompts = network.encode_prompts([config.positive_prompt, config.negative_prompt])
+
+    @torch.inference_mode()
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        """See `Method`; inputs of one size. The clock waits for the device at the end of every stage."""
+        clock, start = Clock(), perf_counter()
+
+        @contextmanager
+        def timed(stage: str) -> Iterator[None]:
+            with clock.running(stage):
+                yield
+                if self._device.type == "cuda":
+                    torch.cuda.synchronize(self._device)
+
+        with timed("upload"):
+            image = torch.stack([from_uint8(each.pixels) for each in inputs]).to(self._device)
+        restored = self._network.restore(
+            image,
+            noise=noise,
+            blur=blur,
+            positive_prompt=self._prompts[:1],
+            negative_prompt=self._prompts[1:],
+            seed=self._seed,
+            one_batch=self._one_batch,
+            around=timed,
+        )
+        with timed("download"):
+            pixels = [to_uint8(each) for each in restored.image.cpu()]
+        clock.add({"host": perf_counter() - start - sum(clock.seconds.values())})
+        seconds = {stage: spent / len(inputs) for stage, spent in clock.seconds.items()}
+        axes = self._network.config.degradation_axes
+        return [
+            Upscaled(each, seconds, dict(zip(axes, scores, strict=True)))
+            for each, scores in zip(pixels, restored.degradation.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class BicubicMethod:
+    """The baseline: torch's bicubic interpolation (`align_corners=False`), clamped, as in the paper."""
+
+    name: str = BICUBIC
+
+    def __call__(
+        self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
+    ) -> list[Upscaled]:
+        """See `Method`; it has no scores."""
+        return [Upscaled(to_uint8(bicubic(from_uint8(each.pixels)[None]))) for each in inputs]
+
+
+def exact(network: S3Diff) -> PyTorchMethod:
+    """The network as it is, in fp32: what all else is held against."""
+    return PyTorchMethod(EXACT, network)
+
+
+def released(network: S3Diff) -> PyTorchMethod:
+    """The released way: fp32, the prompts one after the other, LoRA as branches."""
+    return PyTorchMethod(RELEASED, network, one_batch=False)
+
+
+def tuned(network: S3Diff, image: Pixels) -> PyTorchMethod:
+    """The fair way: both prompts in one batch, LoRA merged, and on a GPU fp16 and `torch.compile`.
+
+    Args:
+        network: on its device; not changed, and its weights are shared where they stay the same.
+        image: uint8 RGB `[H, W, 3]`, at whose degradation the LoRA is merged.
+    """
+    device = next(network.parameters()).device
+    degradation = network.degradation(from_uint8(image)[None].to(device))
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    merged = merged_copy(network, network.modulation(degradation), dtype)
+    if device.type == "cuda":
+        merged.unet.compile()
+        merged.vae.encoder.compile()
+        merged.vae.decoder.compile()
+    return PyTorchMethod(TUNED, merged)
+
+
+@torch.no_grad()
+def merged_copy(network: S3Diff, modulation: Modulation, dtype: torch.dtype) -> S3Diff:
+    """A copy of a network whose LoRA is folded in, for the first image of a batch of matrices.
+
+    Weights that merging and `dtype` leave as they are belong to both.
+    """
+    tensors = (*network.parameters(), *network.buffers())
+    merged = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for part, matrices in ((merged.vae, modulation.vae), (merged.unet, modulation.unet)):
+        for name, layer in lora_layers(part).items():
+            matrix = None if matrices is None else matrices[0, layer.block]
+            plain = layer.base_layer
+            plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
+            part.set_submodule(name, plain)
+    merged.modulation = ModulationNetwork(None, None, network.config.fourier_features, "none")
+    for module in merged.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.dtype != dtype:
+                module._parameters[name] = nn.Parameter(parameter.to(dtype), requires_grad=False)
+    return merged
+
+
+def trainable_millions(network: S3Diff) -> float:
+    """What training changes, in millions of parameters: all but base model, text encoder and estimator."""
+    state = network.state_dict()
+    return sum(state[name].numel() for name in network.trainable_names()) / 1e6
+
+
+def torch_device(device: str) -> str:
+    """The device for torch's part: the one asked for, or the CPU where this torch serves none other."""
+    return device if torch.cuda.is_available() else "cpu"
+
+
+def pytorch_notes(weights: ModelSource, device: str, used: str, bundles: Sequence[Path]) -> Iterator[str]:
+    """Where PyTorch did not run what the bundles run: on another device, or with other weights."""
+    if not weights.named:
+        return
+    if used != device:
+        yield f"PyTorch ran on {used}: the installed torch serves no GPU"
+    files = weights.files()
+    for bundle in bundles:
+        if unlike := differing(files, Manifest.read(bundle)):
+            yield f"{bundle} was built from another {' and another '.join(unlike)} than PyTorch ran with"

@@ -1,0 +1,157 @@
+"""Compares two reports: what became worse, better, new or gone, beyond the noise of the measurements."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+from s3diff_benchmarks.report.model import Cell, Column, Report, Table, figure_in, interval_of
+
+T = TypeVar("T")
+Row = Mapping[str, Cell]
+"""The cells of a row by their columns."""
+Verdict = Literal["regression", "improvement", "within noise", "unchanged", "new", "gone"]
+
+_MEDIAN = "median"
+_TIMED = re.compile(r"(^|/)(s|ms|µs)$")
+"""Units of times and rates."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure in two reports; `table`, `row` and `column` say which."""
+
+    table: str
+    row: tuple[Cell, ...]
+    """Its key. Empty where a whole table is new or gone."""
+    column: str
+    """Empty where a whole row or table is new or gone."""
+    verdict: Verdict
+    old: float | None = None
+    new: float | None = None
+    percent: float | None = None
+    """By which it became worse; negative where it became better, None where there is no such share."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that two reports have in common, and what only one of them has."""
+
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+    def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
+        """The changes with one of these verdicts, the largest first."""
+        found = [change for change in self.changes if change.verdict in verdicts]
+        return tuple(sorted(found, key=lambda change: -abs(change.percent or 0)))
+
+    def regressions(self, above: float = 0.0) -> tuple[Change, ...]:
+        """Regressions beyond noise by more than that many percent; those of no known share are among them."""
+        return tuple(
+            change for change in self.of("regression") if change.percent is None or change.percent > above
+        )
+
+
+def compare_reports(old: Report, new: Report) -> Comparison:
+    """Match tables by name, rows by their key, columns by name, and judge those that can be better or worse.
+
+    Columns "low" and "high" state the interval of "median", and "NAME low" and "NAME high" that of NAME: such
+    a figure changed only where the intervals do not overlap. Other times and rates of a row with a median,
+    such as p99, have no interval and change only where the median does. Bounds are not judged themselves.
+    """
+    tables = [{table.name: table for table in report.tables} for report in (old, new)]
+    changes: list[Change] = []
+    for name, verdict in _matched(*tables):
+        if verdict:
+            changes.append(Change(name, (), "", verdict))
+        else:
+            changes += _compare_tables(tables[0][name], tables[1][name])
+    return Comparison(tuple(changes), tuple(_warnings(old, new)))
+
+
+def _matched(old: Mapping[T, object], new: Mapping[T, object]) -> Iterator[tuple[T, Verdict | None]]:
+    """All that either has, with what became of it where only one does."""
+    for key in dict.fromkeys([*old, *new]):
+        yield key, "gone" if key not in new else "new" if key not in old else None
+
+
+def _compare_tables(old: Table, new: Table) -> Iterator[Change]:
+    before, after = _rows(old), _rows(new)
+    bounds = {bound for column in new.columns for bound in interval_of(column.name)}
+    columns = [column for column in new.columns[new.key :] if column.better and column.name not in bounds]
+    for key, verdict in _matched(before, after):
+        if verdict:
+            yield Change(new.name, key, "", verdict)
+            continue
+        for column in columns:
+            yield from _compare_cells(
+                Change(new.name, key, column.name, "unchanged"), column, before[key], after[key]
+            )
+
+
+def _compare_cells(same: Change, column: Column, old: Row, new: Row) -> Iterator[Change]:
+    """What became of a figure; `same` says which it is."""
+    before, after = (figure_in(row.get(column.name)) for row in (old, new))
+    if before is None and after is None:
+        return
+    if before is None or after is None:
+        yield replace(same, verdict="new" if before is None else "gone", old=before, new=after)
+        return
+    worse = after - before if column.better == "lower" else before - after
+    percent = 100 * worse / abs(before) if before else None if worse else 0.0
+    verdict: Verdict = "regression" if worse > 0 else "improvement" if worse else "unchanged"
+    if worse and _overlap(*(_interval(_witness(column, row), row) for row in (old, new))):
+        verdict = "within noise"
+    yield replace(same, verdict=verdict, old=before, new=after, percent=percent)
+
+
+def _rows(table: Table) -> dict[tuple[Cell, ...], Row]:
+    """Rows by their key; where a key comes twice, the later ones get a number."""
+    rows: dict[tuple[Cell, ...], Row] = {}
+    for row, record in zip(table.rows, table.records, strict=True):
+        key, count = row[: table.key], 2
+        while key in rows:
+            key, count = (*row[: table.key], f"#{count}"), count + 1
+        rows[key] = record
+    return rows
+
+
+def _witness(column: Column, row: Row) -> str:
+    """The figure whose interval decides about a column: its own, or the median's where it has none."""
+    has_own = all(bound in row for bound in interval_of(column.name))
+    has_median = all(name in row for name in (_MEDIAN, *interval_of(_MEDIAN)))
+    return _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
+
+
+def _interval(name: str, row: Row) -> tuple[float, float]:
+    """A figure's interval; the figure itself where the report states none."""
+    value, low, high = (figure_in(row.get(column)) for column in (name, *interval_of(name)))
+    middle = math.nan if value is None else value
+    return (middle if low is None else low, middle if high is None else high)
+
+
+def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _warnings(old: Report, new: Report) -> Iterator[str]:
+    if old.kind != new.kind:
+        yield f"the reports are of different kinds: {old.kind} and {new.kind}"
+    if old.machine.name != new.machine.name:
+        yield f"the machines differ: {old.machine.name} and {new.machine.name}"
+    if old.machine.packages != new.machine.packages:
+        both = sorted({*old.machine.packages.items()} ^ {*new.machine.packages.items()})
+        yield f"the packages differ: {', '.join(dict.fromkeys(name for name, _ in both))}"
+    hashes = [sorted(bundle.manifest_sha256 for bundle in report.bundles) for report in (old, new)]
+    if hashes[0] != hashes[1]:
+        names = [", ".join(bundle.name for bundle in report.bundles) or "none" for report in (old, new)]
+        yield f"the bundles differ: {names[0]} and {names[1]}"
+    if old.options != new.options:
+        yield "the options differ"
+    for which, report in (("old", old), ("new", new)):
+        if report.machine.load > report.machine.cores / 2:
+            cores = f"{report.machine.load} programs running on {report.machine.cores} cores"
+            yield f"the {which} machine was busy before: {cores}"

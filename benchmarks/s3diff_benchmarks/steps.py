@@ -1,0 +1,185 @@
+"""Runs commands one after another, each in a process of its own: one that fails or crashes is a finding."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
+from threading import Thread
+from time import monotonic
+from typing import IO, Any, Literal, NamedTuple
+
+from s3diff_runtime.errors import JobError
+
+Status = Literal["ok", "failed", "skipped", "left out"]
+
+_ERROR = "error: "
+"""How the command line begins the line that says what went wrong."""
+_WRONG_REQUEST = 2
+"""Its exit code where the machine or the request lacks what the command needs."""
+_STOP_SECONDS = 20.0
+"""That a stopped process has for tidying up."""
+_LAST_WORDS_SECONDS = 2.0
+"""That are waited for what an ended process said; its own children may keep the pipe open."""
+_LONGEST_REASON = 400
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command to run."""
+
+    name: str
+    command: tuple[str, ...] = ()
+    needs: str = ""
+    """The step without whose success this one is skipped."""
+    optional: bool = False
+    """Whether a wrong request skips it: this machine lacks what it needs, which is no failure."""
+    left_out: str = ""
+    """Why it is not run, where that is settled before."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step. All fields are JSON types."""
+
+    name: str
+    command: tuple[str, ...]
+    status: Status
+    seconds: float = 0.0
+    reason: str = ""
+    """Why it failed, was skipped or left out; one line."""
+    result: Any = field(default=None, repr=False)
+    """What the command printed: JSON where it is, else its text."""
+
+    @property
+    def text(self) -> str:
+        """What became of it, for people."""
+        if self.status == "ok":
+            return f"{self.seconds:.3g} s"
+        return f"{'not measured' if self.status == 'left out' else self.status}: {self.reason}"
+
+
+class Ended(NamedTuple):
+    """What a process came to."""
+
+    code: int | None
+    """None where it ran out of time."""
+    output: str
+    error: str
+    """Its own word on what went wrong: the last line of standard error that says so, or its last line."""
+
+
+def run_steps(
+    steps: Sequence[Step],
+    finished: Callable[[Sequence[Outcome]], None],
+    seconds: float = math.inf,
+    run: Callable[[Sequence[str], float], Ended] | None = None,
+    clock: Callable[[], float] = monotonic,
+) -> list[Outcome]:
+    """Run all steps in their order.
+
+    Args:
+        steps: to run; one names only earlier ones as needed.
+        finished: told all outcomes so far, after every step.
+        seconds: for all together; what is not begun by then is skipped.
+        run: runs a command within so many seconds; `run_process` by default.
+        clock: in seconds.
+    """
+    start, outcomes = clock(), dict[str, Outcome]()
+    for step in steps:
+        begun, needed = clock(), outcomes.get(step.needs)
+        if step.left_out:
+            outcome = Outcome(step.name, step.command, "left out", reason=step.left_out)
+        elif needed is not None and needed.status != "ok":
+            outcome = Outcome(step.name, step.command, "skipped", reason=f"{needed.name} {needed.status}")
+        elif begun - start >= seconds:
+            reason = f"the {seconds:.0f} s for all steps are used up"
+            outcome = Outcome(step.name, step.command, "skipped", reason=reason)
+        else:
+            ended = (run or run_process)(step.command, start + seconds - begun)
+            outcome = _judged(step, ended, clock() - begun)
+        outcomes[step.name] = outcome
+        finished(list(outcomes.values()))
+    return list(outcomes.values())
+
+
+def run_process(command: Sequence[str], seconds: float) -> Ended:
+    """Run a command, and pass on what it tells on standard error; an interruption ends it too.
+
+    Raises:
+        JobError: when there is no such command.
+    """
+    with TemporaryFile() as output:
+        try:
+            process = subprocess.Popen(
+                command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
+            )
+        except OSError as problem:
+            raise JobError(
+                f"cannot run {command[0]}: {problem.strerror}; reinstall s3diff-export"
+            ) from problem
+        said: list[str] = []
+        listener = Thread(target=_listen, args=(process.stderr, said), daemon=True)
+        listener.start()
+        code: int | None = None
+        try:
+            code = process.wait(None if math.isinf(seconds) else seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            _stop(process)
+            listener.join(_LAST_WORDS_SECONDS)
+        output.seek(0)
+        return Ended(code, output.read().decode(errors="replace"), _last_word(said))
+
+
+def own_command(*words: str) -> tuple[str, ...]:
+    """A command of s3diff-export, as it is installed here."""
+    return (str(Path(sysconfig.get_path("scripts")) / "s3diff-export"), *words)
+
+
+def _judged(step: Step, ended: Ended, seconds: float) -> Outcome:
+    status: Status = "failed" if ended.code else "ok"
+    reason = (ended.error or f"the process ended with code {ended.code}") if ended.code else ""
+    if ended.code is None:
+        status, reason = "failed", "out of time"
+    elif ended.code == _WRONG_REQUEST and step.optional:
+        status = "skipped"
+    return Outcome(step.name, step.command, status, seconds, reason, _parsed(ended.output))
+
+
+def _parsed(output: str) -> Any:  # noqa: ANN401 - whatever a command prints
+    try:
+        return json.loads(output)
+    except ValueError:
+        return output.strip() or None
+
+
+def _listen(stream: IO[str], said: list[str]) -> None:
+    with stream:
+        for line in stream:
+            sys.stderr.write(line)
+            if line.strip():
+                said.append(line.strip())
+
+
+def _last_word(said: Sequence[str]) -> str:
+    errors = [line.removeprefix(_ERROR) for line in said if line.startswith(_ERROR)]
+    return (errors or said or [""])[-1][:_LONGEST_REASON]
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End a process that still runs, politely at first."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
