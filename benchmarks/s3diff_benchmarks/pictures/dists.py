@@ -30,7 +30,14 @@ INSTALL = "pip install --no-deps dists-pytorch"
 
 
 class DISTS(nn.Module):
-    """DISTS of image pairs; frozen. `weights_id` says where the weights came from."""
+    """DISTS of image pairs; frozen.
+
+    Args:
+        vgg: LPIPS of VGG16, whose convolutions are used.
+        alpha: weights of the means, one for each of 1475 channels.
+        beta: of the covariances, likewise.
+        weights_id: says where the weights came from.
+    """
 
     weights_id: str
     mean: Tensor
@@ -40,14 +47,6 @@ class DISTS(nn.Module):
     beta: Tensor
 
     def __init__(self, vgg: LPIPS, alpha: Tensor, beta: Tensor, weights_id: str) -> None:
-        """Take the parts.
-
-        Args:
-            vgg: LPIPS of VGG16, whose convolutions are used.
-            alpha: weights of the means, one for each of 1475 channels.
-            beta: of the covariances, likewise.
-            weights_id: of `alpha` and `beta`.
-        """
         super().__init__()
         self.convs = vgg.convs
         self.weights_id = f"{weights_id}; VGG16 of {vgg.weights_id}"
@@ -74,7 +73,11 @@ class DISTS(nn.Module):
         Raises:
             RequestError: if there is no such file, or it does not hold `alpha` and `beta`.
         """
-        path = weights or _installed()
+        path = weights or installed_file("DISTS_pytorch", "weights.pt")
+        if path is None:
+            raise RequestError(
+                f"no weights of DISTS on this machine: {INSTALL}, or name a file (--dists-weights)"
+            )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             alpha, beta = (torch.as_tensor(state[name]).float() for name in ("alpha", "beta"))
@@ -90,13 +93,8 @@ class DISTS(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of each pair: `x`, `y` [N, 3, H, W] in [0, 1] -> [N], 0 for equal images."""
         similarity = x.new_zeros(len(x))
-        for a, b, alpha, beta in zip(
-            self._features(x),
-            self._features(y),
-            self.alpha.split(_WIDTHS),
-            self.beta.split(_WIDTHS),
-            strict=True,
-        ):
+        weights = self.alpha.split(_WIDTHS), self.beta.split(_WIDTHS)
+        for a, b, alpha, beta in zip(self._features(x), self._features(y), *weights, strict=True):
             mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
             variance_a, variance_b = a.var((2, 3), correction=0), b.var((2, 3), correction=0)
             covariance = (a * b).mean((2, 3)) - mean_a * mean_b
@@ -119,9 +117,3 @@ class DISTS(nn.Module):
         kernel = self.pooling.expand(channels, 1, 3, 3)
         squares = functional.conv2d(features**2, kernel, stride=2, padding=1, groups=channels)
         return (squares + 1e-12).sqrt()
-
-
-def _installed() -> Path:
-    if path := installed_file("DISTS_pytorch", "weights.pt"):
-        return path
-    raise RequestError(f"no weights of DISTS on this machine: {INSTALL}, or name a file (--dists-weights)")

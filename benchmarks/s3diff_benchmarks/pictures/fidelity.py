@@ -66,6 +66,19 @@ _PLOTS = {
 """By the table that they draw."""
 
 
+class Effort(NamedTuple):
+    """How much is compared; sides in low-resolution pixels."""
+
+    side: int
+    """Of the images that are compared with PyTorch."""
+    log_points: int
+    """Binary logarithm of the number of degradations for each image."""
+    tiles: tuple[int, ...]
+    """Sides of tiles that are compared with none."""
+    tiled_side: int
+    """Of the image that is cut into tiles."""
+
+
 @dataclass(frozen=True)
 class FidelityRequest(BundlesRequest):
     """What is compared, and how thoroughly."""
@@ -80,24 +93,9 @@ class FidelityRequest(BundlesRequest):
     output: Output = group(Output)
 
     @property
-    def side(self) -> int:
-        """Of the images that are compared with PyTorch, low-resolution pixels."""
-        return 32 if self.quick else 48
-
-    @property
-    def log_points(self) -> int:
-        """Binary logarithm of the number of degradations for each image."""
-        return 2 if self.quick else 4
-
-    @property
-    def tiles(self) -> tuple[int, ...]:
-        """Sides of tiles that are compared with none."""
-        return (32,) if self.quick else (64, 128)
-
-    @property
-    def tiled_side(self) -> int:
-        """Of the image that is cut into tiles."""
-        return 80 if self.quick else 192
+    def effort(self) -> Effort:
+        """How much is compared."""
+        return Effort(32, 2, (32,), 80) if self.quick else Effort(48, 4, (64, 128), 192)
 
 
 class Trial(NamedTuple):
@@ -145,11 +143,11 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
     if network is None:
         notes.append(NO_WEIGHTS)
     else:
-        small = _cut_or_drawn(images, request.side, 2, request.seed)
+        small = _cut_or_drawn(images, request.effort.side, 2, request.seed)
         trials = [Trial(place, *point) for place in range(len(small)) for point in _points(request)]
         exact = _remembered(network, small)
         tables += [compare_bins(exact, trials), _compare_bundles(request, exact, small, trials, notes)]
-    (large,) = _cut_or_drawn(images[:1], request.tiled_side, 1, request.seed)
+    (large,) = _cut_or_drawn(images[:1], request.effort.tiled_side, 1, request.seed)
     tables.append(_compare_tiles(request, large, notes))
     tables = [table for table in tables if table.rows]
     return Findings(tuple(tables), plots=tuple(map(_plot, tables)), notes=tuple(notes))
@@ -165,7 +163,7 @@ def _points(request: FidelityRequest) -> list[tuple[float, float]]:
     """Degradations (noise, blur) of a scrambled Sobol sequence: drawn, and yet evenly spread over [0, 1)²."""
     from scipy.stats.qmc import Sobol
 
-    drawn = Sobol(2, rng=np.random.default_rng(request.seed)).random_base2(request.log_points)
+    drawn = Sobol(2, rng=np.random.default_rng(request.seed)).random_base2(request.effort.log_points)
     return [(float(noise), float(blur)) for noise, blur in drawn]
 
 
@@ -249,7 +247,7 @@ def _compare_bundles(
 
 def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
     """Tiles against the image in one piece, same bundle, same scores; notes what did not run."""
-    cuts = [(tile, overlap) for tile in request.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
+    cuts = [(tile, overlap) for tile in request.effort.tiles for overlap in OVERLAPS if 2 * overlap <= tile]
     rows: list[tuple[Cell, ...]] = []
     with counted(len(cuts) + 1, "fidelity") as tell:
         tell(0, "tiles: none")

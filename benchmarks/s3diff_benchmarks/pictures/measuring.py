@@ -93,10 +93,6 @@ class Measured:
     rows: tuple[Row, ...]
     """Bicubic interpolation, then what is measured, then what stands beside it."""
 
-    def row_of(self, method: Method) -> Row:
-        """That of a method that was measured."""
-        return next(row for row in self.rows if row.method is method)
-
 
 def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Measured:
     """Restore every image with every method, image by image, and score the results.

