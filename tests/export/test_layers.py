@@ -14,9 +14,9 @@ from tests.export.engine_bundles import make_bundle, replace_file
 from tests.export.models import Files, photographs
 
 from s3diff_export.cli import cli, run
-from s3diff_export.engines import layers
-from s3diff_export.engines.layers import compare_layers, engine_of_all_layers, raised_to_fp32
-from s3diff_export.verify import Gates
+from s3diff_export.verification import layers
+from s3diff_export.verification.layers import compare_layers, engine_of_all_layers, raised_to_fp32
+from s3diff_export.verification.parity import Gates
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 
