@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
@@ -15,7 +16,8 @@ from s3diff_export.bins import parse_bins
 from s3diff_export.build import Built, load_network
 from s3diff_export.build import build as build_bundle
 from s3diff_export.check_images import check_images
-from s3diff_export.engine_commands import chosen_engines, engine_options, show_engines
+from s3diff_export.engine_commands import show_engines
+from s3diff_export.engines import EngineOptions
 from s3diff_export.engines.layers import LayerReport, compare_layers
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
@@ -23,11 +25,13 @@ from s3diff_export.progress import live_progress
 from s3diff_export.reference import Reference, check_cases, references
 from s3diff_export.verify import Gates, ParityReport
 from s3diff_export.verify import verify as verify_bundle
-from s3diff_runtime.bundle.engine_records import Flavour
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.command_line import takes
 from s3diff_runtime.engines.choice import ENGINES, open_engine
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS
 from s3diff_runtime.errors import BuildError, RequestError
+from s3diff_runtime.options import read
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.demo import demo_model
 
@@ -79,6 +83,28 @@ def _gates(command: Command) -> Command:
     return command
 
 
+def _engine_options(command: Command) -> Command:
+    """The options of `EngineOptions`, until `build` takes a request that has them as a group."""
+
+    @takes(EngineOptions)
+    def every(_: EngineOptions) -> None: ...
+
+    known = getattr(command, "__click_params__", [])
+    command.__click_params__ = [*known, *every.__click_params__]  # type: ignore[attr-defined]
+    return command
+
+
+def _chosen_engines(typed: dict[str, Any]) -> EngineOptions | None:
+    source = click.get_current_context().get_parameter_source
+    given = {
+        name.replace("__", "."): value
+        for name, value in typed.items()
+        if source(name) is ParameterSource.COMMANDLINE
+    }
+    chosen = read(EngineOptions, given)
+    return None if chosen.flavour is None else chosen
+
+
 @click.command()
 @_weights
 @click.option("-o", "--output", type=_FILE, required=True, help="The bundle: a folder to make.")
@@ -127,12 +153,7 @@ def _gates(command: Command) -> Command:
 )
 @_gates
 @click.option("--no-verify", is_flag=True, help="Publish without comparing with PyTorch.")
-@click.option(
-    "--engine",
-    type=click.Choice(get_args(Flavour)),
-    help="Also build engines, as s3diff-export engines does.",
-)
-@engine_options
+@_engine_options
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is whole.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def build(
@@ -152,7 +173,6 @@ def build(
     gate_psnr: float | None,
     gate_stage: float | None,
     no_verify: bool,
-    engine: str | None,
     force: bool,
     as_json: bool,
     **engines: Any,  # noqa: ANN401
@@ -171,7 +191,7 @@ def build(
         gates=Gates(gate_epsilon, gate_psnr, gate_stage),
         verify=not no_verify,
         check_folder=images,
-        engines=chosen_engines(engine, engines),
+        engines=_chosen_engines(engines),
     )
     source = _source(demo, base, checkpoint, estimator)
     with live_progress() as progress:
@@ -225,7 +245,7 @@ def verify(
     manifest = Manifest.read(bundle, check="hashes")
     gates = Gates(gate_epsilon, gate_psnr, gate_stage)
     if layers:
-        flavour = next((each for each in get_args(Flavour) if each == engine), None)
+        flavour = next((each for each in COMPILED_FLAVOURS if each == engine), None)
         with live_progress() as progress:
             found = compare_layers(bundle, manifest, check_images(images)[0], gates, flavour, progress)
         if as_json:

@@ -27,12 +27,12 @@ from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from s3diff_export.engines.api import TensorRt
+from s3diff_export.engines.building import require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.reference import Array, check_cases
 from s3diff_export.verify import Gates, advance, errors_of, stage_inputs, stage_order, start_of
-from s3diff_runtime.bundle.engine_records import Flavour
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
@@ -92,7 +92,7 @@ def compare_layers(
     manifest: Manifest,
     image: NDArray[np.uint8],
     gates: Gates,
-    engine: Flavour | None = None,
+    engine: CompiledFlavour | None = None,
     progress: Progress = lambda _: None,
 ) -> list[LayerReport]:
     """Compare the layers of every stage that computes in fp16; with an engine, of every stage.
@@ -198,16 +198,16 @@ def _raise_tensor(tensor: TensorProto) -> None:
 # --- an engine against ONNX Runtime ---------------------------------------------------------------
 
 
-def _require_gpu(flavour: Flavour) -> None:
+def _require_gpu(flavour: CompiledFlavour) -> None:
     """TensorRT-RTX builds without a GPU and runs on none; here both must run."""
-    TensorRt.find(EngineOptions(flavour))
+    require_builder(EngineOptions(flavour))
     try:
         count_gpus(load_runtime())
     except S3DiffError as error:
         raise RequestError(f"--layers --engine {flavour} runs engines: {error}") from error
 
 
-def _engine_errors(path: Path, feed: Feed, flavour: Flavour) -> Iterator[LayerError]:
+def _engine_errors(path: Path, feed: Feed, flavour: CompiledFlavour) -> Iterator[LayerError]:
     """Build an engine for the shapes of `feed` that gives every layer, and run it."""
     given = _run_engine(path, feed, flavour)
     with tempfile.TemporaryDirectory() as scratch:
@@ -220,7 +220,7 @@ def _engine_errors(path: Path, feed: Feed, flavour: Flavour) -> Iterator[LayerEr
         yield from _compared(path, run)
 
 
-def _run_engine(path: Path, feed: Feed, flavour: Flavour) -> Tensors:
+def _run_engine(path: Path, feed: Feed, flavour: CompiledFlavour) -> Tensors:
     trt = _polygraphy_backend(flavour)
     network, settings = engine_of_all_layers(path, feed, flavour)
     try:
@@ -233,7 +233,7 @@ def _run_engine(path: Path, feed: Feed, flavour: Flavour) -> Tensors:
         raise BuildError(f"{flavour} cannot run {path.name} with all layers as outputs: {error}") from error
 
 
-def engine_of_all_layers(path: Path, feed: Feed, flavour: Flavour) -> tuple[Any, Any]:
+def engine_of_all_layers(path: Path, feed: Feed, flavour: CompiledFlavour) -> tuple[Any, Any]:
     """Polygraphy's loaders of a network whose layers are all outputs, and of its configuration.
 
     Args:
@@ -252,9 +252,9 @@ def engine_of_all_layers(path: Path, feed: Feed, flavour: Flavour) -> tuple[Any,
     )
 
 
-def _polygraphy_backend(flavour: Flavour) -> ModuleType:
+def _polygraphy_backend(flavour: CompiledFlavour) -> ModuleType:
     """Polygraphy for a flavour: the one that a process uses first stays."""
-    config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"
+    config.USE_TENSORRT_RTX = FLAVOURS[flavour].package == "tensorrt_rtx"
     from polygraphy.backend import trt
 
     return trt

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 DeviceKind = Literal["cpu", "cuda"]
 CompiledFlavour = Literal["tensorrt", "tensorrt-rtx"]
 """Flavours whose engines are compiled for a machine, and lie in the bundle."""
+COMPILED_FLAVOURS: tuple[CompiledFlavour, ...] = get_args(CompiledFlavour)
 Flavour = Literal[CompiledFlavour, "onnx"]
 
 
@@ -96,7 +97,9 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
     }
 )
 """The fastest first."""
-COMPILED_FLAVOURS = tuple(name for name, traits in FLAVOURS.items() if traits.is_compiled)
 
-if set(FLAVOURS) != set(get_args(Flavour)) or set(COMPILED_FLAVOURS) != set(get_args(CompiledFlavour)):
+if (
+    set(FLAVOURS) != set(get_args(Flavour))
+    or tuple(name for name, traits in FLAVOURS.items() if traits.is_compiled) != COMPILED_FLAVOURS
+):
     raise TypeError("FLAVOURS and the types of their names differ")

@@ -40,7 +40,7 @@ class TensorRt:
     """A flavour of TensorRT, imported; no object of it is made before a method needs one.
 
     Attributes:
-        flavour: its row of the table.
+        name, flavour: its name, and its row of the table.
         module: the package.
         version: as the package says, and as engines record it.
 
@@ -52,6 +52,7 @@ class TensorRt:
     """
 
     def __init__(self, flavour: CompiledFlavour) -> None:
+        self.name: CompiledFlavour = flavour
         self.flavour = FLAVOURS[flavour]
         try:
             self.module: Any = importlib.import_module(self.flavour.package)
@@ -64,7 +65,7 @@ class TensorRt:
 
     def __str__(self) -> str:
         """Flavour and version."""
-        return f"{self.flavour.name} {self.version}"
+        return f"{self.name} {self.version}"
 
     @property
     def logger(self) -> Any:  # noqa: ANN401
