@@ -16,9 +16,7 @@ from tests.export.engine_bundles import OPTIONS, contents, make_bundle, replace_
 from tests.export.models import Files
 
 from s3diff_export.build import BuildRequest, build
-from s3diff_export.engines import EngineOptions, SizeRange, add_engines
-from s3diff_export.engines.api import TensorRt
-from s3diff_export.engines.building import EngineBuilder
+from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines, require_builder
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineSidecar
 from s3diff_runtime.bundle.manifest import Manifest
@@ -105,9 +103,9 @@ def test_a_profile_that_contradicts_itself_tells_what_tensorrt_says(merged: Path
     stage, profile = manifest.stages["finish_wavelet"], ADA.profile(manifest.multiple)
     shapes = stage_shapes(manifest, stage, profile)
     other = stage_shapes(
-        manifest, stage, EngineOptions("tensorrt-rtx", batch=(7, 8, 9)).profile(manifest.multiple)
+        manifest, stage, EngineOptions("tensorrt-rtx", batch=BatchRange(7, 8, 9)).profile(manifest.multiple)
     )
-    builder = EngineBuilder(TensorRt.find(ADA), ADA)
+    builder = require_builder(ADA)
     with pytest.raises(
         BuildError, match=r"could not build stage finish: .*batch.*Profile.*smaller --max-size"
     ):

@@ -25,14 +25,13 @@ from polygraphy import config, constants
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from s3diff_export.engines.api import TensorRt
-from s3diff_export.engines.options import EngineOptions
+from s3diff_export.engines import EngineOptions, require_builder
 from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of
 from s3diff_export.verification.reference import Array
-from s3diff_runtime.bundle.engine_records import Flavour
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
@@ -91,7 +90,7 @@ def compare_layers(
     manifest: Manifest,
     image: Pixels,
     gates: Gates,
-    engine: Flavour | None = None,
+    engine: CompiledFlavour | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[LayerReport]:
     """Compare the layers of every stage that computes in fp16; with an engine, of every stage.
@@ -197,16 +196,16 @@ def _raise_tensor(tensor: TensorProto) -> None:
 # --- an engine against ONNX Runtime ---------------------------------------------------------------
 
 
-def _require_gpu(flavour: Flavour) -> None:
+def _require_gpu(flavour: CompiledFlavour) -> None:
     """TensorRT-RTX builds without a GPU and runs on none; here both must run."""
-    TensorRt.find(EngineOptions(flavour))
+    require_builder(EngineOptions(flavour))
     try:
         count_gpus(load_runtime())
     except S3DiffError as error:
         raise RequestError(f"--layers --engine {flavour} runs engines: {error}") from error
 
 
-def _engine_errors(path: Path, feed: Tensors, flavour: Flavour) -> Iterator[LayerError]:
+def _engine_errors(path: Path, feed: Tensors, flavour: CompiledFlavour) -> Iterator[LayerError]:
     """Build an engine for the shapes of `feed` that gives every layer, and run it."""
     given = _run_engine(path, feed, flavour)
     with tempfile.TemporaryDirectory() as scratch:
@@ -219,7 +218,7 @@ def _engine_errors(path: Path, feed: Tensors, flavour: Flavour) -> Iterator[Laye
         yield from _compared(path, run)
 
 
-def _run_engine(path: Path, feed: Tensors, flavour: Flavour) -> dict[str, Array]:
+def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str, Array]:
     trt = _polygraphy_backend(flavour)
     network, settings = engine_of_all_layers(path, feed, flavour)
     try:
@@ -232,7 +231,7 @@ def _run_engine(path: Path, feed: Tensors, flavour: Flavour) -> dict[str, Array]
         raise BuildError(f"{flavour} cannot run {path.name} with all layers as outputs: {error}") from error
 
 
-def engine_of_all_layers(path: Path, feed: Tensors, flavour: Flavour) -> tuple[Any, Any]:
+def engine_of_all_layers(path: Path, feed: Tensors, flavour: CompiledFlavour) -> tuple[Any, Any]:
     """Polygraphy's loaders of a network whose layers are all outputs, and of its configuration.
 
     Args:
@@ -251,9 +250,9 @@ def engine_of_all_layers(path: Path, feed: Tensors, flavour: Flavour) -> tuple[A
     )
 
 
-def _polygraphy_backend(flavour: Flavour) -> ModuleType:
+def _polygraphy_backend(flavour: CompiledFlavour) -> ModuleType:
     """Polygraphy for a flavour: the one that a process uses first stays."""
-    config.USE_TENSORRT_RTX = flavour == "tensorrt-rtx"
+    config.USE_TENSORRT_RTX = FLAVOURS[flavour].package == "tensorrt_rtx"
     from polygraphy.backend import trt
 
     return trt
