@@ -248,6 +248,8 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
         (("--demo", "--bins", "3by3"), "3x3"),
         (("--demo", "--gate-psnr", "-1"), "psnr is -1"),
         (("--demo", "--images", "nowhere"), "nowhere"),
+        (("--demo", "--bins", "2x2"), "--bins does nothing with --lora-mode dynamic; expected merged"),
+        (("--demo", "--no-verify", "--gate-psnr", "50"), "--gate-psnr without a comparison"),
     ],
 )
 def test_wrong_requests_exit_2(
@@ -265,6 +267,27 @@ def test_wrong_requests_exit_2(
     assert named in refused.err
     assert refused.err.strip().splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_all_options_that_would_do_nothing_are_told_at_once(command: Command, tmp_path: Path) -> None:
+    refused = command(
+        *("build", "--demo", "-o", tmp_path / "b", "--bins", "3x3", "--max-size", "512"),
+        *("--no-verify", "--gate-epsilon", "1e-3"),
+    )
+    assert refused.code == 2
+    for idle in ("--bins does nothing", "--gate-epsilon without", "--max-size without an engine"):
+        assert idle in refused.err
+    refused = command("verify", tmp_path / "b", "--layers", "--demo", "--device", "cuda", "--gate-psnr", "50")
+    assert refused.code == 2
+    assert "--demo, --gate-psnr, --device with --layers" in refused.err
+
+
+def test_a_check_picture_of_one_colour_is_named(command: Command, tmp_path: Path) -> None:
+    for name, image in (("a.png", IMAGE), ("b.png", np.full_like(IMAGE, 7))):
+        Image.fromarray(image).save(tmp_path / name)
+    refused = command("build", "--demo", "-o", tmp_path / "out.bundle", "--images", tmp_path)
+    assert refused.code == 2
+    assert "b.png is of one colour" in refused.err
 
 
 def test_a_checkpoint_of_another_base_is_refused(

@@ -75,6 +75,14 @@ def test_the_layer_that_overflows_is_found(bundle: Path) -> None:
     assert report.first.operator == "Mul" and not np.isfinite(report.first.relative)
 
 
+def test_a_layer_above_the_gate_fails_the_command(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli, ["verify", str(fused), "--layers", "--gate-stage", "1e-6"]) == 1
+    errors = capsys.readouterr().err
+    assert "first above" in errors  # the table is folded to the width
+    assert "of vae_encoder leaves its truth: relative error" in errors.splitlines()[-1]
+    assert "limit 1e-06" in errors.splitlines()[-1]
+
+
 def _latent(bundle: Path) -> dict[str, np.ndarray]:
     channels = Manifest.read(bundle).latent_channels
     rng = np.random.default_rng(0)
