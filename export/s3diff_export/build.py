@@ -6,7 +6,7 @@ import gc
 import resource
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -32,12 +32,12 @@ from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, group, option
+from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import COLOR_FIXES, Axis, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network import S3Diff
 from s3diff_training.weights import ModelSource
 
-Progress = Callable[[str], None]
 _COST_SIDE = 32  # pixels: bins are compared on one small picture, so that full-size models take minutes
 _BYTES = {"fp32": 4, "fp16": 2}
 _SPARE = 1.1  # of the estimated size, for graphs and folded constants
@@ -102,7 +102,7 @@ class PublishedBundle:
 class StepClock:
     """Tells the progress what begins and keeps how long each step took."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Steps) -> None:
         self._progress, self._name, self._began = progress, "", time.monotonic()
         self.seconds: dict[str, float] = {}
 
@@ -116,7 +116,7 @@ class StepClock:
             self._progress(step)
 
 
-def build(request: BuildRequest, progress: Progress = lambda _: None) -> PublishedBundle:
+def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedBundle:
     """Load, measure, export, verify, build engines, publish.
 
     The bundle at the output is whole or, after a failure, as before.

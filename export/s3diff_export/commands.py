@@ -15,7 +15,6 @@ from rich.table import Column, Table
 from s3diff_export.build import BuildRequest, PublishedBundle
 from s3diff_export.build import build as build_bundle
 from s3diff_export.engine_commands import show_engines
-from s3diff_export.progress import live_progress
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.layers import LayerReport, compare_layers
 from s3diff_export.verification.parity import Gates, ParityReport
@@ -28,6 +27,7 @@ from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
+from s3diff_runtime.progress import steps
 from s3diff_training.weights import ModelSource, differing
 
 
@@ -41,7 +41,7 @@ def build(request: BuildRequest) -> None:
       s3diff-export build --base sd-turbo/ --checkpoint s3diff.pkl --estimator de_net.pth -o s3diff.bundle
       s3diff-export build --demo -o demo.bundle --engine tensorrt --max-size 512
     """
-    with live_progress() as progress:
+    with steps() as progress:
         built = build_bundle(request, progress)
     if request.as_json:
         click.echo(json.dumps(_summary(built), indent=2))
@@ -96,7 +96,7 @@ def verify(request: VerifyRequest) -> None:
 def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
     runner, opened = open_engine(Bundle(request.bundle, manifest), request.engine, request.device)
     guided, truths = manifest.guidance.mode == "on", list[Reference]()
-    with live_progress() as progress:
+    with steps() as progress:
         progress("loading the weights")
         network, sources = request.weights.load_recorded()
         other = differing(sources, manifest)
@@ -127,7 +127,7 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
 def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
     flavour = next((each for each in COMPILED_FLAVOURS if each == request.engine), None)
     picture = check_pictures(request.images)[0]
-    with live_progress() as progress:
+    with steps() as progress:
         reports = compare_layers(request.bundle, manifest, picture, request.gates, flavour, progress)
     if request.as_json:
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))

@@ -14,6 +14,7 @@ from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.interface import Engine, Session
 from s3diff_runtime.errors import BuildError
+from s3diff_runtime.progress import Steps
 from s3diff_runtime.stages import STAGES
 
 _SATURATED = 0.98
@@ -65,7 +66,7 @@ def run_chains(
     bundle: Bundle,
     cases: Sequence[CheckCase],
     engine: Engine,
-    progress: Callable[[str], None],
+    progress: Steps,
     inspect: Callable[[str, Session, int], None] = lambda *_: None,
 ) -> list[Chain]:
     """Run all stages on all cases, from picture to picture.

@@ -35,6 +35,7 @@ from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
+from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import Pixels
 
 Tensors = Mapping[str, Array]
@@ -91,7 +92,7 @@ def compare_layers(
     image: Pixels,
     gates: Gates,
     engine: CompiledFlavour | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Steps = lambda _: None,
 ) -> list[LayerReport]:
     """Compare the layers of every stage that computes in fp16; with an engine, of every stage.
 

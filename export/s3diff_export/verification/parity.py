@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
@@ -20,6 +20,7 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.interface import Engine, Session
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.options import Options, option
+from s3diff_runtime.progress import Steps
 from s3diff_runtime.stages import STAGES
 from s3diff_runtime.vocabulary import Precision
 
@@ -112,7 +113,7 @@ def verify(
     bundle: Bundle,
     references: Sequence[Reference],
     gates: Gates,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Steps = lambda _: None,
     engine: Engine | None = None,
 ) -> ParityReport:
     """Run every stage on PyTorch's inputs, and the chain of all stages from picture to picture.
