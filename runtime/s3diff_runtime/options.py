@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
 from typing import (
@@ -141,9 +141,8 @@ class Options:
 
     def but(self, **changes: Any) -> Self:  # noqa: ANN401 - values of fields
         """The same with other values, which count as given only where they did before."""
-        made = type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | changes)
-        made.__dict__["given"] = self.given
-        return made
+        values = {each.name: getattr(self, each.name) for each in fields(self)} | changes
+        return _constructed(type(self), values, self.given)
 
     def flags_of(self, *names: str) -> list[str]:
         """How the command line calls those of the fields that were given; all of them where none is named."""
@@ -205,10 +204,17 @@ def read(cls: type[T], values: Mapping[str, object], default: T | None = None, p
             with _noting(problems):
                 made[name] = read(type(own), values, own, f"{prefix}{name}.")
     with _noting(problems):
-        options = cls(**made)
-        options.__dict__["given"] = frozenset(given)
+        options = _constructed(cls, made, given)
     refuse(problems)
     return options
+
+
+def _constructed(cls: type[T], values: Mapping[str, Any], given: Iterable[str]) -> T:
+    """An instance of which only some fields count as given; `problems` sees that, too."""
+    made = cls.__new__(cls)
+    made.__dict__["given"] = frozenset(given)
+    made.__init__(**values)  # type: ignore[misc]
+    return made
 
 
 @contextmanager

@@ -11,19 +11,16 @@ from typing import Any
 from tests.export.models import Files
 
 from s3diff_export.bins import grid
-from s3diff_export.build import build
-from s3diff_export.engines.building import Built
+from s3diff_export.build import BuildRequest, build
+from s3diff_export.engines.building import BuildCost
 from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import FileRecord
 
-OPTIONS = {
-    "dynamic": BuildOptions(GraphOptions("dynamic", "fp16", prompts="runtime"), verify=False),
-    "fused": BuildOptions(GraphOptions("fused", "fp16"), color_fixes=("wavelet",), verify=False),
-    "merged": BuildOptions(
-        GraphOptions("merged", "fp16"), bins=grid(1, 1), color_fixes=("wavelet",), verify=False
-    ),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dynamic": {"graphs": GraphOptions("dynamic", "fp16", prompts="runtime")},
+    "fused": {"graphs": GraphOptions("fused", "fp16"), "color_fixes": ("wavelet",)},
+    "merged": {"graphs": GraphOptions("merged", "fp16"), "bins": grid(1, 1), "color_fixes": ("wavelet",)},
 }
 """All stages that there are: the finishes and the text encoder are the same in every mode."""
 
@@ -31,7 +28,7 @@ OPTIONS = {
 def make_bundle(files: Files, mode: str, folder: Path) -> Path:
     """Export the tiny network, unverified."""
     path = folder / f"{mode}.bundle"
-    build(ModelSource(str(files.base), files.checkpoint), path, OPTIONS[mode])
+    build(BuildRequest(path, files.source(), verify=False, **OPTIONS[mode]))
     return path
 
 
@@ -56,9 +53,17 @@ class QuickBuilder:
     before: Callable[[str], None] = lambda _: None
     """Called with the stage's name before each."""
 
-    def __call__(self, graph: Path, stage: Any, shapes: Any, path: Path, name: str, progress: Any) -> Built:  # noqa: ANN401
+    def __call__(
+        self,
+        graph: Path,
+        stage: object,
+        shapes: object,
+        path: Path,
+        name: str,
+        progress: Callable[[str], None],
+    ) -> BuildCost:
         self.before(name)
         self.built.append(name)
         path.write_bytes(hashlib.sha256(graph.read_bytes()).digest() * 40 + bytes([len(self.built)]))
         progress(f"building {name}: 50%")
-        return Built(seconds=0.25, parse_seconds=0.05, peak_memory=2**20)
+        return BuildCost(seconds=0.25, parse_seconds=0.05, peak_memory=2**20)

@@ -16,7 +16,7 @@ from tests.export.engine_bundles import QuickBuilder, contents, make_bundle, rep
 from tests.export.models import Files
 
 from s3diff_export.cli import cli, run
-from s3diff_export.engines import EngineOptions, SizeRange, add_engines
+from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines
 from s3diff_export.engines.building import EngineBuilder
 from s3diff_runtime import BundleError, JobError
 from s3diff_runtime.bundle.manifest import Manifest
@@ -124,7 +124,7 @@ def test_force_builds_all_again(bundle: Path, quick: QuickBuilder) -> None:
     [
         EngineOptions("tensorrt-rtx", compute_capabilities=("8.9", "12.0")),
         EngineOptions("tensorrt-rtx", SizeRange(max=(512, 512)), compute_capabilities=("8.9",)),
-        EngineOptions("tensorrt-rtx", batch=(1, 1, 8), compute_capabilities=("8.9",)),
+        EngineOptions("tensorrt-rtx", batch=BatchRange(1, 1, 8), compute_capabilities=("8.9",)),
         EngineOptions("tensorrt-rtx", optimization_level=5, compute_capabilities=("8.9",)),
     ],
 )

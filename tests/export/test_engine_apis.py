@@ -6,20 +6,19 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from tests.export.tensorrt_double import BINDINGS, CACHE, PLAN, Asked, members, tensorrt_double
+from tests.runtime.fake_cuda import FakeCuda
 
-from s3diff_export.engines import api
-from s3diff_export.engines.api import TensorRt
+from s3diff_export.engines import EngineOptions, require_builder
 from s3diff_export.engines.building import EngineBuilder
-from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import Shapes
-from s3diff_runtime.bundle.engine_records import Flavour
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.engines.tensorrt.cuda import Gpu
+from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
 from s3diff_runtime.errors import BuildError, RequestError
 
 STAGE = Stage(
@@ -34,7 +33,6 @@ SHAPES = {
     "image": Shapes((1, 1, 1, 3), (1, 128, 128, 3), (4, 256, 256, 3)),
     "guidance": Shapes((), (), ()),
 }
-GPU = Gpu(index=0, name="NVIDIA A10", compute_capability="8.6", driver="13.0")
 FULL = [binding for binding in BINDINGS if binding.startswith("tensorrt ")]
 (RTX,) = set(BINDINGS) - set(FULL)
 
@@ -47,13 +45,19 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Found:
 
     def find(binding: str, **options: Any) -> tuple[EngineBuilder, Asked]:  # noqa: ANN401
         module, asked = tensorrt_double(binding, STAGE)
-        monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
-        monkeypatch.setattr(api, "_find_gpu", lambda: GPU)
-        flavour: Flavour = "tensorrt-rtx" if binding == RTX else "tensorrt"
-        chosen = EngineOptions(flavour, **options)
-        return EngineBuilder(TensorRt.find(chosen), chosen), asked
+        flavour: CompiledFlavour = "tensorrt-rtx" if binding == RTX else "tensorrt"
+        install(monkeypatch, flavour, module)
+        return require_builder(EngineOptions(flavour, **options)), asked
 
     return find
+
+
+def install(
+    monkeypatch: pytest.MonkeyPatch, flavour: CompiledFlavour, module: ModuleType | None, gpus: int = 1
+) -> None:
+    """Let a package be installed, or not be for None, on a machine with GPUs."""
+    monkeypatch.setitem(sys.modules, FLAVOURS[flavour].package, module)
+    monkeypatch.setattr("cuda.bindings.runtime", FakeCuda(gpus=gpus))
 
 
 @pytest.fixture
@@ -110,7 +114,7 @@ def test_rtx_builds_for_compute_capabilities(found: Found, graph: Path) -> None:
     (config,) = asked.configs
     capabilities = builder.tensorrt.module.ComputeCapability
     assert config._targets == {0: capabilities.SM80, 1: capabilities.SM120}
-    assert builder.tensorrt.gpu is None
+    assert builder.gpu is None
     with pytest.raises(
         RequestError, match=r"cannot build for compute capability 9\.0; expected some of 7\.5"
     ):
@@ -140,26 +144,24 @@ def test_a_graph_that_is_not_the_manifests_is_refused(found: Found, graph: Path)
 def test_older_versions_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = tensorrt_double(FULL[0], STAGE)
     module.__version__ = version
-    monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
-    monkeypatch.setattr(api, "_find_gpu", lambda: GPU)
+    install(monkeypatch, "tensorrt", module)
     with pytest.raises(RequestError, match=rf"tensorrt {version} is too old, expected 10\.12 or later"):
-        TensorRt.find(EngineOptions("tensorrt"))
+        require_builder(EngineOptions("tensorrt"))
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorrt", None)  # what a package that is not installed looks like
+    install(monkeypatch, "tensorrt", None)
     with pytest.raises(RequestError, match=r"pip install 's3diff-export\[tensorrt\]'"):
-        TensorRt.find(EngineOptions("tensorrt"))
+        require_builder(EngineOptions("tensorrt"))
 
 
 def test_a_gpu_is_looked_for_before_anything_of_tensorrt_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     module, _ = tensorrt_double(FULL[-1], STAGE)
     for name in ("Builder", "OnnxParser", "ILogger"):
         delattr(module, name)
-    monkeypatch.setattr(api.importlib, "import_module", lambda _: module)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    install(monkeypatch, "tensorrt", module, gpus=0)
     with pytest.raises(RequestError, match="builds on the GPU that is to run the engines: no usable GPU"):
-        TensorRt.find(EngineOptions("tensorrt"))
+        require_builder(EngineOptions("tensorrt"))
 
 
 def test_the_installed_rtx_is_the_recorded_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3diff_export.cli import cli, run
-from s3diff_export.engine_commands import chosen_engines, engine_options
-from s3diff_export.engines import EngineOptions, SizeRange
+from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, require_builder
 from s3diff_export.engines.options import parse_size
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_runtime.bundle.engine_records import Profile, Range
 from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.command_line import takes
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
 from s3diff_runtime.errors import RequestError
 
 RTX = EngineOptions("tensorrt-rtx")
@@ -69,18 +71,12 @@ def test_all_sizes_that_do_not_fit_are_named_at_once() -> None:
         ("tensorrt-rtx", {"timing_cache": Path("t")}, ["no timing cache", "leave out --timing-cache"]),
         ("tensorrt-rtx", {"hardware_compatibility": "ampere_plus"}, ["--compute-capability instead"]),
         ("tensorrt", {"compute_capabilities": ("8.9",)}, ["the GPU of this machine"]),
-        ("tensorrt", {"batch": (2, 1, 4)}, ["batch 2, 1, 4"]),
-        ("tensorrt", {"batch": (0, 1, 4)}, ["batch 0, 1, 4"]),
-        ("onnx", {}, ["engine 'onnx'"]),
+        ("tensorrt-rtx", {"compute_capabilities": ("89", "8.9")}, ["--compute-capability '89'"]),
+        ("onnx", {}, ["flavour is 'onnx', expected one of tensorrt, tensorrt-rtx"]),
         (
             "tensorrt-rtx",
-            {
-                "workspace_mib": 0,
-                "optimization_level": 6,
-                "compute_capabilities": ("89", "8.9"),
-                "hardware_compatibility": "all",
-            },
-            ["--workspace-mib 0", "--optimization-level 6", "--compute-capability '89'", "'all', expected"],
+            {"workspace_mib": 0, "optimization_level": 6, "hardware_compatibility": "all"},
+            ["workspace_mib is 0", "optimization_level is 6, expected from 0 to 5", "'all', expected"],
         ),
     ],
 )
@@ -92,6 +88,21 @@ def test_wrong_options_are_refused_with_the_reason(
     with pytest.raises(RequestError) as caught:
         EngineOptions(flavour, **options)
     assert [problem for problem in problems if problem not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("batch", [(2, 1, 4), (0, 1, 4), (1, 5, 4)])
+def test_batches_are_in_order(batch: tuple[int, int, int]) -> None:
+    with pytest.raises(RequestError, match="batch {}, {}, {}: expected 1 <= min".format(*batch)):
+        BatchRange(*batch)
+
+
+@pytest.mark.parametrize("flavour", COMPILED_FLAVOURS)
+def test_what_a_flavour_lacks_is_refused_only_where_it_is_asked_for(flavour: CompiledFlavour) -> None:
+    """The table names fields; a name that is none would refuse nothing."""
+    lacks = FLAVOURS[flavour].lacks
+    assert lacks and set(lacks) < {each.name for each in fields(EngineOptions)}
+    defaults = {name: getattr(EngineOptions, name) for name in lacks}
+    assert EngineOptions(flavour, **defaults) == EngineOptions(flavour)
 
 
 def test_targets_are_ascending_and_each_once() -> None:
@@ -177,39 +188,49 @@ def test_shapes_are_those_of_the_padded_image(case: tuple[Manifest, Profile]) ->
 # --- the command line -----------------------------------------------------------------------------
 
 
-def options_of(arguments: list[str], engine: str | None = "tensorrt") -> EngineOptions | None:
-    found: list[EngineOptions | None] = []
+def options_of(*arguments: str) -> EngineOptions:
+    found: list[EngineOptions] = []
 
     @click.command()
-    @engine_options
-    def command(**given: Any) -> None:  # noqa: ANN401
-        found.append(chosen_engines(engine, given))
+    @takes(EngineOptions)
+    def command(options: EngineOptions) -> None:
+        found.append(options)
 
-    command.main(arguments, standalone_mode=False)
+    command.main(list(arguments), standalone_mode=False)
     return found[0]
 
 
 def test_options_are_read_from_the_command_line() -> None:
     arguments = ["--min-size", "64", "--max-size", "96x512", "--opt-batch", "2", "--max-batch", "8"]
     arguments += ["--workspace-mib", "2048", "--optimization-level", "5", "--timing-cache", "t.cache"]
-    assert options_of([*arguments, "--hardware-compatibility", "ampere_plus"]) == EngineOptions(
+    arguments += ["--engine", "tensorrt", "--hardware-compatibility", "ampere_plus"]
+    assert options_of(*arguments) == EngineOptions(
         "tensorrt",
         SizeRange(min=(64, 64), max=(96, 512)),
-        batch=(1, 2, 8),
+        BatchRange(opt=2, max=8),
         workspace_mib=2048,
         optimization_level=5,
         timing_cache=Path("t.cache"),
         hardware_compatibility="ampere_plus",
     )
-    rtx = options_of(["--compute-capability", "8.0, 8.9"], "tensorrt-rtx")
+    rtx = options_of("--engine", "tensorrt-rtx", "--compute-capability", "8.0, 8.9")
     assert rtx == EngineOptions("tensorrt-rtx", compute_capabilities=("8.0", "8.9"))
-    assert options_of([], "tensorrt-rtx") == RTX
+    assert options_of("--engine", "tensorrt-rtx") == RTX
 
 
 def test_options_of_engines_need_an_engine() -> None:
-    assert options_of([], engine=None) is None
-    with pytest.raises(RequestError, match="--max-size, --max-batch without an engine"):
-        options_of(["--max-size", "512", "--max-batch", "8"], engine=None)
+    assert options_of().flavour is None
+    with pytest.raises(RequestError, match="--max-size, --max-batch, --timing-cache without an engine; add"):
+        options_of("--max-batch", "8", "--timing-cache", "t", "--max-size", "512")
+    with pytest.raises(RequestError, match="--max-batch without an engine; add --engine tensorrt or tensorr"):
+        EngineOptions(batch=BatchRange(max=8))
+    with pytest.raises(RequestError, match="no engine was chosen; pass --engine tensorrt or tensorrt-rtx"):
+        require_builder(EngineOptions())
+
+
+def test_all_that_is_wrong_on_the_command_line_is_told_at_once() -> None:
+    with pytest.raises(RequestError, match=r"size '9x'.*; batch 5, 1, 4: .*; .* has no timing cache"):
+        options_of("--engine", "tensorrt-rtx", "--max-size", "9x", "--min-batch", "5", "--timing-cache", "t")
 
 
 def test_wrong_options_end_the_build_before_any_work(

@@ -2,9 +2,9 @@
 
 Work on a stream runs only when the stream is synchronised, so that a missing wait shows as a wrong result.
 What a GPU would answer with a crash or with silent garbage is a `Violation`: memory used after it was freed
-or beyond its end, something freed twice or while queued work needs it, a graph launched over dead buffers, a
-stream used from a thread on which its GPU is not the current one. Violations are raised, and kept in
-`violations` because finalizers swallow what is raised in them.
+or beyond its end, something freed twice or while queued work needs it, a graph launched over dead buffers or
+after its execution context took other shapes, a stream used from a thread on which its GPU is not the current
+one. Violations are raised, and kept in `violations` because finalizers swallow what is raised in them.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ class Block:
 
 @dataclass
 class Op:
-    """Queued work, and the blocks that it reads and writes."""
+    """Queued work, the blocks that it reads and writes, and what else must stay until it is done."""
 
     run: Callable[[], object]
     blocks: Sequence[Block]
-    owner: object = None
+    users: tuple[object, ...] = ()
+    is_current: Callable[[], bool] = lambda: True
+    """Whether what it was captured from is still in the state that it had."""
 
 
 @dataclass
@@ -82,23 +84,34 @@ class Thing:
 Handle = Thing | int
 
 
+def locked(function: F) -> F:
+    """A method that one thread at a time is in."""
+
+    @wraps(function)
+    def alone(self: FakeCuda, *arguments: Any) -> Any:  # noqa: ANN401
+        with self.lock:
+            return function(self, *arguments)
+
+    return alone  # type: ignore[return-value]
+
+
 def call(results: int) -> Callable[[F], F]:
     """A function of the module: counted, made to fail where that was asked for, one thread at a time."""
 
     def decorate(function: F) -> F:
+        @locked
         @wraps(function)
         def counted(self: FakeCuda, *arguments: Any) -> Any:  # noqa: ANN401
-            with self.lock:
-                name = function.__name__
-                self.calls[name] += 1
-                error = self.failures.get((name, self.calls[name]))
-                if error is not None:
-                    if name == "cudaStreamEndCapture":  # ends it, well or badly
-                        self._stream(*arguments).captured = None
-                    if name == "cudaStreamSynchronize":  # nothing runs after an error
-                        self._stream(*arguments).queue.clear()
-                    return (error, *[None] * results)
-                return function(self, *arguments)
+            name = function.__name__
+            self.calls[name] += 1
+            error = self.failures.get((name, self.calls[name]))
+            if error is not None:
+                if name == "cudaStreamEndCapture":  # ends it, well or badly
+                    self._stream(*arguments).captured = None
+                if name == "cudaStreamSynchronize":  # nothing runs after an error
+                    self._stream(*arguments).queue.clear()
+                return (error, *[None] * results)
+            return function(self, *arguments)
 
         return counted  # type: ignore[return-value]
 
@@ -130,25 +143,30 @@ class FakeCuda:
 
     # --- what tests ask -------------------------------------------------------------------------------
 
+    @locked
     def fail(self, name: str, at: int = 1, error: Any = real.cudaError_t.cudaErrorUnknown) -> None:  # noqa: ANN401
         """Let the `at`-th call of a function from now on return an error."""
         self.failures[name, self.calls[name] + at] = error
 
+    @locked
     def leaks(self) -> list[str]:
         """What was not freed."""
         found = [f"{block.kind} memory" for block in self.blocks.values() if block.live]
         found += ["stream" for stream in self.streams.values() if stream.live]
         return found + [thing.kind for thing in self.things.values() if thing.live]
 
+    @locked
     def used(self) -> int:
         """Bytes of device memory that are held."""
         return sum(block.size for block in self.blocks.values() if block.live and block.kind == "device")
 
+    @locked
     def require(self, holds: object, problem: str) -> None:
         if not holds:
             self.violations.append(problem)
             raise Violation(problem)
 
+    @locked
     def block(self, address: int, size: int, kind: str) -> Block:
         """The live block that holds `size` bytes at `address`."""
         for block in self.blocks.values():
@@ -159,14 +177,21 @@ class FakeCuda:
         self.require(False, f"{kind} memory at {address} is not allocated")
         raise AssertionError
 
+    @locked
     def enqueue(self, stream: int, op: Op) -> None:
         found = self._stream(stream)
         self.require(self.current() == found.device, "the stream's GPU is not the current one")
         (found.queue if found.captured is None else found.captured).append(op)
 
+    @locked
     def pending(self) -> list[tuple[int, Op]]:
         """Queued work by its stream."""
         return [(number, op) for number, stream in self.streams.items() for op in stream.queue]
+
+    @locked
+    def require_unused(self, user: object, problem: str) -> None:
+        """Nothing that is queued needs it."""
+        self.require(not any(user is each for _, op in self.pending() for each in op.users), problem)
 
     def current(self) -> int:
         return getattr(self._current, "index", 0)
@@ -272,7 +297,7 @@ class FakeCuda:
             self._now += 1.0
             event.content = self._now
 
-        self.enqueue(int(stream), Op(pass_by, (), event))
+        self.enqueue(int(stream), Op(pass_by, (), (event,)))
         return (_SUCCESS,)
 
     @call(1)
@@ -311,7 +336,10 @@ class FakeCuda:
     def cudaGraphLaunch(self, graph: Thing, stream: Handle) -> Answer:
         for op in self._live(graph, "executable graph").content:
             self.require(all(block.live for block in op.blocks), "a graph was launched over dead buffers")
-            self.enqueue(int(stream), Op(op.run, op.blocks, graph))
+            self.require(
+                op.is_current(), "a graph was launched after its context changed shapes, or was freed"
+            )
+            self.enqueue(int(stream), Op(op.run, op.blocks, (graph, *op.users)))
         return (_SUCCESS,)
 
     @call(0)
@@ -359,7 +387,6 @@ class FakeCuda:
 
     def _destroy(self, thing: Thing, kind: str) -> Answer:
         self._live(thing, kind)
-        used = any(op.owner is thing for _, op in self.pending())
-        self.require(not used, f"{kind} was destroyed while it is queued")
+        self.require_unused(thing, f"{kind} was destroyed while it is queued")
         thing.live = False
         return (_SUCCESS,)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache, partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,12 @@ from s3diff_runtime.bundle.engine_records import (
     EngineIdentity,
     EngineSet,
     EngineSidecar,
-    Flavour,
     Profile,
     Range,
 )
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import Manifest, Stage
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
 
 VERSION = "10.13.2.6"
 LEAST = MULTIPLE // 4
@@ -160,6 +160,10 @@ class IExecutionContext:
         self._memory = (0, 0)
         self._needed: int | None = None
         self._is_settled = False
+        self._changes = 0
+        """Of shapes: a graph serves those alone that it was captured with."""
+        self._queued = object()
+        weakref.finalize(self, self._cuda.require_unused, self._queued, "a context was freed while it runs")
 
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
         least, _tuned, most = self._engine.profile[name]
@@ -171,6 +175,7 @@ class IExecutionContext:
             return False
         if self._shapes.get(name) != tuple(shape):
             self._is_settled, self._needed = False, None
+            self._changes += 1
         self._shapes[name] = tuple(shape)
         return True
 
@@ -211,7 +216,13 @@ class IExecutionContext:
             inputs = {name: views[name][:3] for name in engine.inputs}
             outputs = {name: views[name][:3] for name in engine.outputs}
             run = partial(_compute, engine.graph, inputs, outputs, (scratch, size))
-            cuda.enqueue(stream_handle, Op(run, blocks))
+            captured, changes = weakref.ref(self), self._changes
+
+            def is_current() -> bool:
+                context = captured()
+                return context is not None and context._changes == changes
+
+            cuda.enqueue(stream_handle, Op(run, blocks, (self._queued,), is_current))
             self._is_settled = True
         return True
 
@@ -253,9 +264,10 @@ def _output_shapes(graph: bytes, shapes: tuple[tuple[str, tuple[int, ...]], ...]
     return {name: value.shape for name, value in zip(names, session.run(names, given), strict=True)}
 
 
-def fake_tensorrt(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
+def fake_tensorrt(cuda: FakeCuda, version: str = VERSION) -> ModuleType:
     """The module."""
-    return SimpleNamespace(
+    module = ModuleType("fake_tensorrt")
+    vars(module).update(
         __version__=version,
         Runtime=partial(Runtime, cuda),
         ILogger=ILogger,
@@ -263,27 +275,26 @@ def fake_tensorrt(cuda: FakeCuda, version: str = VERSION) -> SimpleNamespace:
         ExecutionContextAllocationStrategy=ExecutionContextAllocationStrategy,
         DynamicShapesKernelSpecializationStrategy=DynamicShapesKernelSpecializationStrategy,
     )
+    return module
 
 
 def install_fakes(
     monkeypatch: pytest.MonkeyPatch, cuda: FakeCuda, versions: Mapping[str, str] | None = None
 ) -> None:
-    """Let the runtime find these GPUs, and the flavours of TensorRT that `versions` names (default: both)."""
-    modules = {
-        name: fake_tensorrt(cuda, version)
-        for name, version in (versions or {"tensorrt": VERSION, "tensorrt_rtx": VERSION}).items()
-    }
-    for name in ("tensorrt", "tensorrt_rtx"):
-        monkeypatch.setitem(sys.modules, name, modules.get(name))
-    for module in ("s3diff_runtime.engines.choice", "s3diff_runtime.engines.tensorrt.cuda"):
-        monkeypatch.setattr(f"{module}.load_runtime", lambda: cuda)
+    """Let the runtime find these GPUs, and the packages of TensorRT that `versions` names (default: all)."""
+    packages = [FLAVOURS[flavour].package for flavour in COMPILED_FLAVOURS]
+    found = dict.fromkeys(packages, VERSION) if versions is None else versions
+    for name in packages:
+        module = fake_tensorrt(cuda, found[name]) if name in found else None
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("cuda.bindings.runtime", cuda)
 
 
 # --- engines of a bundle ------------------------------------------------------------------------------
 
 
 def add_engines(
-    folder: Path, flavour: Flavour = "tensorrt", profile: Profile = WIDE, **identity: object
+    folder: Path, flavour: CompiledFlavour = "tensorrt", profile: Profile = WIDE, **identity: object
 ) -> EngineSet:
     """Build engines for every graph of a fake bundle, and name them in its manifest."""
     manifest = Manifest.read(folder)

@@ -44,9 +44,9 @@ def test_unknown_devices(name: str) -> None:
 def test_lists_of_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert listed_devices("cpu") == ["cpu"]
     assert listed_devices("cuda:1, cuda:0") == ["cuda:1", "cuda:0"]
-    monkeypatch.setattr("s3diff_runtime.engines.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=3))
+    monkeypatch.setattr("cuda.bindings.runtime", FakeCuda(gpus=3))
     assert listed_devices("all") == ["cuda:0", "cuda:1", "cuda:2"]
-    monkeypatch.setattr("s3diff_runtime.engines.tensorrt.cuda.load_runtime", lambda: FakeCuda(gpus=0))
+    monkeypatch.setattr("cuda.bindings.runtime", FakeCuda(gpus=0))
     with pytest.raises(RequestError, match=r"no usable GPU was found"):
         listed_devices("all")
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +16,6 @@ from tests.runtime.fake_tensorrt import VERSION, add_engines, install_fakes
 
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.engines import choice as engines_module
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import RequestError
@@ -36,7 +38,18 @@ class OnnxStandIn:
 
 @pytest.fixture(autouse=True)
 def _onnx_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines_module, "OnnxEngine", OnnxStandIn)
+    monkeypatch.setattr("s3diff_runtime.engines.onnx.OnnxEngine", OnnxStandIn)
+
+
+def imported_but(forbidden: str) -> Callable[[str], ModuleType]:
+    """`importlib.import_module` for everything but one package."""
+    real = importlib.import_module
+
+    def import_module(name: str) -> ModuleType:
+        assert name != forbidden
+        return real(name)
+
+    return import_module
 
 
 def chosen(folder: Path, name: str = "auto", device: str = "cuda") -> tuple[str, str | None]:
@@ -54,8 +67,11 @@ def test_auto_takes_engines_that_fit(folder: Path, monkeypatch: pytest.MonkeyPat
     assert chosen(folder) == ("onnx", None)
     add_engines(folder, version="9.9.9")
     add_engines(folder, "tensorrt-rtx", gpu=None)
+    assert chosen(folder) == ("tensorrt-rtx", "tensorrt-rtx-1"), "the only set that fits"
     add_engines(folder)
-    assert chosen(folder) == ("tensorrt-rtx", "tensorrt-rtx-1"), "the first set that fits"
+    add_engines(folder)
+    assert chosen(folder) == ("tensorrt", "tensorrt-2"), "the first set that fits of the fastest flavour"
+    assert chosen(folder, "tensorrt-rtx") == ("tensorrt-rtx", "tensorrt-rtx-1")
     assert chosen(folder, "tensorrt") == ("tensorrt", "tensorrt-2")
     assert chosen(folder, "onnx") == ("onnx", None)
     assert chosen(folder, "auto", "cpu") == ("onnx", None)
@@ -148,9 +164,7 @@ def test_missing_gpu_is_found_before_tensorrt_is_touched(
     """Making a runtime without one would end the process."""
     install_fakes(monkeypatch, FakeCuda(gpus=0))
     add_engines(folder)
-    monkeypatch.setattr(
-        "s3diff_runtime.engines.choice.TensorRt.load", lambda flavour: pytest.fail("was loaded")
-    )
+    monkeypatch.setattr("importlib.import_module", imported_but("tensorrt"))
     with pytest.raises(RequestError, match=r"no usable GPU was found"):
         chosen(folder, "tensorrt")
     assert chosen(folder) == ("onnx", None)

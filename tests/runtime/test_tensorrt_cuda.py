@@ -6,8 +6,11 @@ import gc
 import inspect
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from tests.runtime import fake_tensorrt
 from tests.runtime.fake_cuda import FakeCuda
 
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
 from s3diff_runtime.engines.tensorrt.api import TensorRt
 from s3diff_runtime.engines.tensorrt.buffers import Buffers, host_view
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, Handle, count_gpus, load_runtime
@@ -211,23 +215,39 @@ def test_buffer_that_cannot_grow_is_not_counted_on() -> None:
     assert (fake.leaks(), fake.violations) == ([], [])
 
 
+class CopyingContext:
+    """Stands in for an execution context: queues a copy."""
+
+    def __init__(self, cuda: Cuda, stream: Handle, device: Handle, pinned: Handle) -> None:
+        self.enqueue = partial(cuda.copy_to_device, int(device), int(pinned), 8, stream)
+
+
 def test_least_recently_used_graph_leaves() -> None:
     fake = FakeCuda()
     cuda = Cuda(fake)
     stream, device, pinned = cuda.make_stream(), cuda.allocate(8), cuda.allocate_pinned(8)
     graphs = GraphCache(cuda, stream, most=2)
 
-    def run(key: str, generation: int = 0) -> bool:
+    def run(key: str, generation: int = 0) -> str:
         if graphs.launch(key, generation):
-            return True
-        graphs.run(key, lambda: cuda.copy_to_device(int(device), int(pinned), 8, stream))
-        return False
+            return "launched"
+        context: Any = graphs.context_for(key, lambda: CopyingContext(cuda, stream, device, pinned))  # type: ignore[arg-type,return-value]
+        if context is None:
+            return "ran"
+        context.enqueue()
+        graphs.capture(key, context)
+        return "captured"
 
-    assert [run(key) for key in "aabbabcc"] == [False] * 4 + [True, True] + [False] * 2
-    assert [run("b"), run("c"), len(graphs)] == [True, True, 2]
-    assert run("a") is False
-    assert run("c", generation=1) is False
-    assert len(graphs) == 0
+    def runs(keys: str) -> str:
+        return "".join(run(key)[0] for key in keys)
+
+    assert runs("aabbab") == "rcrcll"
+    assert runs("xyzab") == "rrrll", "what comes once drives out no graph"
+    assert runs("acc") == "lrc", "b leaves, which was used before a"
+    assert runs("acb") == "llr"
+    assert runs("xxyyzz") == "rcrcrc"
+    assert run("z", generation=1) == "ran"
+    assert fake.calls["cudaGraphExecDestroy"] == fake.calls["cudaGraphInstantiate"] == 6
     cuda.synchronize(stream)
     for handle in (device, pinned, stream):
         handle.close()
@@ -249,16 +269,16 @@ def test_want_of_memory_frees_the_lanes_that_nobody_uses() -> None:
 # --- TensorRT -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
-def test_missing_package_names_the_extra(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, flavour.replace("-", "_"), None)
+@pytest.mark.parametrize("flavour", COMPILED_FLAVOURS)
+def test_missing_package_names_the_extra(flavour: CompiledFlavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, FLAVOURS[flavour].package, None)
     with pytest.raises(RequestError, match=rf"engine {flavour} needs .*s3diff-export\[{flavour}\]'"):
-        TensorRt.load(flavour)  # type: ignore[arg-type]
+        TensorRt(flavour)
 
 
 def test_importing_makes_no_object_of_tensorrt() -> None:
     module = pytest.importorskip("tensorrt_rtx")
-    assert TensorRt.load("tensorrt-rtx").version == module.__version__
+    assert TensorRt("tensorrt-rtx").version == module.__version__
 
 
 @pytest.mark.parametrize(
@@ -271,26 +291,41 @@ def test_importing_makes_no_object_of_tensorrt() -> None:
         ("", JobError),
     ],
 )
-def test_failures_carry_the_log(message: str, kind: type[JobError]) -> None:
-    fake = FakeCuda()
-    count_gpus(fake)
-    api = TensorRt("tensorrt", fake_tensorrt.fake_tensorrt(fake))
-    severity = fake_tensorrt.Severity
+def test_failures_carry_the_log(message: str, kind: type[JobError], monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install_fakes(monkeypatch, FakeCuda())
+    api, severity = TensorRt("tensorrt"), fake_tensorrt.Severity
+    api.logger.log(severity.INFO, "chatter")
     if message:
-        api._logger.log(severity.ERROR, message)
-    api._logger.log(severity.WARNING, "chatter")
-    failure = api.failure("loading")
-    assert type(failure) is kind
-    assert str(failure).endswith(f"failed loading: {message or 'it gave no reason'}")
-    assert str(api.failure("loading")).endswith("it gave no reason"), "reasons are told once"
+        api.logger.log(severity.WARNING, "out of memory, nearly")
+        api.logger.log(severity.ERROR, message)
+    for expected in (message, ""):
+        with pytest.raises(JobError) as failure:
+            api.require(False, "loading")
+        assert str(failure.value).endswith(f"failed loading: {expected or 'TensorRT gave no reason'}")
+        assert type(failure.value) is (kind if expected else JobError), "reasons are told once"
 
 
-def test_unknown_dtypes_keep_their_name() -> None:
+def test_failures_of_other_threads_explain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT has one logger a process, and many threads may fail."""
+    fake_tensorrt.install_fakes(monkeypatch, FakeCuda())
+    api, severity = TensorRt("tensorrt"), fake_tensorrt.Severity
+    assert TensorRt("tensorrt").logger is api.logger
+    api.logger.log(severity.WARNING, "a warning, which explains where there is no error")
+    with ThreadPoolExecutor(1) as other:
+        other.submit(api.logger.log, severity.ERROR, "out of memory").result()
+        assert other.submit(api.messages.reason).result() == "out of memory"
+    with pytest.raises(JobError, match="failed loading: a warning, which explains") as failure:
+        api.require(False, "loading")
+    assert type(failure.value) is JobError
+
+
+def test_unknown_dtypes_keep_their_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_tensorrt.install_fakes(monkeypatch, FakeCuda())
     engine = SimpleNamespace(
         num_io_tensors=1,
         get_tensor_name=lambda index: "x",
         get_tensor_dtype=lambda name: SimpleNamespace(name="BF16"),
         get_tensor_mode=lambda name: fake_tensorrt.TensorIOMode.OUTPUT,
     )
-    (tensor,) = TensorRt("tensorrt", fake_tensorrt.fake_tensorrt(FakeCuda())).tensors(engine)
+    (tensor,) = TensorRt("tensorrt").tensors(engine)
     assert (tensor.name, tensor.dtype, tensor.is_input) == ("x", "BF16", False)

@@ -10,16 +10,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
-from s3diff_runtime.bundle.engine_records import Flavour
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, load_runtime
 
@@ -37,7 +36,7 @@ def bundle() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="module", params=get_args(Flavour))
+@pytest.fixture(scope="module", params=COMPILED_FLAVOURS)
 def upscaler(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Upscaler]:
     try:
         opened = Upscaler.open(bundle, request.param, "cuda", UpscaleOptions(check_finite=True, overlap=16))

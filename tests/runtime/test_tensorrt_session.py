@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.runtime.fake_bundle import BINS, dark_noise, write_fake_bundle
-from tests.runtime.fake_cuda import DeviceFault, FakeCuda
-from tests.runtime.fake_tensorrt import IExecutionContext, add_engines, install_fakes
+from tests.runtime.fake_cuda import DeviceFault, FakeCuda, Violation
+from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, add_engines, install_fakes
 
 from s3diff_runtime import JobError, Result, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.engine_records import Profile, Range
@@ -20,6 +20,9 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.interface import Engine, Session
+from s3diff_runtime.engines.tensorrt.api import TensorRt
+from s3diff_runtime.engines.tensorrt.contexts import StageContext
+from s3diff_runtime.engines.tensorrt.lanes import Lane
 
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1)
 ENGINES = ("tensorrt", "onnx")
@@ -155,6 +158,38 @@ def test_memory_is_kept_and_graphs_are_replayed(bundles: dict[str, Path], gpu: F
         assert gpu.calls["cudaMalloc"] > allocations[0], "a larger one does not"
         np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
         assert gpu.calls["cudaGraphLaunch"] == launches, "graphs over freed buffers are gone"
+
+
+def test_the_double_sees_graphs_whose_context_has_changed(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT replays wrong pixels then, and says nothing."""
+    contexts: dict[int, StageContext] = {}
+
+    def shared_by_all_graphs(api: TensorRt, engine: Any, lane: Lane) -> StageContext:  # noqa: ANN401
+        return contexts.setdefault(id(engine), StageContext(api, engine, lane))
+
+    install_fakes(monkeypatch, FakeCuda())
+    monkeypatch.setattr("s3diff_runtime.engines.tensorrt.session.StageContext", shared_by_all_graphs)
+    first, second = dark_noise(16, 24), dark_noise(8, 8)
+    with (
+        Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler,
+        pytest.raises(Violation, match="a graph was launched after its context changed"),
+    ):
+        for image in (first, first, first, first, second, first):
+            upscaler(image)
+
+
+def test_without_contexts_for_graphs_there_are_no_graphs(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = dark_noise(16, 24)
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        first = upscaler(image)
+        monkeypatch.setattr(ICudaEngine, "create_execution_context", lambda self, how: None)
+        for _ in range(3):
+            np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+    assert gpu.calls["cudaStreamBeginCapture"] == 0
 
 
 def test_work_that_cannot_be_captured_runs_without_graphs(bundles: dict[str, Path], gpu: FakeCuda) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,11 +14,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from s3diff_export.engines.api import TensorRt
-from s3diff_export.engines.building import EngineBuilder
+from s3diff_export.engines.building import BuildCost, EngineBuilder, require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, Profile
+from s3diff_runtime.bundle.engine_records import (
+    EngineIdentity,
+    EngineSet,
+    EngineSidecar,
+    sidecar_path,
+)
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.bundle.records import FileRecord
@@ -65,11 +69,6 @@ class AddedEngines:
         }
 
 
-def require_builder(options: EngineOptions) -> None:
-    """Check that this machine can build what the options ask for, see `TensorRt.find`."""
-    TensorRt.find(options)
-
-
 def add_engines(
     folder: Path, options: EngineOptions, force: bool = False, progress: Progress = lambda _: None
 ) -> AddedEngines:
@@ -92,153 +91,143 @@ def add_engines(
         BuildError: when TensorRT refuses; names the stage.
         JobError: when the disk refuses.
     """
+    builder = require_builder(options)
     progress("checking the bundle")
     manifest = Manifest.read(folder, check="hashes")
-    profile = options.profile(manifest.multiple)
-    tensorrt = TensorRt.find(options)
-    identity = _identity(tensorrt, options, manifest, profile)
+    identity = _identity(builder, manifest)
     current = next((each for each in manifest.engines if each.identity == identity), None)
-    jobs = list(_jobs(folder, manifest, current if not force else None))
-    if current is not None and all(job.sidecar for job in jobs):
-        return AddedEngines(current, tuple(job.reused() for job in jobs), manifest)
-    builder = EngineBuilder(tensorrt, options)
-    name = _free_name(folder, identity)
-    with _publishing(folder, name) as scratch:
-        reports = tuple(
-            job.keep(scratch, name)
-            if job.sidecar
-            else _build(job, builder, identity, scratch, name, progress)
-            for job in jobs
-        )
-        progress("hashing")
-        added = _engine_set(name, identity, reports)
-        manifest = _with_set(Manifest.read(folder), added, current, scratch)
-    # The folder has its name now; until the manifest names it, the bundle is what it was.
+    jobs = list(_jobs(folder, manifest, None if force else current))
+    if current is not None and all(job.built for job in jobs):
+        reports = tuple(job.report(current.name, job.built) for job in jobs if job.built)
+        return AddedEngines(current, reports, manifest)
+    sets, name = folder / _FOLDER, _free_name(folder, identity)
     try:
+        with replacing(sets / name) as scratch:
+            reports = tuple(
+                job.keep(sets / current.name, scratch, name, job.built)
+                if current is not None and job.built
+                else job.build(builder, folder, manifest, identity, scratch, name, progress)
+                for job in jobs
+            )
+            progress("hashing")
+            added = _engine_set(name, identity, reports)
+            manifest = _with_set(Manifest.read(folder), added, current, scratch)
+        # The folder has its name now; until the manifest names it, the bundle is what it was.
         manifest.write(folder)
     except BaseException:
-        shutil.rmtree(folder / _FOLDER / name, ignore_errors=True)
-        _remove_if_empty(folder / _FOLDER)
+        shutil.rmtree(sets / name, ignore_errors=True)
+        with suppress(OSError):  # it holds other sets
+            sets.rmdir()
         raise
     if current is not None:
-        shutil.rmtree(folder / _FOLDER / current.name, ignore_errors=True)
+        shutil.rmtree(sets / current.name, ignore_errors=True)
     return AddedEngines(added, reports, manifest)
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One graph, and the engine that there is of it, if any."""
+class _GraphJob:
+    """One graph of the bundle, which needs an engine."""
 
-    folder: Path
-    manifest: Manifest
     stage: str
     graph: str
-    existing: str | None
-    sidecar: EngineSidecar | None
+    onnx: dict[str, str]
+    """The files of the graph with their hashes."""
+    built: EngineSidecar | None
+    """Of the engine that there is of it already."""
 
     @property
     def file(self) -> str:
         """Path of the engine below its set."""
-        return f"{self.stage}.engine" if self.graph == SHARED else f"bins/{self.graph}/{self.stage}.engine"
+        return _file(self.stage, self.graph)
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        return self.stage if self.graph == SHARED else f"{self.stage} of bin {self.graph}"
+    def report(self, set_name: str, sidecar: EngineSidecar, cost: BuildCost | None = None) -> EngineReport:
+        """What is to be said of the engine; without a cost, it was there already."""
+        return EngineReport(
+            stage=self.stage,
+            graph=self.graph,
+            path=f"{_FOLDER}/{set_name}/{self.file}",
+            bytes=sidecar.size,
+            seconds=sidecar.seconds,
+            parse_seconds=None if cost is None else round(cost.parse_seconds, 3),
+            peak_memory=None if cost is None else cost.peak_memory,
+            reused=cost is None,
+        )
 
-    @property
-    def onnx(self) -> dict[str, str]:
-        """The files of the graph with their hashes."""
-        return _onnx(self.manifest, self.stage, self.graph)
+    def keep(self, source: Path, target: Path, set_name: str, sidecar: EngineSidecar) -> EngineReport:
+        """Copy the engine and its sidecar from one set into another."""
+        (target / self.file).parent.mkdir(parents=True, exist_ok=True)
+        for file in (self.file, sidecar_path(self.file)):
+            shutil.copyfile(source / file, target / file)
+        return self.report(set_name, sidecar)
 
-    def reused(self, path: str | None = None) -> EngineReport:
-        """The report of an engine that is kept, at `path` or where it is."""
-        if self.sidecar is None or self.existing is None:
-            raise ValueError(f"{self.label} has no engine to keep")
-        size, seconds = self.sidecar.size, self.sidecar.seconds
-        where = path or self.existing
-        return EngineReport(self.stage, self.graph, where, size, seconds, None, None, reused=True)
+    def build(
+        self,
+        builder: EngineBuilder,
+        bundle: Path,
+        manifest: Manifest,
+        identity: EngineIdentity,
+        target: Path,
+        set_name: str,
+        progress: Progress,
+    ) -> EngineReport:
+        """Build the engine into a set, and write its sidecar."""
+        stage, path = manifest.stages[self.stage], target / self.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shapes = stage_shapes(manifest, stage, identity.profile)
+        label = self.stage if self.graph == SHARED else f"{self.stage} of bin {self.graph}"
+        cost = builder.build(bundle / stage.graphs[self.graph], stage, shapes, path, label, progress)
+        sidecar = EngineSidecar(
+            identity=identity,
+            stage=self.stage,
+            graph=self.graph,
+            onnx=self.onnx,
+            inputs=stage.inputs,
+            outputs=stage.outputs,
+            shapes={tensor: (each.min, each.opt, each.max) for tensor, each in shapes.items()},
+            sha256=sha256(path),
+            size=path.stat().st_size,
+            built=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(cost.seconds, 3),
+        )
+        path.with_suffix(".json").write_text(sidecar.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return self.report(set_name, sidecar, cost)
 
-    def keep(self, scratch: Path, name: str) -> EngineReport:
-        """Copy the engine and its sidecar into a new set."""
-        report = self.reused(f"{_FOLDER}/{name}/{self.file}")
-        source, target = self.folder / str(self.existing), scratch / self.file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".engine", ".json"):
-            shutil.copyfile(source.with_suffix(suffix), target.with_suffix(suffix))
-        return report
+
+def _file(stage: str, graph: str) -> str:
+    return f"{stage}.engine" if graph == SHARED else f"bins/{graph}/{stage}.engine"
 
 
-def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_Job]:
-    for stage_name, stage in manifest.stages.items():
-        for graph in stage.graphs:
-            path = current.graphs.get(stage_name, {}).get(graph) if current is not None else None
-            sidecar = _sidecar(folder / path) if path is not None else None
-            if sidecar is not None and sidecar.onnx != _onnx(manifest, stage_name, graph):
-                sidecar = None
-            yield _Job(folder, manifest, stage_name, graph, path, sidecar)
+def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_GraphJob]:
+    for name, stage in manifest.stages.items():
+        for graph, path in stage.graphs.items():
+            files = (each for each in (path, f"{path}.data") if each in manifest.files)
+            onnx = {file: manifest.files[file].sha256 for file in files}
+            built = None
+            if current is not None:
+                built = _sidecar(folder / _FOLDER / current.name / sidecar_path(_file(name, graph)))
+            yield _GraphJob(name, graph, onnx, built if built and built.onnx == onnx else None)
 
 
-def _onnx(manifest: Manifest, stage: str, graph: str) -> dict[str, str]:
-    path = manifest.stages[stage].graphs[graph]
-    return {name: manifest.files[name].sha256 for name in (path, f"{path}.data") if name in manifest.files}
-
-
-def _sidecar(engine: Path) -> EngineSidecar | None:
+def _sidecar(path: Path) -> EngineSidecar | None:
     """What stands beside an engine; None where it cannot be read, and the engine is built anew."""
     try:
-        return EngineSidecar.model_validate_json(engine.with_suffix(".json").read_bytes())
+        return EngineSidecar.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _build(
-    job: _Job, builder: EngineBuilder, identity: EngineIdentity, scratch: Path, name: str, progress: Progress
-) -> EngineReport:
-    stage, path = job.manifest.stages[job.stage], scratch / job.file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shapes = stage_shapes(job.manifest, stage, identity.profile)
-    built = builder.build(job.folder / stage.graphs[job.graph], stage, shapes, path, job.label, progress)
-    sidecar = EngineSidecar(
-        identity=identity,
-        stage=job.stage,
-        graph=job.graph,
-        onnx=job.onnx,
-        inputs=stage.inputs,
-        outputs=stage.outputs,
-        shapes={tensor: (each.min, each.opt, each.max) for tensor, each in shapes.items()},
-        sha256=sha256(path),
-        size=path.stat().st_size,
-        built=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(built.seconds, 3),
-    )
-    path.with_suffix(".json").write_text(sidecar.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return EngineReport(
-        stage=job.stage,
-        graph=job.graph,
-        path=f"{_FOLDER}/{name}/{job.file}",
-        bytes=sidecar.size,
-        seconds=sidecar.seconds,
-        parse_seconds=round(built.parse_seconds, 3),
-        peak_memory=built.peak_memory,
-        reused=False,
-    )
-
-
-def _identity(
-    tensorrt: TensorRt, options: EngineOptions, manifest: Manifest, profile: Profile
-) -> EngineIdentity:
-    """What an engine that these options build here may be used for."""
-    gpu = tensorrt.gpu
+def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
+    """What an engine that is built here may be used for."""
+    gpu, options = builder.gpu, builder.options
     return EngineIdentity(
-        flavour=options.flavour,
-        version=tensorrt.version,
+        flavour=builder.tensorrt.name,
+        version=builder.tensorrt.version,
         targets=options.targets if gpu is None else (gpu.compute_capability,),
         hardware_compatibility=options.hardware_compatibility,
         gpu=None if gpu is None else gpu.name,
         driver=None if gpu is None else gpu.driver,
         precision=manifest.precision,
-        profile=profile,
+        profile=options.profile(manifest.multiple),
         options={
             "optimization_level": options.optimization_level,
             "workspace_mib": options.workspace_mib,
@@ -258,23 +247,6 @@ def _free_name(folder: Path, identity: EngineIdentity) -> str:
     taken = {path.name for path in (folder / _FOLDER).glob("*")}
     numbered = (f"{name}.{number}" for number in range(2, len(taken) + 3))
     return next(each for each in (name, *numbered) if each not in taken)
-
-
-@contextmanager
-def _publishing(folder: Path, name: str) -> Iterator[Path]:
-    """A hidden folder for a set, which gets its name when the block ends well and is removed otherwise."""
-    try:
-        with replacing(folder / _FOLDER / name) as scratch:
-            scratch.mkdir()
-            yield scratch
-    except BaseException:
-        _remove_if_empty(folder / _FOLDER)
-        raise
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with suppress(OSError):  # it holds other sets
-        folder.rmdir()
 
 
 def _engine_set(name: str, identity: EngineIdentity, reports: tuple[EngineReport, ...]) -> EngineSet:

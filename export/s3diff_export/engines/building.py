@@ -12,13 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3diff_export.engines.api import DTYPES, TensorRt
-from s3diff_export.engines.messages import join_reasons
+from s3diff_export.engines.api import (
+    compute_capabilities,
+    configuration,
+    require_version,
+    typed_network,
+)
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import Shapes
 from s3diff_runtime.bundle.manifest import Stage
-from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.errors import BuildError
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.tensorrt.api import TensorRt, dtype_name
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
+from s3diff_runtime.engines.tensorrt.messages import join_reasons
+from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
 from s3diff_runtime.files import replacing
 
 Progress = Callable[[str], None]
@@ -27,8 +34,8 @@ _STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
-class Built:
-    """A plan that was written, and what it took."""
+class BuildCost:
+    """What the build of an engine took."""
 
     seconds: float
     parse_seconds: float
@@ -42,6 +49,8 @@ class EngineBuilder:
     """Builds engines one after the other with one set of options."""
 
     tensorrt: TensorRt
+    gpu: Gpu | None
+    """That engines are tuned on; None for a flavour that needs none."""
     options: EngineOptions
 
     def build(
@@ -52,7 +61,7 @@ class EngineBuilder:
         path: Path,
         name: str,
         progress: Progress = lambda _: None,
-    ) -> Built:
+    ) -> BuildCost:
         """Build the engine of one graph and write its plan to `path`.
 
         TensorRT works in a thread of its own, so that an exception in this one, an interruption above all,
@@ -71,16 +80,15 @@ class EngineBuilder:
             RequestError: when the timing cache does not fit.
         """
         start = time.monotonic()
-        watch = _Watch(self.tensorrt.module)
-        self.tensorrt.messages.clear()
+        monitor = BuildMonitor(self.tensorrt.module)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
-            work = pool.submit(self._build, graph, stage, shapes, path, name, watch)
+            work = pool.submit(self._build, graph, stage, shapes, path, name, monitor)
             try:
-                peak = _follow(work, watch, name, progress)
+                peak = _follow(work, monitor, name, progress)
             except BaseException:
-                watch.cancelled.set()
+                monitor.cancelled.set()
                 raise
-        return Built(time.monotonic() - start, work.result(), peak)
+        return BuildCost(time.monotonic() - start, work.result(), peak)
 
     def _build(
         self,
@@ -89,20 +97,21 @@ class EngineBuilder:
         shapes: Mapping[str, Shapes],
         path: Path,
         name: str,
-        watch: _Watch,
+        monitor: BuildMonitor,
     ) -> float:
         """All that happens in TensorRT's thread; the seconds that reading the graph took."""
         tensorrt, start = self.tensorrt, time.monotonic()
+        tensorrt.messages.clear()
         builder = tensorrt.module.Builder(tensorrt.logger)
-        network = tensorrt.network(builder)
+        network = typed_network(tensorrt, builder)
         self._parse(network, graph, name)
         self._compare(network, stage, name)
         parsed = time.monotonic() - start
-        config = tensorrt.configure(builder, self.options)
+        config = configuration(tensorrt, builder, self.options)
         self._add_profile(builder, config, stage, shapes, name)
-        config.progress_monitor = watch.monitor
+        config.progress_monitor = monitor.of_tensorrt
         plan = builder.build_serialized_network(network, config)
-        if watch.cancelled.is_set():
+        if monitor.cancelled.is_set():
             return parsed  # nobody waits for the result
         if plan is None:
             raise self._failure(name)
@@ -121,7 +130,7 @@ class EngineBuilder:
         )
         where = f" at node {', '.join(nodes)}" if nodes else ""
         raise BuildError(
-            f"{self._who} cannot read the graph of stage {name}{where}: "
+            f"{self.tensorrt} cannot read the graph of stage {name}{where}: "
             f"{join_reasons([error.desc() for error in errors])}; check the bundle with s3diff-export "
             "inspect BUNDLE --check, or update TensorRT"
         )
@@ -132,8 +141,9 @@ class EngineBuilder:
             ("inputs", stage.inputs, network.num_inputs, network.get_input),
             ("outputs", stage.outputs, network.num_outputs, network.get_output),
         ):
-            found = {_signature(get(number)) for number in range(count)}
-            expected = {_expected(spec) for spec in specs}
+            tensors = [get(number) for number in range(count)]
+            found = {(tensor.name, dtype_name(tensor.dtype), len(tensor.shape)) for tensor in tensors}
+            expected = {(spec.name, str(spec.dtype), len(spec.shape)) for spec in specs}
             if found != expected:
                 raise BuildError(
                     f"the graph of stage {name} has the {side} {_listed(found)}, the manifest says "
@@ -166,39 +176,64 @@ class EngineBuilder:
 
     def _failure(self, name: str) -> BuildError:
         return BuildError(
-            f"{self._who} could not build stage {name}: {self.tensorrt.messages.reason()}; try a larger "
+            f"{self.tensorrt} could not build stage {name}: {self.tensorrt.messages.reason()}; try a larger "
             "--workspace-mib, a smaller --max-size or --max-batch, or free memory on the device and the host"
         )
 
-    @property
-    def _who(self) -> str:
-        return f"{self.tensorrt.flavour} {self.tensorrt.version}"
+
+def require_builder(options: EngineOptions) -> EngineBuilder:
+    """Find what builds the engines here; makes no object of TensorRT.
+
+    Raises:
+        RequestError: when the package is missing or too old, there is no GPU for a flavour that needs one, or
+            the flavour knows no such target.
+    """
+    if options.flavour is None:
+        raise RequestError(f"no engine was chosen; pass --engine {' or '.join(COMPILED_FLAVOURS)}")
+    tensorrt = TensorRt(options.flavour)
+    gpu = None if options.targets else _find_gpu(options.flavour)
+    require_version(tensorrt)
+    if options.targets:
+        compute_capabilities(tensorrt, options.targets)
+    return EngineBuilder(tensorrt, gpu, options)
 
 
-class _Watch:
+def _find_gpu(flavour: CompiledFlavour) -> Gpu:
+    """The GPU that TensorRT builds for: the first. Without one its library would end the process."""
+    try:
+        return Cuda(load_runtime()).gpu
+    except S3DiffError as error:
+        others = " or ".join(name for name in COMPILED_FLAVOURS if FLAVOURS[name].targets)
+        raise RequestError(
+            f"--engine {flavour} builds on the GPU that is to run the engines: {error}; "
+            f"--engine {others} builds without one, for RTX cards"
+        ) from error
+
+
+class BuildMonitor:
     """Follows a build through its phases, and can end it."""
 
     def __init__(self, module: Any) -> None:  # noqa: ANN401
         self.cancelled = threading.Event()
         self._phases: dict[str, _Phase] = {}
-        watch = self
+        build = self
 
         class Monitor(module.IProgressMonitor):
             def __init__(self) -> None:
                 module.IProgressMonitor.__init__(self)
 
             def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-                watch._phases[phase_name] = _Phase(parent_phase, num_steps)
+                build._phases[phase_name] = _Phase(parent_phase, num_steps)
 
             def step_complete(self, phase_name: str, step: int) -> bool:
-                if phase_name in watch._phases:
-                    watch._phases[phase_name].done = step + 1
-                return not watch.cancelled.is_set()
+                if phase_name in build._phases:
+                    build._phases[phase_name].done = step + 1
+                return not build.cancelled.is_set()
 
             def phase_finish(self, phase_name: str) -> None:
-                watch._phases.pop(phase_name, None)
+                build._phases.pop(phase_name, None)
 
-        self.monitor = Monitor()
+        self.of_tensorrt = Monitor()
 
     def __str__(self) -> str:
         """The outermost phase that runs, and how much of it is done."""
@@ -224,15 +259,15 @@ def _done(phases: Mapping[str, _Phase], name: str) -> float:
     return min(1.0, (phase.done + inside) / max(phase.steps, 1))
 
 
-def _follow(work: Future[float], watch: _Watch, name: str, progress: Progress) -> int:
+def _follow(work: Future[float], monitor: BuildMonitor, name: str, progress: Progress) -> int:
     """Wait for the work and tell how it goes; the most memory that was seen."""
-    peak, told = _resident(), None
+    peak, shown = _resident(), None
     while not wait_for([work], timeout=_POLL).done:
         peak = max(peak, _resident())
-        state = f"building {name}: {watch}"
-        if state != told:
+        state = f"building {name}: {monitor}"
+        if state != shown:
             progress(state)
-            told = state
+            shown = state
     work.result()
     return max(peak, _resident())
 
@@ -245,16 +280,9 @@ def _resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-_Signature = tuple[str, str, int]
+Signature = tuple[str, str, int]
+"""Name, dtype and rank of a tensor."""
 
 
-def _signature(tensor: Any) -> _Signature:  # noqa: ANN401 - an ITensor
-    return tensor.name, DTYPES.get(tensor.dtype.name, tensor.dtype.name.lower()), len(tensor.shape)
-
-
-def _expected(spec: TensorSpec) -> _Signature:
-    return spec.name, spec.dtype, len(spec.shape)
-
-
-def _listed(tensors: set[_Signature]) -> str:
+def _listed(tensors: set[Signature]) -> str:
     return ", ".join(f"{name} {dtype} of rank {rank}" for name, dtype, rank in sorted(tensors))

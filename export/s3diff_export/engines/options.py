@@ -1,4 +1,4 @@
-"""What may be asked of the engines of a bundle, and which flavour of TensorRT lacks what."""
+"""What may be asked of the engines of a bundle."""
 
 from __future__ import annotations
 
@@ -6,34 +6,54 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
 
-from s3diff_runtime.bundle.engine_records import Flavour, Profile, Range
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.bundle.engine_records import HardwareCompatibility, Profile, Range
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour, FlavourTraits
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.vocabulary import SCALE
 
-HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
-
-DEFAULT_TARGETS: Final = ("8.6", "8.9", "12.0")
-"""Compute capabilities of the RTX 30, 40 and 50 series, which every TensorRT-RTX builds for."""
 _USUAL_SIDE = 128  # the runtime's tiles
 _LARGEST_SIDE = 256
-_LEVELS = range(6)
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
+Size = tuple[int, int]
+"""Height and width, in low-resolution pixels."""
+
+
+def parse_size(text: str) -> Size:
+    """Height and width of `128` or `96x128`. Raises `RequestError` for anything else."""
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise RequestError(f"size {text!r}, expected pixels such as 128, or HEIGHTxWIDTH such as 96x128")
+    return int(match[1]), int(match[2] or match[1])
 
 
 @dataclass(frozen=True)
-class SizeRange:
+class SizeRange(Options):
     """Height and width of low-resolution images, in pixels: least, tuned, largest. None takes the default.
 
     The defaults are one multiple of the bundle's padding, 128 (the tiles of the runtime) and 256; where one
     of them would lie on the wrong side of a size that was given, it is that size.
     """
 
-    min: tuple[int, int] | None = None
-    opt: tuple[int, int] | None = None
-    max: tuple[int, int] | None = None
+    min: Size | None = option(
+        None,
+        "Smallest image. Low-resolution pixels: 128, or HEIGHTxWIDTH such as 96x128.",
+        flags=("--min-size",),
+        shown="the bundle's padding",
+        parse=parse_size,
+    )
+    opt: Size | None = option(
+        None,
+        "Size that the engines are tuned for.",
+        flags=("--opt-size",),
+        shown=str(_USUAL_SIDE),
+        parse=parse_size,
+    )
+    max: Size | None = option(
+        None, "Largest image or tile.", flags=("--max-size",), shown=str(_LARGEST_SIDE), parse=parse_size
+    )
 
     def resolved(self, axis: int, multiple: int) -> tuple[int, int, int]:
         """Least, tuned and largest size of axis 0 (height) or 1 (width); unchecked."""
@@ -45,38 +65,69 @@ class SizeRange:
 
 
 @dataclass(frozen=True)
-class EngineOptions:
-    """Which engines to build, and how.
-
-    Raises:
-        RequestError: naming everything that is wrong, or that the flavour lacks, at once.
-    """
-
-    flavour: Flavour
-    sizes: SizeRange = SizeRange()
-    batch: tuple[int, int, int] = (1, 1, 4)
+class BatchRange(Options):
     """Least, tuned and largest number of images in a call."""
-    workspace_mib: int | None = None
-    """Scratch memory on the device that tactics may use; None is all there is."""
-    optimization_level: int = 3
-    """0 builds fastest, 5 tries the most tactics; 3 is TensorRT's own default."""
-    timing_cache: Path | None = None
-    """File that keeps measured tactics between builds. TensorRT 10 and 11."""
-    hardware_compatibility: HardwareCompatibility = "none"
-    """Which other GPUs the engines run on, at some speed. TensorRT 10 and 11."""
-    compute_capabilities: tuple[str, ...] = ()
-    """Such as `8.9`: the GPUs to build for; none is `DEFAULT_TARGETS`. TensorRT-RTX."""
 
-    def __post_init__(self) -> None:
-        """Check every field."""
-        problems = [*self._wrong(), *self._lacking()]
-        if problems:
-            raise RequestError("wrong engine options: " + "; ".join(problems))
+    min: int = option(1, "Images in a call.", flags=("--min-batch",))
+    opt: int = option(1, "As tuned for.", flags=("--opt-batch",))
+    max: int = option(4, "At most.", flags=("--max-batch",))
+
+    def problems(self) -> Iterator[str]:
+        """Numbers that are not in order."""
+        if not 1 <= self.min <= self.opt <= self.max:
+            yield f"batch {self.min}, {self.opt}, {self.max}: expected 1 <= min <= opt <= max"
+
+
+@dataclass(frozen=True)
+class EngineOptions(Options):
+    """Which engines to build, and how; none without a flavour."""
+
+    flavour: CompiledFlavour | None = option(
+        None,
+        "Builds engines: tensorrt on a GPU and for it, tensorrt-rtx without.",
+        flags=("--engine",),
+    )
+    sizes: SizeRange = group(SizeRange)
+    batch: BatchRange = group(BatchRange)
+    workspace_mib: int | None = option(
+        None, "Scratch memory on the device that tactics may use.", least=1, shown="all"
+    )
+    optimization_level: int = option(3, "0 builds fastest, 5 runs fastest.", least=0, most=5)
+    timing_cache: Path | None = option(None, "File that speeds up later builds. tensorrt.")
+    hardware_compatibility: HardwareCompatibility = option(
+        "none", "Other GPUs that the engines run on too, slower. tensorrt."
+    )
+    compute_capabilities: tuple[str, ...] = option(
+        (),
+        "GPUs to build for. tensorrt-rtx.",
+        flags=("--compute-capability",),
+        shown="; ".join(",".join(traits.targets) for traits in FLAVOURS.values() if traits.targets),
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Options without an engine, or that the flavour lacks, and what is no compute capability."""
+        if self.flavour is None:
+            idle = [*self.sizes.flags_of(), *self.batch.flags_of(), *self.flags_of()]
+            if idle:
+                flavours = " or ".join(COMPILED_FLAVOURS)
+                yield f"{', '.join(idle)} without an engine; add --engine {flavours}"
+            return
+        for capability in self.compute_capabilities:
+            if not _CAPABILITY.fullmatch(capability):
+                yield f"--compute-capability {capability!r}, expected numbers such as 8.9"
+        for name, reason in self.traits.lacks.items():
+            if getattr(self, name) != getattr(EngineOptions, name):
+                yield reason
+
+    @property
+    def traits(self) -> FlavourTraits:
+        """Of the flavour that was chosen."""
+        return FLAVOURS[str(self.flavour)]
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The compute capabilities that TensorRT-RTX builds for, ascending, each once."""
-        chosen = self.compute_capabilities or DEFAULT_TARGETS
+        """The compute capabilities to build for, ascending, each once; none where a GPU decides."""
+        chosen = self.compute_capabilities or self.traits.targets
         return tuple(sorted(set(chosen), key=lambda target: tuple(map(int, target.split(".")))))
 
     def profile(self, multiple: int) -> Profile:
@@ -90,60 +141,17 @@ class EngineOptions:
         """
         padding = multiple // SCALE
         sides = {name: self.sizes.resolved(axis, padding) for axis, name in enumerate(("height", "width"))}
-        problems = []
-        for name, sizes in sides.items():
-            if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-                least, tuned, most = sizes
-                problems.append(f"{name} {least}, {tuned}, {most}: expected min <= opt <= max")
-            for size in sorted({size for size in sizes if size % padding}):
-                near = max(size // padding, 1) * padding
-                problems.append(f"{name} {size} is no multiple of {padding}; take {near} or {near + padding}")
-        if problems:
-            raise RequestError(f"wrong sizes for this bundle: {'; '.join(problems)}")
-        return Profile(batch=_range(self.batch), **{name: _range(sizes) for name, sizes in sides.items()})
-
-    def _wrong(self) -> Iterator[str]:
-        if self.flavour not in get_args(Flavour):
-            yield f"engine {self.flavour!r}, expected {' or '.join(get_args(Flavour))}"
-        if not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2]:
-            yield "batch {}, {}, {}: expected 1 <= min <= opt <= max".format(*self.batch)
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            yield f"--workspace-mib {self.workspace_mib}, expected 1 or more"
-        if self.optimization_level not in _LEVELS:
-            yield f"--optimization-level {self.optimization_level}, expected 0 to {_LEVELS[-1]}"
-        if self.hardware_compatibility not in get_args(HardwareCompatibility):
-            yield (
-                f"--hardware-compatibility {self.hardware_compatibility!r}, "
-                f"expected {', '.join(get_args(HardwareCompatibility))}"
-            )
-        for capability in self.compute_capabilities:
-            if not _CAPABILITY.fullmatch(capability):
-                yield f"--compute-capability {capability!r}, expected numbers such as 8.9"
-
-    def _lacking(self) -> Iterator[str]:
-        """What the flavour cannot do, with the reason."""
-        if self.flavour == "tensorrt-rtx":
-            if self.timing_cache is not None:
-                yield "TensorRT-RTX has no timing cache, it measures no tactics; leave out --timing-cache"
-            if self.hardware_compatibility != "none":
-                yield (
-                    "TensorRT-RTX ignores hardware compatibility, its engines serve every GPU of their "
-                    "targets; name those with --compute-capability instead of --hardware-compatibility"
-                )
-        elif self.compute_capabilities:
-            yield (
-                "TensorRT builds for the GPU of this machine; leave out --compute-capability, or widen the "
-                "engines with --hardware-compatibility"
-            )
+        refuse(_side_problems(sides, padding), "wrong sizes for this bundle")
+        ranges = {"batch": (self.batch.min, self.batch.opt, self.batch.max), **sides}
+        return Profile(
+            **{name: Range(min=low, opt=opt, max=high) for name, (low, opt, high) in ranges.items()}
+        )
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of `128` or `96x128`. Raises `RequestError` for anything else."""
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise RequestError(f"size {text!r}, expected pixels such as 128, or HEIGHTxWIDTH such as 96x128")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def _range(sizes: tuple[int, int, int]) -> Range:
-    return Range(min=sizes[0], opt=sizes[1], max=sizes[2])
+def _side_problems(sides: dict[str, tuple[int, int, int]], padding: int) -> Iterator[str]:
+    for name, sizes in sides.items():
+        if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+            yield f"{name} {', '.join(map(str, sizes))}: expected min <= opt <= max"
+        for size in sorted({size for size in sizes if size % padding}):
+            near = max(size // padding, 1) * padding
+            yield f"{name} {size} is no multiple of {padding}; take {near} or {near + padding}"

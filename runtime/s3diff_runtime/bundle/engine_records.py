@@ -8,9 +8,11 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from s3diff_runtime.bundle.records import Part, RelativePath, Sha256, TensorSpec, UtcTime
+from s3diff_runtime.engines.flavours import CompiledFlavour
 from s3diff_runtime.vocabulary import Precision
 
-Flavour = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere_plus", "same_compute_capability"]
+"""Which GPUs an engine runs on besides the one that it was tuned on, at some speed."""
 
 
 class Range(Part):
@@ -46,12 +48,12 @@ class Profile(Part):
 class EngineIdentity(Part):
     """What decides whether an engine may be loaded, and whether an equal one exists already."""
 
-    flavour: Flavour
+    flavour: CompiledFlavour
     version: str
     """Of the TensorRT that built it; engines load in no other one."""
     targets: tuple[str, ...] = Field(min_length=1)
     """Compute capabilities, such as `8.9`, that it was built for."""
-    hardware_compatibility: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    hardware_compatibility: HardwareCompatibility = "none"
     """Whether it also runs on other GPUs than `gpu`; TensorRT 10 and 11."""
     gpu: str | None = None
     """Name of the GPU that it was tuned on; None where it was built without one (TensorRT-RTX)."""

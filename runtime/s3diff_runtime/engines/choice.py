@@ -1,24 +1,20 @@
-"""Chooses what runs a bundle: ONNX Runtime on its graphs, or TensorRT on its engines; nothing silently."""
+"""Chooses what runs a bundle, of the flavours in their table; nothing is replaced silently."""
 
 from __future__ import annotations
 
+import importlib
 import logging
 from dataclasses import replace
-from typing import get_args
 
-from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, Flavour
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.flavours import FLAVOURS, FlavourTraits
 from s3diff_runtime.engines.interface import Engine
-from s3diff_runtime.engines.onnx import OnnxEngine
-from s3diff_runtime.engines.tensorrt.api import TensorRt
-from s3diff_runtime.engines.tensorrt.cuda import Cuda, load_runtime
-from s3diff_runtime.engines.tensorrt.identity import mismatches
-from s3diff_runtime.engines.tensorrt.session import TensorRtEngine
 from s3diff_runtime.errors import RequestError
 
-ENGINES: tuple[str, ...] = ("onnx", *get_args(Flavour))
+ENGINES: tuple[str, ...] = tuple(sorted(FLAVOURS))
 """What can be asked for by name; `auto` stands for the fastest that fits."""
+_DEVICES = {"cpu": "CPUs", "cuda": "NVIDIA GPUs"}
 
 _logger = logging.getLogger("s3diff_runtime")
 
@@ -28,14 +24,15 @@ def open_engine(
 ) -> tuple[Engine, Bundle]:
     """Find what runs a bundle here, and open it.
 
-    On a GPU `auto` takes engines of the bundle that were built for this machine, or else ONNX Runtime, and
-    then logs why no engine fitted. An engine that is named is taken or refused.
+    `auto` takes the fastest flavour that serves the device: one that runs engines of the bundle only where
+    it has some that were built for this machine. It logs what it took, and why nothing faster. An engine that
+    is named is taken or refused.
 
     Args:
         bundle: as opened.
         name: one of `ENGINES`, or `auto`.
         device: `cpu`, `cuda`, or `cuda:N`.
-        threads: of ONNX Runtime on the CPU.
+        threads: of engines on the CPU; None takes the machine's cores.
 
     Returns:
         The engine, and the bundle with the engines that it runs.
@@ -47,54 +44,35 @@ def open_engine(
     """
     if name not in ("auto", *ENGINES):
         raise RequestError(f"unknown engine {name!r}; expected auto, {', '.join(ENGINES)}")
-    kind, index = Device.parse(device)
-    fitting = None
-    if name in get_args(Flavour) or (name == "auto" and kind == "cuda" and bundle.manifest.engines):
-        fitting = _fitting(bundle, name, device, index)
-    if fitting is None:
-        return OnnxEngine(device, threads), bundle
-    engines, api, cuda = fitting
-    chosen = replace(bundle, engines=engines)
-    return TensorRtEngine(chosen, engines, api, cuda), chosen
-
-
-def _fitting(bundle: Bundle, name: str, device: str, index: int) -> tuple[EngineSet, TensorRt, Cuda] | None:
-    """The first set of engines that this machine can load; for `auto`, None when there is none.
-
-    The GPU is looked at before TensorRT is: without one, TensorRT ends the process.
-    """
-    sets = [engines for engines in bundle.manifest.engines if name in ("auto", engines.identity.flavour)]
-    build = f"s3diff-export engines {bundle.folder} --engine {sets[0].identity.flavour if sets else name}"
-    if not sets:
-        others = ", ".join(engines.name for engines in bundle.manifest.engines)
-        only = f" (only {others})" if others else ""
-        raise RequestError(f"{bundle.folder} has no engines for {name}{only}; build some with {build}")
-    if Device.parse(device).kind != "cuda":
-        raise RequestError(f"engine {name} runs on NVIDIA GPUs, and device {device} is none; use device cuda")
-    problems: list[str] = []
-    try:
-        cuda = Cuda(load_runtime(), index)
-        for engines in sets:
-            api, found = _loadable(engines.identity, cuda)
-            if api is not None:
-                return engines, api, cuda
-            problems.append(f"{engines.name}: {found}")
-    except RequestError as error:
-        if name != "auto":
-            raise
-        problems.append(str(error))
-    message = f"no engines of {bundle.folder} fit this machine ({'; '.join(problems)})"
+    kind = Device.parse(device).kind
     if name != "auto":
-        raise RequestError(f"{message}; build engines for it with {build}")
-    _logger.warning("%s: running on ONNX Runtime; %s builds engines for it", message, build)
-    return None
+        flavour = FLAVOURS[name]
+        if kind not in flavour.devices:
+            served = " and ".join(_DEVICES[each] for each in flavour.devices)
+            raise RequestError(
+                f"engine {name} runs on {served}, and device {device} is none; "
+                f"use device {' or '.join(flavour.devices)}"
+            )
+        return _opened(bundle, flavour, device, threads)
+    refusals: list[str] = []
+    compiled = {engines.identity.flavour for engines in bundle.manifest.engines}
+    for flavour in FLAVOURS.values():
+        if kind not in flavour.devices or (flavour.is_compiled and flavour.name not in compiled):
+            continue
+        try:
+            found = _opened(bundle, flavour, device, threads)
+        except RequestError as error:
+            refusals.append(str(error))
+            continue
+        level = logging.WARNING if refusals else logging.INFO
+        _logger.log(level, "%s", ": ".join([f"running on {flavour.title}", *refusals]))
+        return found
+    raise RequestError("; ".join(refusals))
 
 
-def _loadable(identity: EngineIdentity, cuda: Cuda) -> tuple[TensorRt | None, str]:
-    """The TensorRT that loads such engines here, or why there is none."""
-    try:
-        api = TensorRt.load(identity.flavour)
-    except RequestError as error:
-        return None, str(error)
-    problems = list(mismatches(identity, cuda.gpu, api.version))
-    return (None, ", ".join(problems)) if problems else (api, "")
+def _opened(
+    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
+) -> tuple[Engine, Bundle]:
+    module = importlib.import_module(flavour.opened_by)
+    engine, engines = module.open_engine(bundle, flavour, device, threads)
+    return engine, replace(bundle, engines=engines)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from s3diff_runtime.engines.flavours import DeviceKind
+from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import RequestError
 
 _DEVICE = re.compile(r"(cpu|cuda)|cuda:(\d{1,3})")
@@ -13,7 +15,7 @@ _DEVICE = re.compile(r"(cpu|cuda)|cuda:(\d{1,3})")
 class Device(NamedTuple):
     """What runs the network."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceKind
     number: int
     """Of the GPU, from 0; 0 for the CPU."""
 
@@ -33,8 +35,6 @@ def listed_devices(names: str) -> list[str]:
         RequestError: for an unknown device, one that is named twice, or `all` where there is no GPU.
     """
     if names == "all":
-        from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
-
         return [f"cuda:{index}" for index in range(count_gpus(load_runtime()))]
     devices = [name.strip() for name in names.split(",")]
     parsed = [Device.parse(name) for name in devices]

@@ -15,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Value
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
@@ -39,6 +41,13 @@ _NO_MEMORY = re.compile(
 """What ONNX Runtime and the CUDA libraries below it say when memory runs out; it has no error of its own."""
 
 
+def open_engine(
+    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
+) -> tuple[OnnxEngine, None]:
+    """Open ONNX Runtime, which runs the graphs of any bundle. Raises `RequestError`, see `OnnxEngine`."""
+    return OnnxEngine(device, threads), None
+
+
 class OnnxEngine:
     """ONNX Runtime on the CPU or on a CUDA device; never on another one than asked for.
 
@@ -53,7 +62,6 @@ class OnnxEngine:
     name = "onnx"
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
-        """See the class."""
         self._kind, self._index = Device.parse(device)
         self.device = device
         self._provider = _PROVIDERS[self._kind]

@@ -1,23 +1,22 @@
-"""What differs at run time between TensorRT 10, TensorRT 11 and TensorRT-RTX, and the little that does not.
+"""What differs between TensorRT 10, TensorRT 11 and TensorRT-RTX where both running and building meet it.
 
 Only what exists in all three is called; enumerators are taken by name, because their numbers differ. Nothing
-here may run before a GPU and its driver were seen (`tensorrt.cuda`): without them the library does not raise,
-it ends the process.
+here may run before a GPU and its driver were seen (`tensorrt.cuda`), but for a flavour that builds without:
+where they lack, the library does not raise, it ends the process.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
-from collections import deque
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from s3diff_runtime.bundle.engine_records import Flavour
+from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.tensorrt.messages import Messages, collector
 from s3diff_runtime.errors import JobError, OutOfMemory, RequestError
 
-_MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _DTYPES = {"UINT8": "uint8", "INT64": "int64", "HALF": "float16", "FLOAT": "float32"}
 _NO_MEMORY = re.compile(r"out ?of ?memory|insufficient memory|allocat|cudaMalloc", re.IGNORECASE)
 
@@ -38,32 +37,45 @@ class IoTensor:
 
 
 class TensorRt:
-    """One flavour of TensorRT on the current GPU.
+    """A flavour of TensorRT, imported; no object of it is made before a method needs one.
 
     Attributes:
-        version: as the module says, and as engines record it.
+        name, flavour: its name, and its row of the table.
+        module: the package.
+        version: as the package says, and as engines record it.
 
     Args:
         flavour: which.
-        module: `tensorrt` or `tensorrt_rtx`, or what stands in for it.
+
+    Raises:
+        RequestError: when it is not installed, or its libraries do not load.
     """
 
-    def __init__(self, flavour: Flavour, module: Any) -> None:  # noqa: ANN401 - has no annotations
-        """Makes no object of TensorRT; `deserialize` does."""
-        self.flavour, self._module = flavour, module
-        self.version = str(module.__version__)
-        self._errors: deque[str] = deque(maxlen=8)
-
-    @classmethod
-    def load(cls, flavour: Flavour) -> TensorRt:
-        """Import a flavour. Raises `RequestError` when it is not installed, or its libraries do not load."""
+    def __init__(self, flavour: CompiledFlavour) -> None:
+        self.name: CompiledFlavour = flavour
+        self.flavour = FLAVOURS[flavour]
         try:
-            return cls(flavour, importlib.import_module(_MODULES[flavour]))
+            self.module: Any = importlib.import_module(self.flavour.package)
         except (ImportError, OSError) as error:
             raise RequestError(
-                f"the engine {flavour} needs the package {_MODULES[flavour]} ({error}): "
-                f"pip install 's3diff-export[{flavour}]'"
+                f"the engine {flavour} needs the package {self.flavour.package} ({error}): "
+                f"pip install 's3diff-export[{self.flavour.extra}]'"
             ) from error
+        self.version = str(self.module.__version__)
+
+    def __str__(self) -> str:
+        """Flavour and version."""
+        return f"{self.name} {self.version}"
+
+    @property
+    def logger(self) -> Any:  # noqa: ANN401
+        """What TensorRT's objects take."""
+        return collector(self.module)[0]
+
+    @property
+    def messages(self) -> Messages:
+        """What they said. Clear them before a call whose failure is to be explained."""
+        return collector(self.module)[1]
 
     def deserialize(self, plan: bytes) -> Any:  # noqa: ANN401 - an ICudaEngine
         """Load a plan. It runs as code: the caller must have checked its hash.
@@ -72,9 +84,9 @@ class TensorRt:
             OutOfMemory: when the GPU has no room for its weights.
             JobError: when TensorRT refuses it, with what TensorRT says.
         """
+        self.messages.clear()
         engine = self._runtime.deserialize_cuda_engine(plan)
-        if engine is None:
-            raise self.failure("loading the engine")
+        self.require(engine is not None, "loading the engine")
         return engine
 
     def tensors(self, engine: Any) -> list[IoTensor]:  # noqa: ANN401
@@ -86,63 +98,45 @@ class TensorRt:
     def make_context(self, engine: Any) -> Any:  # noqa: ANN401 - an IExecutionContext
         """What runs an engine, without memory of its own: see `set_device_memory`.
 
-        TensorRT-RTX compiles its kernels on the GPU. It does so at once for every new shape, because a CUDA
+        A flavour that compiles its kernels on the GPU does so at once for every new shape, because a CUDA
         graph would keep the slower ones that serve until a compilation in the background ends.
 
         Raises:
             JobError: when TensorRT refuses; `OutOfMemory` for want of memory.
         """
-        by_user = self._module.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self.flavour == "tensorrt-rtx":
+        self.messages.clear()
+        by_user = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.flavour.compiles_on_device:
             config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(by_user)
-            strategies = self._module.DynamicShapesKernelSpecializationStrategy
+            strategies = self.module.DynamicShapesKernelSpecializationStrategy
             config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
             context = engine.create_execution_context(config)
         else:
             context = engine.create_execution_context(by_user)
-        if context is None:
-            raise self.failure("making an execution context")
+        self.require(context is not None, "making an execution context")
         return context
 
     def require(self, succeeded: bool, doing: str) -> None:
-        """Raise what `failure` gives when a call of TensorRT returned False."""
+        """Raise `JobError` or `OutOfMemory`, with what TensorRT said, when a call of it did not succeed."""
         if not succeeded:
-            raise self.failure(doing)
-
-    def failure(self, doing: str) -> JobError:
-        """The error for a call that failed, with the messages of TensorRT since the last one."""
-        messages = []
-        while self._errors:
-            messages.append(self._errors.popleft())
-        reason = " | ".join(messages) or "it gave no reason"
-        kind = OutOfMemory if _NO_MEMORY.search(reason) else JobError
-        return kind(f"{self.flavour} {self.version} failed {doing}: {reason[:600]}")
+            reason = self.messages.reason()
+            self.messages.clear()
+            kind = OutOfMemory if _NO_MEMORY.search(reason) else JobError
+            raise kind(f"{self} failed {doing}: {reason}")
 
     def _tensor(self, engine: Any, name: str) -> IoTensor:  # noqa: ANN401
-        dtype = engine.get_tensor_dtype(name).name
-        dtype = _DTYPES.get(dtype, dtype)
-        if engine.get_tensor_mode(name) != self._module.TensorIOMode.INPUT:
+        dtype = dtype_name(engine.get_tensor_dtype(name))
+        if engine.get_tensor_mode(name) != self.module.TensorIOMode.INPUT:
             return IoTensor(name, dtype, is_input=False)
         least, _tuned, most = engine.get_tensor_profile_shape(name, 0)
         return IoTensor(name, dtype, True, tuple(least), tuple(most))
 
     @cached_property
     def _runtime(self) -> Any:  # noqa: ANN401
-        return self._module.Runtime(self._logger)
+        return self.module.Runtime(self.logger)
 
-    @cached_property
-    def _logger(self) -> Any:  # noqa: ANN401
-        """Collects errors: TensorRT returns None or False and says the reason only here."""
-        module, errors = self._module, self._errors
-        severe = (module.ILogger.Severity.ERROR, module.ILogger.Severity.INTERNAL_ERROR)
 
-        class Collector(module.ILogger):  # type: ignore[name-defined]
-            def __init__(self) -> None:
-                module.ILogger.__init__(self)
-
-            def log(self, severity: object, message: str) -> None:
-                if severity in severe:
-                    errors.append(" ".join(message.split()))
-
-        return Collector()
+def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - a DataType
+    """A type of TensorRT as the manifest calls it; as TensorRT does where the manifest has no name for it."""
+    return _DTYPES.get(dtype.name, dtype.name)

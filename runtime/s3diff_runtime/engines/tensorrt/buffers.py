@@ -29,7 +29,6 @@ class Buffers:
     """
 
     def __init__(self, allocate: Callable[[int], Handle]) -> None:
-        """See the class."""
         self._allocate = allocate
         self._held: dict[tuple[str, int], tuple[Handle, int]] = {}
         self._taken: Counter[str] = Counter()

@@ -85,7 +85,6 @@ class Cuda:
     """
 
     def __init__(self, runtime: Any, index: int = 0) -> None:  # noqa: ANN401
-        """See the class."""
         self._runtime = runtime
         count = count_gpus(runtime)
         if index >= count:

@@ -6,11 +6,12 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
+from s3diff_runtime.engines.tensorrt.contexts import StageContext
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Handle
 from s3diff_runtime.errors import JobError
 
-MOST_GRAPHS = 16
-"""Of one stage in one lane; the least recently used leaves. Each holds some hundred KiB of the device."""
+MOST_GRAPHS = 8
+"""Of one stage in one lane; the least recently used leaves. Each holds a context, and with it memory."""
 
 _logger = logging.getLogger(__name__)
 
@@ -18,26 +19,23 @@ _logger = logging.getLogger(__name__)
 class GraphCache:
     """The graphs of one stage in one lane, each for the shapes and addresses that it was captured with.
 
-    Work runs without a graph the first time, because most shapes never come again; the second time, at the
-    same addresses, a graph is captured behind it; from then on the graph is launched. Graphs go when a buffer
-    of the lane was freed, for then their addresses may be another's.
+    Work runs without a graph the first time, because most shapes never come again. When it comes again at the
+    same addresses it gets a context of its own, of which a graph is captured behind it; from then on the
+    graph is launched. Graphs go when a buffer of the lane was freed, for then their addresses may be
+    another's.
 
     Args:
         cuda: the GPU.
         stream: of the lane.
-        most: graphs to keep.
+        most: graphs to keep, and keys of work that came once.
     """
 
     def __init__(self, cuda: Cuda, stream: Handle, most: int = MOST_GRAPHS) -> None:
-        """Starts empty."""
         self._cuda, self._stream, self._most = cuda, stream, most
-        self._graphs: OrderedDict[Hashable, Handle | None] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, tuple[Handle, StageContext]] = OrderedDict()
+        self._came_once: OrderedDict[Hashable, None] = OrderedDict()
         self._generation = 0
         self._refused = False
-
-    def __len__(self) -> int:
-        """Number of graphs that are captured."""
-        return sum(graph is not None for graph in self._graphs.values())
 
     def launch(self, key: Hashable, generation: int) -> bool:
         """Queue the graph of `key`; False when there is none.
@@ -47,48 +45,55 @@ class GraphCache:
             generation: of the lane's buffers.
         """
         if generation != self._generation:
-            self.clear()
+            self._drop(len(self._graphs))
+            self._came_once.clear()
             self._generation = generation
-        graph = self._graphs.get(key)
-        if graph is None:
+        if key not in self._graphs:
             return False
         self._graphs.move_to_end(key)
-        self._cuda.launch(graph, self._stream)
+        self._cuda.launch(self._graphs[key][0], self._stream)
         return True
 
-    def run(self, key: Hashable, enqueue: Callable[[], None]) -> None:
-        """Run work that has no graph, and see to its graph when it comes again.
+    def context_for(self, key: Hashable, make: Callable[[], StageContext]) -> StageContext | None:
+        """A new context for work that comes again, to run it with and then to `capture`.
 
-        Raises:
-            JobError: when `enqueue` does.
+        None for work that comes for the first time, and where graphs or contexts cannot be made.
         """
-        enqueue()  # also before a capture: it settles what a change of shapes has left to do
         if self._refused:
-            return
-        self._graphs[key] = self._captured(enqueue) if key in self._graphs else None
-        self._graphs.move_to_end(key)
-        if len(self._graphs) > self._most:
-            _, oldest = self._graphs.popitem(last=False)
-            self._drop([oldest])
-
-    def clear(self) -> None:
-        """Drop all graphs."""
-        graphs, self._graphs = list(self._graphs.values()), OrderedDict()
-        self._drop(graphs)
-
-    def _captured(self, enqueue: Callable[[], None]) -> Handle | None:
-        """A graph of the work; None, and never again one, where the work cannot be captured."""
+            return None
+        if key not in self._came_once:
+            self._came_once[key] = None
+            if len(self._came_once) > self._most:
+                self._came_once.popitem(last=False)
+            return None
         try:
-            return self._cuda.capture(self._stream, enqueue)
-        except JobError as error:  # a graph only saves time, and the work itself has been queued
-            _logger.info("running without CUDA graphs: %s", error)
-            self._refused = True
-            self.clear()
+            return make()
+        except JobError as error:
+            self._refuse(error)
             return None
 
-    def _drop(self, graphs: list[Handle | None]) -> None:
-        captured = [graph for graph in graphs if graph is not None]
-        if captured:
+    def capture(self, key: Hashable, context: StageContext) -> None:
+        """Keep a graph of the work that a context of its own has just run; it must not change any more."""
+        try:
+            graph = self._cuda.capture(self._stream, context.enqueue)
+        except JobError as error:
+            self._refuse(error)
+            return
+        del self._came_once[key]
+        self._graphs[key] = graph, context
+        self._drop(len(self._graphs) - self._most)
+
+    def _refuse(self, error: JobError) -> None:
+        """Never again: a graph only saves time, and the work itself is queued or can be."""
+        _logger.info("running without CUDA graphs: %s", error)
+        self._refused = True
+        self._drop(len(self._graphs))
+        self._cuda.synchronize(self._stream)  # the context that was to be captured may be running
+
+    def _drop(self, count: int) -> None:
+        """Free the least recently used graphs, and then their contexts."""
+        if count > 0:
             self._cuda.synchronize(self._stream)  # one of them may be running
-        for graph in captured:
+        for _ in range(count):
+            graph, _context = self._graphs.popitem(last=False)[1]
             graph.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from s3diff_runtime.bundle.engine_records import EngineIdentity
 from s3diff_runtime.engines.tensorrt.cuda import Gpu
@@ -32,9 +33,9 @@ def mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[str
         yield f"expected a driver for CUDA {identity.driver} or later, found one for {gpu.driver}"
 
 
-def rebuild_command(identity: EngineIdentity) -> str:
-    """What to do about an engine that cannot be used."""
-    return f"build engines on this machine with s3diff-export engines BUNDLE --engine {identity.flavour}"
+def build_command(bundle: Path, flavour: str) -> str:
+    """The command that builds engines for this machine."""
+    return f"s3diff-export engines {bundle} --engine {flavour}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

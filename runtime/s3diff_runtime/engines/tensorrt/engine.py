@@ -1,0 +1,147 @@
+"""The engine of TensorRT and TensorRT-RTX: finds engines of a bundle that fit the machine, and loads them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.flavours import FlavourTraits
+from s3diff_runtime.engines.tensorrt.api import IoTensor, TensorRt
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, load_runtime
+from s3diff_runtime.engines.tensorrt.identity import build_command, mismatches
+from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
+from s3diff_runtime.engines.tensorrt.session import TensorRtSession
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+
+
+def open_engine(
+    bundle: Bundle,
+    flavour: FlavourTraits,
+    device: str,
+    threads: int | None,
+) -> tuple[TensorRtEngine, EngineSet]:
+    """Open the first set of engines of a flavour that this machine can load.
+
+    The GPU is looked at before TensorRT is: without one, TensorRT ends the process.
+
+    Raises:
+        RequestError: when there is no such set: of each what was expected and what was found, and the command
+            that builds engines for this machine.
+    """
+    everything = bundle.manifest.engines
+    sets = [engines for engines in everything if engines.identity.flavour == flavour.name]
+    build = build_command(bundle.folder, flavour.name)
+    if not sets:
+        only = f" (only {', '.join(engines.name for engines in everything)})" if everything else ""
+        raise RequestError(
+            f"{bundle.folder} has no engines for {flavour.name}{only}; build some with {build}"
+        )
+    cuda = Cuda(load_runtime(), Device.parse(device).number)
+    problems: list[str] = []
+    for engines in sets:
+        found = _loadable(engines.identity, cuda)
+        if isinstance(found, TensorRt):
+            return TensorRtEngine(bundle, engines, found, cuda), engines
+        problems.append(f"{engines.name}: {found}")
+    raise RequestError(
+        f"no engines of {bundle.folder} fit this machine ({'; '.join(problems)}); "
+        f"build engines for it with {build}"
+    )
+
+
+def _loadable(identity: EngineIdentity, cuda: Cuda) -> TensorRt | str:
+    """The TensorRT that loads such engines here, or why there is none."""
+    try:
+        api = TensorRt(identity.flavour)
+    except RequestError as error:
+        return str(error)
+    return ", ".join(mismatches(identity, cuda.gpu, api.version)) or api
+
+
+class TensorRtEngine:
+    """Opens the engines of one set of a bundle on one GPU.
+
+    Args:
+        bundle: that holds them.
+        engines: the set; that it fits the GPU and the installed TensorRT was checked.
+        api: TensorRT.
+        cuda: the GPU.
+    """
+
+    def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda) -> None:
+        self.name: str = engines.identity.flavour
+        self.device = f"cuda:{cuda.gpu.index}"
+        self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
+        self._lanes = LanePool(cuda)
+        self._rebuild = f"build engines on this machine with {build_command(bundle.folder, self.name)}"
+
+    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
+        """See `Engine.lane`. A chain that holds a lane must not ask for another one."""
+        return self._lanes.lane(clock)
+
+    def open(self, graph: Path, stage: Stage) -> TensorRtSession:
+        """Load an engine: `graph` is the path of its `.engine`, which lies in the bundle.
+
+        The very bytes that are loaded are hashed first, whatever was checked before: a plan is executable.
+
+        Raises:
+            BundleError: when the engine or its sidecar is not what the manifest says.
+            OutOfMemory: when the GPU has no room for it.
+        """
+        name = graph.relative_to(self._bundle.folder).as_posix()
+        sidecar = self._sidecar(name)
+        self._require(name, sidecar.identity == self._engines.identity, "was built as its manifest says")
+        at = self._engines.graphs.get(sidecar.stage, {}).get(sidecar.graph)
+        self._require(name, at == name, f"is {sidecar.graph} of stage {sidecar.stage}")
+        self._require(name, sidecar.sha256 == self._bundle.manifest.files[name].sha256, "is what was built")
+        for kind, has, wanted in (
+            ("inputs", sidecar.inputs, stage.inputs),
+            ("outputs", sidecar.outputs, stage.outputs),
+        ):
+            self._require(name, has == wanted, f"has the {kind} {_named(wanted)}")
+        self._cuda.activate()
+        try:
+            engine = self._api.deserialize(self._bundle.read(name))
+        except OutOfMemory:
+            raise
+        except JobError as error:
+            raise BundleError(f"{name}: {error}; {self._rebuild}") from error
+        session = TensorRtSession(self._api, engine, self._cuda, self._lanes, sidecar.stage)
+        self._require_tensors(name, session.tensors, stage)
+        return session
+
+    def _sidecar(self, name: str) -> EngineSidecar:
+        path = sidecar_path(name)
+        try:
+            return EngineSidecar.model_validate_json(self._bundle.read(path))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise BundleError(
+                f"{path} does not describe an engine ({where}: {first['msg']}); {self._rebuild}"
+            ) from error
+
+    def _require_tensors(self, name: str, found: list[IoTensor], stage: Stage) -> None:
+        has = {(tensor.name, tensor.dtype, tensor.is_input) for tensor in found}
+        wanted = {(tensor.name, tensor.dtype, True) for tensor in stage.inputs}
+        wanted |= {(tensor.name, tensor.dtype, False) for tensor in stage.outputs}
+        differing = ", ".join(sorted(f"{tensor} {dtype}" for tensor, dtype, _ in has ^ wanted))
+        self._require(name, has == wanted, f"has the tensors of its manifest (they differ in {differing})")
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise BundleError(
+                f"engine {name} does not agree with its sidecar: expected that it {expected}; {self._rebuild}"
+            )
+
+
+def _named(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
