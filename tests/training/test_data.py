@@ -35,7 +35,8 @@ def folder(tmp_path: Path) -> Path:
     Image.fromarray(photograph(80, 120)).save(tmp_path / "a.png")
     Image.fromarray(photograph(200, 90)).save(tmp_path / "deeper" / "b.JPG", format="JPEG")
     Image.fromarray(photograph(20, 300)).save(tmp_path / "small.png")
-    Image.fromarray(np.ones((100, 100), np.float32)).save(tmp_path / "floats.tiff")
+    pages = [Image.new("L", (100, 100)), Image.new("L", (100, 100), 255)]
+    pages[0].save(tmp_path / "pages.tiff", save_all=True, append_images=pages[1:])
     (tmp_path / "broken.png").write_bytes(b"\x89PNG, or so it says")
     (tmp_path / "notes.txt").write_text("not an image")
     return tmp_path
@@ -45,7 +46,7 @@ def test_unusable_images_are_skipped_with_their_reasons(folder: Path) -> None:
     photographs = PhotographFolder(folder, min_side=64)
     assert [path.name for path in photographs.paths] == ["a.png", "b.JPG"]
     reasons = {path.name: reason for path, reason in photographs.skipped}
-    assert reasons.keys() == {"small.png", "floats.tiff", "broken.png"}
+    assert reasons.keys() == {"small.png", "pages.tiff", "broken.png"}
     assert "300x20" in reasons["small.png"]
     assert photographs.pixels == 80 * 120 + 200 * 90
 
@@ -100,9 +101,14 @@ def test_memory_stays_within_its_budget(tmp_path: Path) -> None:
     assert photographs._held == 2 * 400 * 400 * 3
 
 
-def test_damage_found_late_is_reported_and_does_not_change_later_draws(folder: Path) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "32 bits per channel"])
+def test_damage_found_late_is_reported_and_does_not_change_later_draws(folder: Path, damage: str) -> None:
     path = folder / "a.png"
-    path.write_bytes(path.read_bytes()[:-2000])  # the header is whole, the pixels are not
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-2000])  # the header is whole, the pixels are not
+    else:
+        path = folder / "floats.tiff"
+        Image.fromarray(np.ones((100, 100), np.float32)).save(path)
     photographs = PhotographFolder(folder, min_side=64)
     generator = torch.Generator().manual_seed(0)
     photographs.crops(20, 32, generator)

@@ -14,14 +14,8 @@ from skimage import data
 from torch import Generator, Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.degradations import (
-    BLUR_FULL_SCALE,
-    NOISE_FULL_SCALE,
-    DegradationPipeline,
-    DegradationSettings,
-    KernelSettings,
-    StageSettings,
-)
+from s3diff_training.degradations.pipeline import BLUR_FULL_SCALE, NOISE_FULL_SCALE, DegradationPipeline
+from s3diff_training.degradations.settings import DegradationSettings, KernelSettings, StageSettings
 
 OFF = StageSettings(
     blur_probability=0.0,

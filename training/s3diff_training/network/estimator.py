@@ -18,7 +18,6 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a ReLU, without normalisation, added to the input `[N, width, H, W]`."""
 
     def __init__(self, width: int) -> None:
-        """See the class."""
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)

@@ -34,19 +34,17 @@ class PairOptions(Options):
     """Where the photographs are and how large the crops."""
 
     data: Path = option(help="Folder of high-resolution photographs to train on.")
-    crop: int = option(512, "Side of the training crops, in pixels.", least=SMALLEST_SIDE)
+    crop: int = option(512, "Side of the training crops, in pixels.")
     validation: Path | None = option(
         None, "Folder of photographs never trained on, to score; without it there are no scores."
     )
-    validation_crop: int = option(
-        512, "Largest side of the validation images, in pixels.", least=SMALLEST_SIDE
-    )
+    validation_crop: int = option(512, "Largest side of the validation images, in pixels.")
 
     def problems(self) -> Iterator[str]:
-        """Sides that are no multiples."""
+        """Sides that are too small or no multiples."""
         for name, side in (("crop", self.crop), ("validation_crop", self.validation_crop)):
-            if side % SIDE_MULTIPLE:
-                yield f"{name} is {side}, expected a multiple of {SIDE_MULTIPLE}"
+            if side < SMALLEST_SIDE or side % SIDE_MULTIPLE:
+                yield f"{name} is {side}, expected a multiple of {SIDE_MULTIPLE}, at least {SMALLEST_SIDE}"
 
 
 @dataclass(frozen=True)
