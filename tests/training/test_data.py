@@ -51,8 +51,9 @@ def test_unusable_images_are_skipped_with_their_reasons(folder: Path) -> None:
     assert photographs.pixels == 80 * 120 + 200 * 90
 
 
-def test_pixel_limit_refuses_before_decoding(folder: Path) -> None:
-    photographs = PhotographFolder(folder, min_side=64, max_pixels=10_000)
+def test_pixel_limit_refuses_before_decoding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3diff_training.data.MAX_PIXELS", 10_000)
+    photographs = PhotographFolder(folder, min_side=64)
     assert [path.name for path in photographs.paths] == ["a.png"]
     assert "the limit of 10000 pixels" in dict(photographs.skipped)[folder / "deeper" / "b.JPG"]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,6 @@ _MARGIN, _CAPTION = 8, 22
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Photograph:
-    path: Path
-    height: int
-    width: int
-
-
 class PhotographFolder:
     """The photographs of a folder, and random crops of them.
 
@@ -51,40 +43,37 @@ class PhotographFolder:
         RequestError: when the folder does not exist or holds no usable photograph.
     """
 
-    def __init__(
-        self, folder: Path, min_side: int = 1, memory_mib: int = 2048, max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, folder: Path, min_side: int = 1, memory_mib: int = 2048) -> None:
         """Scan `folder` recursively.
 
         Args:
             folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
             min_side: photographs with a shorter side are skipped; the crop size.
             memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
-            max_pixels: photographs with more pixels are skipped.
         """
         if not folder.is_dir():
             raise RequestError(f"{folder} is not a folder; expected a folder of photographs")
-        self.folder, self.min_side, self.max_pixels = folder, min_side, max_pixels
+        self.folder, self.min_side = folder, min_side
         self.skipped: list[tuple[Path, str]] = []
-        self._photographs = list(self._scan())
-        self.paths = [photograph.path for photograph in self._photographs]
+        areas = dict(self._scan())
+        self.paths = list(areas)
         if self.skipped:
             path, reason = self.skipped[0]
             count = len(self.skipped)
             _LOG.warning("%s: skipped %d images, the first is %s: %s", folder, count, path, reason)
-        if not self._photographs:
+        if not areas:
             raise RequestError(
                 f"{folder} holds no usable photograph ({len(self.skipped)} skipped); expected "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))} files with sides of {min_side} pixels or more"
             )
-        self._areas = np.cumsum([photograph.height * photograph.width for photograph in self._photographs])
+        self._areas = np.cumsum(list(areas.values()))
         self._decoded: OrderedDict[int, Pixels] = OrderedDict()
         self._budget, self._held = memory_mib * 2**20, 0
         self._broken: set[int] = set()
 
     def __len__(self) -> int:
         """Number of usable photographs."""
-        return len(self._photographs)
+        return len(self.paths)
 
     @property
     def pixels(self) -> int:
@@ -100,7 +89,7 @@ class PhotographFolder:
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        pixels = np.array(open_photograph(self.paths[index], self.max_pixels).pixels)
+        pixels = np.array(open_photograph(self.paths[index], MAX_PIXELS).pixels)
         self._decoded[index] = pixels
         self._held += pixels.nbytes
         while self._held > self._budget:
@@ -150,19 +139,20 @@ class PhotographFolder:
                 raise RequestError(f"every photograph in {self.folder} is damaged") from error
             return None
 
-    def _scan(self) -> Iterator[_Photograph]:
+    def _scan(self) -> Iterator[tuple[Path, int]]:
+        """Paths and areas of the usable photographs, by path."""
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
                 continue
             try:
-                width, height = photograph_size(path, self.max_pixels)
+                width, height = photograph_size(path, MAX_PIXELS)
             except RequestError as error:
                 self.skipped.append((path, str(error)))
                 continue
             if min(width, height) < self.min_side:
                 self.skipped.append((path, f"{width}x{height} is smaller than the crop of {self.min_side}"))
             else:
-                yield _Photograph(path, height, width)
+                yield path, height * width
 
 
 def read_image(path: Path) -> Tensor:

@@ -20,7 +20,6 @@ class ModulationSlot:
     """
 
     def __init__(self) -> None:
-        """Start empty: plain LoRA."""
         self.value: Tensor | None = None
 
     @contextmanager

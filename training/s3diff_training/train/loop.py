@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -24,7 +24,7 @@ from s3diff_runtime.errors import CheckpointError, JobError, RequestError
 from s3diff_runtime.options import Options, option
 from s3diff_training.data import contact_sheet
 from s3diff_training.train.optimisers import OptimisedModule, TrainableModule
-from s3diff_training.train.progress import TrainingProgress
+from s3diff_training.train.progress import training_progress
 from s3diff_training.train.run import OnExisting, RunFolder
 
 Schedule = Literal["constant", "cosine"]
@@ -176,7 +176,9 @@ class TrainLoop:
         torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
         if on_existing == "resume":
             self._resume(folder)
-        with TrainingProgress(self.step, self.options.steps, self.accelerator.is_main_process) as progress:
+        main = self.accelerator.is_main_process
+        progress = training_progress(self.step, self.options.steps) if main else nullcontext()
+        with progress as show:
             while self.step < self.options.steps:
                 began = time.monotonic()
                 losses = dict(trainer.step(self))
@@ -185,7 +187,8 @@ class TrainLoop:
                     module.update_average(self.step)
                 self._seconds += time.monotonic() - began
                 self._unlogged.append(losses)
-                progress.update(self.step, _means(self._unlogged))
+                if show:
+                    show(self.step, _means(self._unlogged))
                 self._after_step(trainer, folder)
         return folder
 

@@ -172,16 +172,12 @@ def prompt_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     words = [word for text in texts for word in text.lower().replace(",", " ,").replace(".", " .").split()]
     learner.train_from_iterator(words, trainer)
     vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
-    merges = _merges(learner)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     for token in (start, end):
         vocabulary[token] = len(vocabulary)
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, bos_token=start, eos_token=end, model_max_length=_TOKENS
     )
-
-
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 @torch.no_grad()
