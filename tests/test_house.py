@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import click
@@ -84,6 +85,44 @@ def test_imports_follow_the_data(room: str) -> None:
 def test_import_scan_sees_imports_inside_functions() -> None:
     source = "import a.b\ndef f():\n    from c.d import e\n    from . import near\n"
     assert imported_packages(source) == {"a", "c"}
+
+
+def imported_modules(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of this house that a file imports, wherever in it and however: for types alone, too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return {name for name in names if name in modules}
+
+
+def circle_of(imports: dict[str, set[str]]) -> list[str]:
+    """Some modules that import each other in a circle; none where there is no circle."""
+    try:
+        list(TopologicalSorter(imports).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {
+        ".".join(file.relative_to(folder.parent).with_suffix("").parts).removesuffix(".__init__"): file
+        for folder in ROOMS.values()
+        for file in sources(folder)
+    }
+    imports = {name: imported_modules(file, modules) - {name} for name, file in modules.items()}
+    # A package's own __init__ runs before its modules, and may name them.
+    packages = {name for name, file in modules.items() if file.name == "__init__.py"}
+    assert sum(map(len, imports.values())) > len(modules)
+    assert not circle_of({name: found - packages for name, found in imports.items() if name not in packages})
+
+
+def test_circle_scan_sees_a_circle() -> None:
+    assert set(circle_of({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert not circle_of({"a": {"b", "c"}, "b": {"c"}})
 
 
 def loaded_after(statements: str) -> set[str]:

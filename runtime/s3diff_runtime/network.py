@@ -14,16 +14,16 @@ from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import Lane, Value
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.prompts import PromptEncoder
 from s3diff_runtime.settings import Conditions, Degradation
+from s3diff_runtime.stages import picture_stages
 from s3diff_runtime.vocabulary import Pixels
 
 T = TypeVar("T", bound=np.generic)
 
 UPLOAD, DOWNLOAD = "upload", "download"
 """Under which the copies to the device and back are timed, beside the stages."""
-
-_STAGES = ("modulation", "vae_encoder", "unet", "vae_decoder")
 
 
 class Network:
@@ -36,15 +36,14 @@ class Network:
     """
 
     def __init__(self, bundle: Bundle, sessions: SessionPool, check_finite: bool = False) -> None:
-        """See the class."""
         self._bundle, self._sessions, self._check_finite = bundle, sessions, check_finite
         self._least_batch = bundle.engines.identity.profile.batch.min if bundle.engines else 1
         self._encode_prompts = PromptEncoder(bundle, sessions)
 
     def open_shared(self) -> None:
         """Open the stages that every image needs, whatever its degradation and settings."""
-        for stage in ("estimator", *_STAGES):
-            if SHARED in self._graphs(stage):
+        for stage, kind in self._bundle.manifest.ordered_stages():
+            if not kind.on_demand and SHARED in self._bundle.manifest.stages[stage].graphs:
                 self._sessions.get(stage)
 
     def estimate(self, images: Pixels, clock: Clock) -> list[Degradation]:
@@ -75,8 +74,8 @@ class Network:
 
         Args:
             images: uint8 `[N, H, W, 3]`.
-            degradations: one for each image; for a `fused` bundle they must all be equal.
-            bin: whose merged weights to use; None unless the bundle is `merged`.
+            degradations: one for each image; all equal where the LoRA mode has one degradation a call.
+            bin: whose weights to use; None for a bundle without bins.
             conditions: colour correction, guidance, prompts.
             clock: counts the time of each stage.
 
@@ -86,10 +85,9 @@ class Network:
         Raises:
             JobError: when a stage fails, or its output is not finite and that is checked.
         """
-        manifest = self._bundle.manifest
-        finish = f"finish_{conditions.color_fix}"
-        stages = [stage for stage in (*_STAGES, finish) if self._graphs(stage)]
-        read = {tensor.name for stage in stages for tensor in manifest.stages[stage].inputs}
+        specs = self._bundle.manifest.stages
+        stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
+        read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
@@ -101,7 +99,8 @@ class Network:
         self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
     ) -> dict[str, NDArray[Any]]:
         """What the host gives to the stages."""
-        axes, one_for_all = self._bundle.manifest.degradation_axes, self._bundle.manifest.lora_mode == "fused"
+        manifest = self._bundle.manifest
+        axes, one_for_all = manifest.degradation_axes, LORA_MODES[manifest.lora_mode].one_degradation
         scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
         given: dict[str, NDArray[Any]] = {
             "image": _filled(images, self._least_batch),
@@ -127,11 +126,6 @@ class Network:
                     "build one with --precision fp32"
                 )
         tensors |= outputs
-
-    def _graphs(self, stage: str) -> dict[str, str]:
-        """The stage's graphs by bin; empty where the bundle has no such stage."""
-        spec = self._bundle.manifest.stages.get(stage)
-        return spec.graphs if spec else {}
 
 
 def _uploaded(lane: Lane, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Value]:

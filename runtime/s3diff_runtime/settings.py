@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict
 
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import refuse
+from s3diff_runtime.options import Options, option
+from s3diff_runtime.vocabulary import ColorFix
 
 
 class Degradation(NamedTuple):
@@ -19,20 +20,32 @@ class Degradation(NamedTuple):
 
 
 class UpscaleSettings(TypedDict, total=False):
-    """What an `Upscaler` can be asked for; None, or a missing key, leaves it to the image or the bundle."""
+    """The fields of `PictureSettings`, for those who call; None, or a missing key, is its default."""
 
     noise: float | None
-    """Noise score in [0, 1] in the place of the estimated one: higher removes more."""
     blur: float | None
-    """Blur score in [0, 1] in the place of the estimated one: higher sharpens more."""
     guidance: float | None
-    """Scale of the guidance away from the negative prompt (eq. 5); 1 is none."""
-    color_fix: str
-    """`wavelet` (default), `adain` or `none`, of those in the bundle. Tiled images: tile by tile."""
+    color_fix: ColorFix
     prompt: str | None
-    """Text to guide towards, where the bundle encodes prompts."""
     negative_prompt: str | None
-    """Text to guide away from, where the bundle encodes prompts and guides."""
+
+
+@dataclass(frozen=True)
+class PictureSettings(Options):
+    """What an `Upscaler` can be asked for; None leaves it to the picture or the bundle."""
+
+    noise: float | None = option(
+        None, "Noise score in the place of the estimated one: more removes more.", least=0, most=1
+    )
+    blur: float | None = option(
+        None, "Blur score in the place of the estimated one: more sharpens more.", least=0, most=1
+    )
+    guidance: float | None = option(
+        None, "Scale of the guidance away from the negative prompt (eq. 5); 1 is none."
+    )
+    color_fix: ColorFix = option("wavelet", "How the colours are brought back to the input's, tile by tile.")
+    prompt: str | None = option(None, "Text to guide towards, for bundles built with --prompts runtime.")
+    negative_prompt: str | None = option(None, "Text to guide away from, for the same bundles.")
 
 
 @dataclass(frozen=True)
@@ -43,40 +56,26 @@ class Conditions:
     blur: float | None
     guidance: float | None
     """None where the bundle has no guidance."""
-    color_fix: str
+    color_fix: ColorFix
     prompts: tuple[str, ...]
     """Positive and, with guidance, negative; empty where the graphs hold them."""
 
     @classmethod
-    def of(
-        cls,
-        manifest: Manifest,
-        noise: float | None = None,
-        blur: float | None = None,
-        guidance: float | None = None,
-        color_fix: str = "wavelet",
-        prompt: str | None = None,
-        negative_prompt: str | None = None,
-    ) -> Self:
-        """Check `UpscaleSettings` against a bundle.
+    def of(cls, manifest: Manifest, settings: PictureSettings) -> Self:
+        """Check settings against a bundle.
 
         Raises:
-            RequestError: naming everything that is out of range or that the bundle cannot do.
+            RequestError: naming everything that the bundle cannot do.
         """
-        problems = [
-            *_score_problems(noise=noise, blur=blur),
-            *_ability_problems(manifest, guidance, color_fix, prompt, negative_prompt),
-        ]
-        if problems:
-            raise RequestError("; ".join(problems))
+        refuse(_ability_problems(manifest, settings))
         guides, texts = manifest.guidance.mode == "on", manifest.prompts
         prompts: tuple[str, ...] = ()
         if texts.mode == "runtime":
-            positive = texts.positive if prompt is None else prompt
-            negative = texts.negative if negative_prompt is None else negative_prompt
+            positive = texts.positive if settings.prompt is None else settings.prompt
+            negative = texts.negative if settings.negative_prompt is None else settings.negative_prompt
             prompts = (positive, negative) if guides else (positive,)
-        scale = manifest.guidance.default if guidance is None else guidance
-        return cls(noise, blur, scale if guides else None, color_fix, prompts)
+        scale = manifest.guidance.default if settings.guidance is None else settings.guidance
+        return cls(settings.noise, settings.blur, scale if guides else None, settings.color_fix, prompts)
 
     @property
     def needs_estimate(self) -> bool:
@@ -92,28 +91,14 @@ class Conditions:
         )
 
 
-def _score_problems(**scores: float | None) -> Iterator[str]:
-    for name, score in scores.items():
-        if score is not None and not 0 <= score <= 1:
-            yield f"{name} is {score}, expected a score from 0 to 1"
-
-
-def _ability_problems(
-    manifest: Manifest,
-    guidance: float | None,
-    color_fix: str,
-    prompt: str | None,
-    negative_prompt: str | None,
-) -> Iterator[str]:
+def _ability_problems(manifest: Manifest, settings: PictureSettings) -> Iterator[str]:
     guides = manifest.guidance.mode == "on"
-    if guidance is not None and not guides:
+    if settings.guidance is not None and not guides:
         yield "this bundle was built with --guidance off and takes no guidance"
-    elif guidance is not None and not math.isfinite(guidance):
-        yield f"guidance is {guidance}, expected a finite number"
-    if color_fix not in manifest.color_fixes:
-        yield f"color_fix is {color_fix!r}, this bundle has {', '.join(manifest.color_fixes)}"
+    if settings.color_fix not in manifest.color_fixes:
+        yield f"color_fix is {settings.color_fix!r}, this bundle has {', '.join(manifest.color_fixes)}"
     if manifest.prompts.mode == "folded":
-        if prompt is not None or negative_prompt is not None:
+        if settings.prompt is not None or settings.negative_prompt is not None:
             yield "this bundle has its prompts folded in and takes none; build it with --prompts runtime"
-    elif negative_prompt is not None and not guides:
+    elif settings.negative_prompt is not None and not guides:
         yield "this bundle was built with --guidance off and takes no negative prompt"

@@ -59,6 +59,8 @@ class StageKind:
     may_give: tuple[str, ...] = ()
     optional: bool = False
     """Whether bundles can do without it: because of their prompts, LoRA mode, or colour corrections."""
+    on_demand: bool = False
+    """Whether only some settings need it, so that it is opened when they are first asked for."""
     for_picture: bool = True
     """Whether it runs for every batch of pictures; else it runs for prompts, or for the scores."""
     color_fix: ColorFix | None = None
@@ -69,7 +71,9 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
     {
         kind.name: kind
         for kind in (
-            StageKind("text_encoder", ("tokens",), ("prompts",), optional=True, for_picture=False),
+            StageKind(
+                "text_encoder", ("tokens",), ("prompts",), optional=True, on_demand=True, for_picture=False
+            ),
             StageKind("estimator", ("image",), ("degradation",), for_picture=False),
             StageKind(
                 "modulation",
@@ -82,7 +86,14 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
             StageKind("unet", ("latent",), ("x0",), ("guidance", "unet_modulation", "prompts")),
             StageKind("vae_decoder", ("x0",), ("decoded",), ("vae_modulation",)),
             *(
-                StageKind(f"finish_{fix}", ("decoded", "image"), ("upscaled",), optional=True, color_fix=fix)
+                StageKind(
+                    f"finish_{fix}",
+                    ("decoded", "image"),
+                    ("upscaled",),
+                    optional=True,
+                    on_demand=True,
+                    color_fix=fix,
+                )
                 for fix in COLOR_FIXES
             ),
         )

@@ -23,10 +23,11 @@ from s3diff_runtime.engines.backoff import Backoff, Sizes
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory, RequestError
+from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.network import Network
 from s3diff_runtime.pictures.photograph import Photograph, open_photograph
 from s3diff_runtime.pictures.tiling import TilePlan, estimate_windows
-from s3diff_runtime.settings import Conditions, Degradation, UpscaleSettings
+from s3diff_runtime.settings import Conditions, Degradation, PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
@@ -63,7 +64,7 @@ class Result:
 
 
 @dataclass
-class _Work:
+class _Restoration:
     """One image on its way through the network."""
 
     pixels: Pixels
@@ -92,7 +93,7 @@ class Upscaler:
         """Put the parts together that `open` makes."""
         self.manifest: Manifest = bundle.manifest
         self.engine, self.device, self.options = engine, device, options
-        self._bundle, self._limits = bundle, Limits.of(bundle)
+        self._limits = Limits.of(bundle)
         self._network: Network | None = network
         sizes, limits = Sizes(options.batch, options.tile or 0), self._limits
         self._backoff = Backoff(sizes, limits.least_batch, limits.least_tile, limits.multiple)
@@ -186,38 +187,40 @@ class Upscaler:
         settings: UpscaleSettings,
     ) -> list[Result]:
         start = perf_counter()
-        conditions = Conditions.of(self.manifest, **settings)
+        conditions = Conditions.of(self.manifest, PictureSettings(**settings))
         _require_pixels(images)
         for image in images:
             self.check_size(*image.shape[:2])
         if self._network is None:
             raise RequestError("this upscaler is closed; open the bundle again")
-        works = self._worked(self._network, images, conditions)
-        _count_host_time(works, perf_counter() - start)
-        return [self._result(work, photograph) for work, photograph in zip(works, photographs, strict=True)]
+        items = self._restored(self._network, images, conditions)
+        _count_host_time(items, perf_counter() - start)
+        return [self._result(item, photograph) for item, photograph in zip(items, photographs, strict=True)]
 
-    def _worked(self, network: Network, images: Sequence[Pixels], conditions: Conditions) -> list[_Work]:
+    def _restored(
+        self, network: Network, images: Sequence[Pixels], conditions: Conditions
+    ) -> list[_Restoration]:
         """Run the network, from the beginning again with smaller batches or tiles where memory runs out."""
         while True:
             sizes = self._backoff.sizes
             try:
-                works = list(self._conditioned(network, images, conditions, sizes))
-                self._restore(network, works, conditions, sizes)
-                return works
+                items = list(self._conditioned(network, images, conditions, sizes))
+                self._restore(network, items, conditions, sizes)
+                return items
             except (OutOfMemory, MemoryError) as error:
                 longest = max(max(image.shape[:2]) for image in images)
                 self._backoff.shrink(sizes, len(images), longest, str(error) or "out of memory on the host")
 
     def _conditioned(
         self, network: Network, images: Sequence[Pixels], conditions: Conditions, sizes: Sizes
-    ) -> Iterator[_Work]:
+    ) -> Iterator[_Restoration]:
         """Settle degradation and bin of every image."""
         clocks = [Clock() for _ in images]
         found = self._estimates(network, images, clocks, sizes) if conditions.needs_estimate else {}
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
-            yield _Work(image, clock, estimate, degradation, self._bundle.nearest_bin(*degradation))
+            yield _Restoration(image, clock, estimate, degradation, self.manifest.nearest_bin(*degradation))
 
     def _estimates(
         self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes
@@ -239,49 +242,51 @@ class Upscaler:
         return {number: Degradation(*np.mean(parts, axis=0).tolist()) for number, parts in found.items()}
 
     def _restore(
-        self, network: Network, works: Sequence[_Work], conditions: Conditions, sizes: Sizes
+        self, network: Network, items: Sequence[_Restoration], conditions: Conditions, sizes: Sizes
     ) -> None:
         """Run large images tile by tile, and small ones with all that can share a batch with them."""
-        small = [work for work in works if not sizes.tile or max(work.pixels.shape[:2]) <= sizes.tile]
+        small = [item for item in items if not sizes.tile or max(item.pixels.shape[:2]) <= sizes.tile]
         for batch in _batches(small, self._companions, sizes.batch):
             clock = Clock()
-            images = np.stack([work.pixels for work in batch])
-            degradations = [work.degradation for work in batch]
+            images = np.stack([item.pixels for item in batch])
+            degradations = [item.degradation for item in batch]
             upscaled = network.restore(images, degradations, batch[0].bin, conditions, clock)
-            for work, pixels in zip(batch, upscaled, strict=True):
-                work.upscaled = pixels
-                work.clock.add(clock.seconds, 1 / len(batch))
-        for work in works:
-            if work.upscaled is None:
-                self._restore_tiled(network, work, conditions, sizes)
+            for item, pixels in zip(batch, upscaled, strict=True):
+                item.upscaled = pixels
+                item.clock.add(clock.seconds, 1 / len(batch))
+        for item in items:
+            if item.upscaled is None:
+                self._restore_tiled(network, item, conditions, sizes)
 
-    def _restore_tiled(self, network: Network, work: _Work, conditions: Conditions, sizes: Sizes) -> None:
-        height, width, _ = work.pixels.shape
+    def _restore_tiled(
+        self, network: Network, item: _Restoration, conditions: Conditions, sizes: Sizes
+    ) -> None:
+        height, width, _ = item.pixels.shape
         plan = TilePlan.of(height, width, sizes.tile, self.options.overlap_of(sizes.tile))
 
         def restored() -> Iterator[Pixels]:
-            for tiles in _chunks(plan.cut(work.pixels), sizes.batch):
-                degradations = [work.degradation] * len(tiles)
-                yield from network.restore(np.stack(tiles), degradations, work.bin, conditions, work.clock)
+            for tiles in _chunks(plan.cut(item.pixels), sizes.batch):
+                degradations = [item.degradation] * len(tiles)
+                yield from network.restore(np.stack(tiles), degradations, item.bin, conditions, item.clock)
 
-        work.tiles = len(plan)
-        work.upscaled = plan.blend(restored(), self.manifest.scale)
+        item.tiles = len(plan)
+        item.upscaled = plan.blend(restored(), self.manifest.scale)
 
-    def _companions(self, work: _Work) -> Hashable:
+    def _companions(self, item: _Restoration) -> Hashable:
         """What images must have in common to run as one batch."""
-        exactly = work.degradation if self.manifest.lora_mode == "fused" else None
-        return work.pixels.shape, work.bin and work.bin.name, exactly
+        exactly = item.degradation if LORA_MODES[self.manifest.lora_mode].one_degradation else None
+        return item.pixels.shape, item.bin and item.bin.name, exactly
 
-    def _result(self, work: _Work, photograph: Photograph | None) -> Result:
+    def _result(self, item: _Restoration, photograph: Photograph | None) -> Result:
         return Result(
-            pixels=np.asarray(work.upscaled),
-            estimated=work.estimate and work.estimate._asdict(),
-            applied=work.degradation._asdict(),
-            bin=work.bin,
+            pixels=np.asarray(item.upscaled),
+            estimated=item.estimate and item.estimate._asdict(),
+            applied=item.degradation._asdict(),
+            bin=item.bin,
             engine=self.engine,
             device=self.device,
-            seconds=work.clock.seconds,
-            tiles=work.tiles,
+            seconds=item.clock.seconds,
+            tiles=item.tiles,
             photograph=photograph,
         )
 
@@ -296,10 +301,10 @@ def _require_pixels(images: Sequence[Pixels]) -> None:
         raise RequestError(f"{'; '.join(problems)}; expected uint8 [H, W, 3] with H and W of 1 or more")
 
 
-def _count_host_time(works: Sequence[_Work], elapsed: float) -> None:
-    staged = sum(sum(work.clock.seconds.values()) for work in works)
-    for work in works:
-        work.clock.add({"host": elapsed - staged}, 1 / len(works))
+def _count_host_time(items: Sequence[_Restoration], elapsed: float) -> None:
+    staged = sum(sum(item.clock.seconds.values()) for item in items)
+    for item in items:
+        item.clock.add({"host": elapsed - staged}, 1 / len(items))
 
 
 def _batches(items: Iterable[T], key: Callable[[T], Hashable], size: int) -> Iterator[list[T]]:

@@ -28,6 +28,7 @@ from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.lora_modes import LoraMode
+from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.parity import reference_network
 
 Array = NDArray[Any]
@@ -133,7 +134,7 @@ def test_every_stage_agrees_with_pytorch(
 
 @pytest.mark.parametrize("fix", FIXES)
 def test_the_image_is_the_released_one(
-    bundle: tuple[Path, Manifest], truth: dict[str, Array], cases: list[str], fix: str
+    bundle: tuple[Path, Manifest], truth: dict[str, Array], cases: list[str], fix: ColorFix
 ) -> None:
     folder, manifest = bundle
     with Upscaler.open(folder, options=UpscaleOptions(threads=1, tile=None)) as upscaler:

@@ -10,6 +10,7 @@ import pytest
 
 from s3diff_runtime.batch.jobs import output_folder, plan_jobs, refuse_existing
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.formats import Format
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def planned(inputs: Sequence[str], output: str = "out", format: str | None = None) -> dict[str, str]:
+def planned(inputs: Sequence[str], output: str = "out", format: Format | None = None) -> dict[str, str]:
     return {str(job.source): str(job.target) for job in plan_jobs(inputs, Path(output), format)}
 
 
@@ -65,7 +66,7 @@ def test_file_with_the_signs_of_a_pattern_is_a_file(photos: Path) -> None:
     ("format", "targets"),
     [("png", {"a.png", "b.png"}), ("jpeg", {"a.jpg", "b.JPG"}), ("webp", {"a.webp", "b.webp"})],
 )
-def test_format_changes_suffixes_that_are_not_its_own(format: str, targets: set[str]) -> None:
+def test_format_changes_suffixes_that_are_not_its_own(format: Format, targets: set[str]) -> None:
     assert {Path(path).name for path in planned(["in/a.png", "in/b.JPG"], format=format).values()} == targets
 
 
@@ -115,7 +116,7 @@ def test_comparisons_lie_beside_the_results() -> None:
     ],
 )  # fmt: skip
 def test_impossible_plans_are_refused(
-    photos: Path, inputs: list[str], output: str, format: str | None, message: str
+    photos: Path, inputs: list[str], output: str, format: Format | None, message: str
 ) -> None:
     if inputs == ["in/.cache"]:  # named outright, a hidden folder is searched
         (photos / "in" / ".cache" / "d.png").unlink()

@@ -33,11 +33,11 @@ def upscale(bundle: Path, images: Any, options: UpscaleOptions | None = None, **
 @pytest.mark.parametrize(
     ("bundle", "asked", "message"),
     [
-        ("dynamic", {"noise": -0.1}, "noise is -0.1, expected a score from 0 to 1"),
-        ("dynamic", {"blur": float("nan")}, "blur is nan, expected a score from 0 to 1"),
+        ("dynamic", {"noise": -0.1}, "noise is -0.1, expected from 0 to 1"),
+        ("dynamic", {"blur": float("nan")}, "blur is nan, expected from 0 to 1"),
         ("dynamic", {"noise": 2, "blur": 3}, "noise is 2, .*; blur is 3, "),
         ("dynamic", {"guidance": float("inf")}, "guidance is inf, expected a finite number"),
-        ("dynamic", {"color_fix": "sepia"}, "color_fix is 'sepia', this bundle has wavelet, adain, none"),
+        ("dynamic", {"color_fix": "sepia"}, "color_fix is 'sepia', expected one of wavelet, adain, none"),
         ("dynamic", {"prompt": "x"}, "has its prompts folded in .* --prompts runtime"),
         ("dynamic", {"negative_prompt": "x"}, "has its prompts folded in"),
         ("unguided", {"guidance": 1.0}, "built with --guidance off and takes no guidance; color_fix"),
@@ -78,7 +78,7 @@ def test_pixels_of_another_kind(bundles: dict[str, Path], pixels: np.ndarray) ->
         ({"tile": 32, "overlap": 17}, "overlap is 17, expected from 0 to half the tile of 32"),
         ({"overlap": -1, "batch": 0}, "overlap is -1, .*; batch is 0, "),
         ({"threads": 0, "memory_mib": 0}, "threads is 0, .*; memory_mib is 0, "),
-        ({"check": "none"}, "check is 'none', expected sizes or hashes"),
+        ({"check": "none"}, "check is 'none', expected one of sizes, hashes"),
     ],
 )
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:

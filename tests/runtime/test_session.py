@@ -252,10 +252,10 @@ def test_pool_opens_once_for_many_threads(merged: Bundle) -> None:
     [(0, 0, "n0-b0"), (0.2, 0.3, "n0-b1"), (0.9, 0.6, "n2-b1"), (1, 1, "n2-b2"), (0.25, 0, "n0-b0")],
 )
 def test_nearest_bin(merged: Bundle, noise: float, blur: float, name: str) -> None:
-    nearest = merged.nearest_bin(noise, blur)
+    nearest = merged.manifest.nearest_bin(noise, blur)
     assert nearest is not None
     assert nearest.name == name
 
 
 def test_no_bins_no_nearest(fused: Bundle) -> None:
-    assert fused.nearest_bin(0.5, 0.5) is None
+    assert fused.manifest.nearest_bin(0.5, 0.5) is None

@@ -100,6 +100,7 @@ def test_sizes_of_bins_are_those_of_engines(tmp_path: Path, gpu: FakeCuda) -> No
     ("options", "message"),
     [
         ({"tile": 100}, r"tile is 100, and the engines take from 4 to 96; .*wider profile"),
+        ({"tile": 128}, r"tile is 128, and the engines take from 4 to 96"),  # the default, but asked for
         ({"batch": 7}, r"batch is 7, and the engines take up to 6"),
         ({"batch": 7, "tile": 0}, r"batch is 7"),
     ],

@@ -194,7 +194,7 @@ def test_resume_and_force(photos: Path, upscale: Upscale) -> None:
         ),
         (["in", "-o", "out", "--bundle", "in"], "in is not a bundle: it has no manifest.json"),
         (["in", "-o", "out", "--bundle", "in", "--dry-run"], "in is not a bundle: it has no manifest.json"),
-        (["in", "-o", "out", "--noise", "1.5"], "Invalid value for '--noise'"),
+        (["in", "-o", "out", "--noise", "1.5"], "noise is 1.5, expected from 0 to 1"),
         (["in", "-o", "out", "--noise", "nan"], "noise is nan"),
         (["in", "-o", "out", "--prompt", "sharp"], "prompts folded in"),
         (["in", "-o", "out", "--prompt", "sharp", "--dry-run"], "prompts folded in"),

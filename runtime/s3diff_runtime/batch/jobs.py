@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES
+from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, Format
 
 _SHOWN = 3
 """Problems that an error spells out; of the others it gives the number."""
@@ -31,7 +31,7 @@ class Job:
 
 
 def plan_jobs(
-    inputs: Sequence[str], output: Path, format: str | None = None, compare: bool = False
+    inputs: Sequence[str], output: Path, format: Format | None = None, compare: bool = False
 ) -> list[Job]:
     """Find the pictures and name their results.
 
@@ -140,7 +140,7 @@ def _matches(pattern: str) -> dict[Path, Path]:
     return {path: path.relative_to(fixed) for path in paths if path.is_file()}
 
 
-def _target(path: Path, format: str | None) -> Path:
+def _target(path: Path, format: Format | None) -> Path:
     if format is not None:
         suffixes = FORMATS[format].suffixes
         return path if path.suffix.lower() in suffixes else path.with_suffix(suffixes[0])
@@ -151,7 +151,7 @@ def _names_file(output: Path) -> bool:
     return output.suffix.lower() in SUFFIXES and not output.is_dir()
 
 
-def _require_suffix(output: Path, format: str | None) -> None:
+def _require_suffix(output: Path, format: Format | None) -> None:
     if format is not None and output.suffix.lower() not in FORMATS[format].suffixes:
         raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
 

@@ -6,7 +6,7 @@ import errno
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -20,7 +20,7 @@ from s3diff_runtime.errors import JobError, S3DiffError
 from s3diff_runtime.pictures.comparison import before_and_after
 from s3diff_runtime.pictures.formats import QUALITY, require_fit, save
 from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph, photograph_size
-from s3diff_runtime.settings import UpscaleSettings
+from s3diff_runtime.settings import PictureSettings
 from s3diff_runtime.upscaler import Result, Upscaler
 
 Status = Literal["done", "skipped", "failed", "not done"]
@@ -42,7 +42,7 @@ _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 class BatchOptions:
     """What is done to every picture of a batch."""
 
-    settings: UpscaleSettings = field(default_factory=UpscaleSettings)
+    settings: PictureSettings = field(default_factory=PictureSettings)
     """Degradation, guidance, prompts, colour correction."""
     quality: int = QUALITY
     """Of JPEG and WebP results, 1 to 100."""
@@ -94,7 +94,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Read:
+class _DecodedPicture:
     """A decoded picture on its way to the network."""
 
     number: int
@@ -128,7 +128,6 @@ class Batch:
         options: BatchOptions,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        """See the class."""
         self.outcomes = [Outcome(job) for job in jobs]
         self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
         self._scale, self._batch = fleet.manifest.scale, fleet.options.batch
@@ -152,27 +151,27 @@ class Batch:
         ):
             try:
                 chunks = self._chunks(self._read_ahead(readers))
-                self._fleet.drain(chunks, lambda upscaler, chunk: self._do(upscaler, chunk, writers))
+                self._fleet.drain(chunks, lambda upscaler, chunk: self._upscale(upscaler, chunk, writers))
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
         self._make_room(_WAITING_PIXELS)  # all of it: waits for the last write
         self._raise_disk_error()
 
-    def _do(self, upscaler: Upscaler, chunk: list[_Read], writers: ThreadPoolExecutor) -> None:
+    def _upscale(self, upscaler: Upscaler, chunk: list[_DecodedPicture], writers: ThreadPoolExecutor) -> None:
         """Upscale a chunk and leave the results to the writers."""
-        self._make_room(sum(read.pixels for read in chunk) * self._scale**2)
+        self._make_room(sum(picture.pixels for picture in chunk) * self._scale**2)
         start = perf_counter()
-        for read, result in self._upscaled(upscaler, chunk):
-            write = writers.submit(self._write, read, result)
+        for picture, result in self._upscaled(upscaler, chunk):
+            write = writers.submit(self._write, picture, result)
             with self._making_room:
-                self._waiting.append((write, read.pixels * self._scale**2))
+                self._waiting.append((write, picture.pixels * self._scale**2))
         per_picture = (perf_counter() - start) / len(chunk)
         length = min(_LARGEST_CHUNK * self._batch, int(_CHUNK_SECONDS / per_picture))
         self._chunk_length = max(self._batch, length)
         self._raise_disk_error()
 
-    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_Read]:
-        ahead: deque[Future[_Read | None]] = deque()
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_DecodedPicture]:
+        ahead: deque[Future[_DecodedPicture | None]] = deque()
         for number in range(len(self.outcomes)):
             ahead.append(readers.submit(self._read, number))
             if len(ahead) > 2 * self._batch * len(self._fleet.upscalers):
@@ -180,7 +179,7 @@ class Batch:
         while ahead:
             yield from _present(ahead.popleft().result())
 
-    def _read(self, number: int) -> _Read | None:
+    def _read(self, number: int) -> _DecodedPicture | None:
         """Decode a picture; None when its outcome is settled already."""
         start, outcome = perf_counter(), self.outcomes[number]
         try:
@@ -201,13 +200,13 @@ class Batch:
             notes=photograph.notes,
             seconds={"read": perf_counter() - start},
         )
-        return _Read(number, photograph)
+        return _DecodedPicture(number, photograph)
 
-    def _chunks(self, pictures: Iterator[_Read]) -> Iterator[list[_Read]]:
+    def _chunks(self, pictures: Iterator[_DecodedPicture]) -> Iterator[list[_DecodedPicture]]:
         """Lists of pictures for one call of the upscaler, which batches those that go together."""
-        chunk = list[_Read]()
+        chunk = list[_DecodedPicture]()
         for picture in pictures:
-            if chunk and sum(read.pixels for read in chunk) + picture.pixels > _CHUNK_PIXELS:
+            if chunk and sum(each.pixels for each in chunk) + picture.pixels > _CHUNK_PIXELS:
                 yield chunk
                 chunk = []
             chunk.append(picture)
@@ -217,18 +216,20 @@ class Batch:
         if chunk:
             yield chunk
 
-    def _upscaled(self, upscaler: Upscaler, chunk: list[_Read]) -> Iterator[tuple[_Read, Result]]:
+    def _upscaled(
+        self, upscaler: Upscaler, chunk: list[_DecodedPicture]
+    ) -> Iterator[tuple[_DecodedPicture, Result]]:
         """The results of a chunk; when it fails, its pictures are tried one by one."""
         try:
-            pixels = [read.photograph.pixels for read in chunk]
-            results = upscaler.upscale_pixels(pixels, **self._options.settings)
+            pixels = [picture.photograph.pixels for picture in chunk]
+            results = upscaler.upscale_pixels(pixels, **asdict(self._options.settings))
         except JobError as error:
             if len(chunk) == 1:
                 number = chunk[0].number
                 self._settle(number, replace(self.outcomes[number], status="failed", error=str(error)))
             else:
-                for read in chunk:
-                    yield from self._upscaled(upscaler, [read])
+                for picture in chunk:
+                    yield from self._upscaled(upscaler, [picture])
             return
         yield from zip(chunk, results, strict=True)
 
@@ -238,8 +239,8 @@ class Batch:
             while self._waiting and sum(held for _, held in self._waiting) + pixels > _WAITING_PIXELS:
                 self._waiting.popleft()[0].result()
 
-    def _write(self, read: _Read, result: Result) -> None:
-        start, outcome = perf_counter(), self.outcomes[read.number]
+    def _write(self, picture: _DecodedPicture, result: Result) -> None:
+        start, outcome = perf_counter(), self.outcomes[picture.number]
         outcome = replace(
             outcome,
             estimated=result.estimated,
@@ -248,18 +249,18 @@ class Batch:
             tiles=result.tiles,
         )
         try:
-            image = read.photograph.finish(result.pixels)
+            image = picture.photograph.finish(result.pixels)
             save(image, outcome.job.target, self._options.quality)
             if outcome.job.comparison is not None:
-                save(before_and_after(read.photograph, image), outcome.job.comparison)
+                save(before_and_after(picture.photograph, image), outcome.job.comparison)
         except (S3DiffError, MemoryError) as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_ERRORS:
                 self._disk_error = JobError(f"{error}; stopped, and --resume goes on from here")
             reason = str(error) or "out of memory"
-            self._settle(read.number, replace(outcome, status="failed", error=reason))
+            self._settle(picture.number, replace(outcome, status="failed", error=reason))
             return
         seconds = outcome.seconds | result.seconds | {"write": perf_counter() - start}
-        self._settle(read.number, replace(outcome, status="done", seconds=seconds))
+        self._settle(picture.number, replace(outcome, status="done", seconds=seconds))
 
     def _settle(self, number: int, outcome: Outcome) -> None:
         self.outcomes[number] = outcome
@@ -292,6 +293,6 @@ def _decoded_size(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _present(read: _Read | None) -> Iterator[_Read]:
-    if read is not None:
-        yield read
+def _present(picture: _DecodedPicture | None) -> Iterator[_DecodedPicture]:
+    if picture is not None:
+        yield picture

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
@@ -35,69 +35,45 @@ from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_wh
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
-from s3diff_runtime.files import replacing
-from s3diff_runtime.pictures.formats import require_fit
-from s3diff_runtime.pictures.photograph import photograph_size
-from s3diff_runtime.settings import Conditions, UpscaleSettings
+from s3diff_runtime.files import write_text
+from s3diff_runtime.options import Options, argument, group, option
+from s3diff_runtime.pictures.formats import QUALITY, Format, require_fit
+from s3diff_runtime.pictures.photograph import MAX_PIXELS, photograph_size
+from s3diff_runtime.settings import Conditions, PictureSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 
 
 @dataclass(frozen=True)
-class UpscaleRequest:
-    """Everything that the command line can ask for; `s3diff-export upscale --help` explains each field.
+class UpscaleRequest(Options):
+    """Everything that `s3diff-export upscale` can be asked for."""
 
-    Raises:
-        RequestError: naming all options that contradict each other, or that are missing.
-    """
+    inputs: tuple[str, ...] = argument("Files, folders and glob patterns.", metavar="INPUT...")
+    output: Path = option(help="Folder for the results; a file for one INPUT.", flags=("-o", "--output"))
+    bundle: Path | None = option(None, "Made by s3diff-export build.", env="S3DIFF_BUNDLE")
+    format: Format | None = option(None, "Of the results; as the input by default.")
+    quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
+    settings: PictureSettings = group(PictureSettings)
+    engine: str = option(
+        "auto",
+        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+    )
+    device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused.", least=1)
+    force: bool = option(False, "Replace results that exist.")
+    resume: bool = option(False, "Keep results that exist and are whole; do the others.")
+    compare: bool = option(False, "Also write NAME.compare.png, before and after side by side.")
+    dry_run: bool = option(False, "Only list what would be done.")
+    report: Path | None = option(None, "Write a summary as JSON.")
 
-    inputs: tuple[str, ...]
-    output: Path
-    bundle: Path | None
-    format: str | None
-    quality: int
-    noise: float | None
-    blur: float | None
-    guidance: float | None
-    color_fix: str
-    prompt: str | None
-    negative_prompt: str | None
-    engine: str
-    device: str
-    tile: int
-    batch: int
-    threads: int | None
-    max_pixels: int
-    force: bool
-    resume: bool
-    compare: bool
-    dry_run: bool
-    report: Path | None
-
-    def __post_init__(self) -> None:
-        """Check what no single option shows."""
-        problems = []
+    def problems(self) -> Iterator[str]:
+        """What is missing, and what contradicts each other."""
         if self.bundle is None:
-            problems.append(
-                "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
-            )
+            yield "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
         if self.force and self.resume:
-            problems.append("--force replaces results and --resume keeps them; choose one")
+            yield "--force replaces results and --resume keeps them; choose one"
         if self.dry_run and self.report:
-            problems.append("--dry-run writes nothing, not even a --report")
-        if problems:
-            raise RequestError("; ".join(problems))
-
-    @property
-    def settings(self) -> UpscaleSettings:
-        """What is done to every picture."""
-        return UpscaleSettings(
-            noise=self.noise,
-            blur=self.blur,
-            guidance=self.guidance,
-            color_fix=self.color_fix,
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-        )
+            yield "--dry-run writes nothing, not even a --report"
 
 
 def run_upscale(request: UpscaleRequest) -> None:
@@ -108,7 +84,6 @@ def run_upscale(request: UpscaleRequest) -> None:
         BundleError: for a damaged bundle.
         JobError: after the work, when pictures failed; during it, when the disk is full.
     """
-    options = UpscaleOptions(tile=request.tile, batch=request.batch, threads=request.threads)
     jobs = plan_jobs(request.inputs, request.output, request.format, request.compare)
     if not request.force and not request.resume:
         refuse_existing(jobs)
@@ -118,11 +93,11 @@ def run_upscale(request: UpscaleRequest) -> None:
     with _every_size_allowed():
         if request.dry_run:
             manifest = Manifest.read(bundle)
-            Conditions.of(manifest, **request.settings)
+            Conditions.of(manifest, request.settings)
             _show_plan(request, jobs, manifest.scale)
             return
-        with Fleet.open(bundle, request.engine, listed_devices(request.device), options) as fleet:
-            Conditions.of(fleet.manifest, **request.settings)
+        with Fleet.open(bundle, request.engine, listed_devices(request.device), request.options) as fleet:
+            Conditions.of(fleet.manifest, request.settings)
             if request.report:
                 _require_writable(request.report.parent)
             _require_writable(output_folder(request.output))
@@ -142,7 +117,8 @@ def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
     seconds = perf_counter() - start
     _print_summary(batch.outcomes, seconds, ending)
     if request.report:
-        _write_report(request.report, _report(request, fleet, batch.outcomes, started, seconds, ending))
+        report = _report(request, fleet, batch.outcomes, started, seconds, ending)
+        write_text(request.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     if ending is not None:
         raise ending
     failed = [outcome for outcome in batch.outcomes if outcome.status == "failed"]
@@ -232,16 +208,11 @@ def _report(
         "bundle": str(request.bundle),
         "engine": fleet.engine,
         "device": fleet.device,
-        "settings": request.settings,
+        "settings": asdict(request.settings),
         "ended_by": None if ending is None else str(ending) or type(ending).__name__,
         "counts": counts,
         "images": [outcome.as_json() for outcome in outcomes],
     }
-
-
-def _write_report(path: Path, report: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _require_own_file(report: Path, jobs: Sequence[Job]) -> None:

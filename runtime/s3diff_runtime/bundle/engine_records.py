@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from s3diff_runtime.bundle.records import Part, RelativePath, Sha256, TensorSpec, UtcTime
+from s3diff_runtime.vocabulary import Precision
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
@@ -56,7 +57,7 @@ class EngineIdentity(Part):
     """Name of the GPU that it was tuned on; None where it was built without one (TensorRT-RTX)."""
     driver: str | None = None
     """Version of the driver at the build; None without a GPU."""
-    precision: Literal["fp32", "fp16"]
+    precision: Precision
     profile: Profile
     options: dict[str, int | str | None]
     """The builder's other options that change the result, such as the optimisation level."""

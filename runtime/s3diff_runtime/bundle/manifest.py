@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Self
 
@@ -23,33 +23,15 @@ from s3diff_runtime.bundle.records import (
 )
 from s3diff_runtime.errors import BundleError
 from s3diff_runtime.files import replacing
-from s3diff_runtime.lora_modes import LoraMode
-from s3diff_runtime.vocabulary import SCALE, ColorFix, Precision
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
+from s3diff_runtime.stages import STAGES, TENSORS, StageKind
+from s3diff_runtime.vocabulary import SCALE, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
 REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
 SHARED = "shared"
 """Key of a stage's only graph where it serves every bin."""
-REQUIRED_TENSORS = {
-    "estimator": (("image",), ("degradation",)),
-    "modulation": (("degradation",), ()),
-    "vae_encoder": (("image",), ("latent",)),
-    "unet": (("latent",), ("x0",)),
-    "vae_decoder": (("x0",), ("decoded",)),
-    "finish": (("decoded", "image"), ("upscaled",)),
-    "text_encoder": (("tokens",), ("prompts",)),
-}
-"""What each stage must read and give; `finish` stands for `finish_wavelet`, `finish_adain`, `finish_none`."""
-
-HOST_TENSORS = {
-    "image": "uint8",
-    "degradation": "float32",
-    "guidance": "float32",
-    "tokens": "int64",
-    "upscaled": "uint8",
-}
-"""Types of the tensors that the host makes or reads."""
 
 
 class Stage(Part):
@@ -69,6 +51,11 @@ class Bin(Part):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     noise: Score
     blur: Score
+
+
+def nearest_bin(bins: Sequence[Bin], noise: float, blur: float) -> Bin | None:
+    """The bin closest to the degradation, the first of equally close ones; None where there are none."""
+    return min(bins, key=lambda bin: (bin.noise - noise) ** 2 + (bin.blur - blur) ** 2, default=None)
 
 
 class Prompts(Part):
@@ -118,7 +105,7 @@ class Manifest(Part):
     multiple: int = Field(ge=SCALE, multiple_of=SCALE)
     vae_factor: int = Field(ge=1)
     latent_channels: int = Field(ge=1)
-    degradation_axes: tuple[Literal["noise", "blur"], Literal["noise", "blur"]]
+    degradation_axes: tuple[Axis, Axis]
     bins: tuple[Bin, ...] = ()
     prompts: Prompts
     guidance: Guidance
@@ -153,6 +140,14 @@ class Manifest(Part):
         """Write the manifest into `folder`, atomically. Raises `JobError` when the disk refuses."""
         with replacing(folder / MANIFEST_NAME) as temporary:
             temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    def ordered_stages(self) -> Iterator[tuple[str, StageKind]]:
+        """The stages that the bundle has, in the order in which they feed each other."""
+        return ((name, kind) for name, kind in STAGES.items() if name in self.stages)
+
+    def nearest_bin(self, noise: float, blur: float) -> Bin | None:
+        """The bin closest to the degradation, the first of equally close ones; None where there are none."""
+        return nearest_bin(self.bins, noise, blur)
 
     def graph_folders(self) -> set[str]:
         """The folders, relative to the bundle, that hold graphs or engines."""
@@ -196,8 +191,9 @@ class Manifest(Part):
     def _field_problems(self) -> Iterator[str]:
         if len(set(self.degradation_axes)) != 2:
             yield f"degradation_axes is {list(self.degradation_axes)}, expected noise and blur, each once"
-        if (self.lora_mode == "merged") != bool(self.bins):
-            yield f"lora_mode {self.lora_mode} with {len(self.bins)} bins, expected bins for merged alone"
+        if LORA_MODES[self.lora_mode].has_bins != bool(self.bins):
+            alone = " and ".join(mode for mode, traits in LORA_MODES.items() if traits.has_bins)
+            yield f"lora_mode {self.lora_mode} with {len(self.bins)} bins, expected bins for {alone} alone"
         names = [bin.name for bin in self.bins]
         if len(set(names)) != len(names) or SHARED in names:
             yield f"names of bins must differ from each other and from {SHARED!r}, found {names}"
@@ -207,12 +203,17 @@ class Manifest(Part):
             yield f"prompts.tokenizer {self.prompts.tokenizer!r} is missing in files"
 
     def _stage_problems(self) -> Iterator[str]:
-        expected = {"estimator", "vae_encoder", "unet", "vae_decoder"}
-        expected |= {f"finish_{fix}" for fix in self.color_fixes}
+        modulations = STAGES["modulation"].may_give
+        modulated = any(
+            tensor.name in modulations for stage in self.stages.values() for tensor in stage.inputs
+        )
+        expected = {
+            name
+            for name, kind in STAGES.items()
+            if not kind.optional or kind.color_fix in self.color_fixes or (name == "modulation" and modulated)
+        }
         if self.prompts.mode == "runtime":
             expected.add("text_encoder")
-        if any("modulation" in tensor.name for stage in self.stages.values() for tensor in stage.inputs):
-            expected.add("modulation")
         for name in sorted(expected ^ set(self.stages)):
             yield f"stage {name} is {'missing' if name in expected else 'not expected'}"
         bins = {bin.name for bin in self.bins}
@@ -225,24 +226,24 @@ class Manifest(Part):
 
     def _wiring_problems(self) -> Iterator[str]:
         """Every stage reads what the host or a stage before it gives, under the right type."""
-        given = {"image", "tokens"} | ({"guidance"} if self.guidance.mode == "on" else set())
-        order = ["text_encoder", "estimator", "modulation", "vae_encoder", "unet", "vae_decoder"]
-        finishes = [f"finish_{fix}" for fix in self.color_fixes]
-        for name in [name for name in order + finishes if name in self.stages]:
+        given = {name for name, kind in TENSORS.items() if kind.from_host}
+        if self.guidance.mode == "off":
+            given.remove("guidance")
+        for name, kind in self.ordered_stages():
             stage = self.stages[name]
-            inputs, outputs = ([tensor.name for tensor in part] for part in (stage.inputs, stage.outputs))
-            must_read, must_give = REQUIRED_TENSORS[name.partition("_")[0] if name in finishes else name]
-            for kind, missing in (
-                ("the input", set(must_read) - set(inputs)),
-                ("the output", set(must_give) - set(outputs)),
-                ("anything that makes its input", set(inputs) - given),
+            inputs, outputs = ({tensor.name for tensor in part} for part in (stage.inputs, stage.outputs))
+            for what, missing in (
+                ("the input", set(kind.reads) - inputs),
+                ("the output", set(kind.gives) - outputs),
+                ("anything that makes its input", inputs - given),
             ):
                 for tensor in sorted(missing):
-                    yield f"stage {name} lacks {kind} {tensor}"
+                    yield f"stage {name} lacks {what} {tensor}"
             for spec in (*stage.inputs, *stage.outputs):
-                if spec.dtype != HOST_TENSORS.get(spec.name, spec.dtype):
-                    yield f"{spec.name} of stage {name} is {spec.dtype}, expected {HOST_TENSORS[spec.name]}"
-            given |= set(outputs)
+                if spec.name in TENSORS and spec.dtype != TENSORS[spec.name].dtype:
+                    expected = TENSORS[spec.name].dtype
+                    yield f"{spec.name} of stage {name} is {spec.dtype}, expected {expected}"
+            given |= outputs
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
             ("guidance", self.guidance.mode == "on"),

@@ -42,8 +42,3 @@ class Bundle:
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""
         return checked_content(self.folder, name, self.manifest.files.get(name))
-
-    def nearest_bin(self, noise: float, blur: float) -> Bin | None:
-        """The bin closest to the degradation, the first of equally close ones; None unless merged."""
-        bins = self.manifest.bins
-        return min(bins, key=lambda bin: (bin.noise - noise) ** 2 + (bin.blur - blur) ** 2, default=None)

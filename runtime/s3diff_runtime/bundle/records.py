@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from s3diff_runtime.stages import Dtype
 
 MANIFEST_NAME = "manifest.json"
 
@@ -45,7 +47,7 @@ class TensorSpec(Part):
     """
 
     name: str
-    dtype: Literal["uint8", "int64", "float16", "float32"]
+    dtype: Dtype
     shape: tuple[int | str, ...]
 
 

@@ -38,7 +38,6 @@ class Backoff:
     """
 
     def __init__(self, sizes: Sizes, least_batch: int, least_tile: int, multiple: int) -> None:
-        """See the class."""
         self._sizes, self._lock = sizes, Lock()
         self._least_batch, self._least_tile, self._multiple = least_batch, least_tile, multiple
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 from s3diff_runtime.bundle.engine_records import Profile
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.upscale_options import UpscaleOptions
 
 
@@ -49,10 +49,8 @@ class Limits:
         Raises:
             RequestError: naming all options that do not fit.
         """
-        fitted = replace(options, batch=self._batch(options), tile=self._tile(options))
-        problems = list(self._problems(fitted))
-        if problems:
-            raise RequestError("; ".join(problems))
+        fitted = options.but(batch=self._batch(options), tile=self._tile(options))
+        refuse(self._problems(fitted))
         return fitted
 
     def check_size(self, height: int, width: int, tile: int | None) -> None:
@@ -70,13 +68,12 @@ class Limits:
                 )
 
     def _batch(self, options: UpscaleOptions) -> int:
-        """The default is brought within the profile; what was chosen stays."""
-        if self.profile is None or options.batch != UpscaleOptions.batch:
+        if self.profile is None or "batch" in options.given:
             return options.batch
         return min(max(options.batch, self.profile.batch.min), self.profile.batch.max)
 
     def _tile(self, options: UpscaleOptions) -> int | None:
-        if self.most_side is None or not options.tile or options.tile != UpscaleOptions.tile:
+        if self.most_side is None or not options.tile or "tile" in options.given:
             return options.tile
         return min(max(options.tile, self.least_tile), self.most_side)
 

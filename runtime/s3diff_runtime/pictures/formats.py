@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -20,8 +20,12 @@ _EXIF_IN_JPEG = 65_533
 """Bytes that one JPEG marker holds."""
 
 
+Format = Literal["png", "jpeg", "webp", "tiff"]
+"""What results are written as."""
+
+
 @dataclass(frozen=True)
-class Format:
+class FileFormat:
     """A file format: Pillow's name, suffixes (the usual one first), and pixels of its longest side."""
 
     name: str
@@ -30,12 +34,12 @@ class Format:
     transparency: bool = True
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
+FORMATS: Mapping[Format, FileFormat] = MappingProxyType(
     {
-        "png": Format("PNG", (".png",), 2**31 - 1),
-        "jpeg": Format("JPEG", (".jpg", ".jpeg"), 65_500, transparency=False),
-        "webp": Format("WEBP", (".webp",), 16_383),
-        "tiff": Format("TIFF", (".tif", ".tiff"), 2**31 - 1),
+        "png": FileFormat("PNG", (".png",), 2**31 - 1),
+        "jpeg": FileFormat("JPEG", (".jpg", ".jpeg"), 65_500, transparency=False),
+        "webp": FileFormat("WEBP", (".webp",), 16_383),
+        "tiff": FileFormat("TIFF", (".tif", ".tiff"), 2**31 - 1),
     }
 )
 _BY_SUFFIX = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
