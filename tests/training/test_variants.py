@@ -351,10 +351,11 @@ def test_a_wrong_configuration_names_every_field() -> None:
         "lora_alpha": 0.0,
         "modulation": "none at all",
         "start_step": 1000,
-        "degradation_axes": ("noise", "noise"),
         "fourier_features": 0,
         "guidance": math.nan,
     }
     with pytest.raises(RequestError) as refusal:
         NetworkConfig(**wrong)
     assert [name for name in wrong if f"{name} is" not in str(refusal.value)] == []
+    with pytest.raises(RequestError, match="degradation_axes is .*expected blur and noise"):
+        NetworkConfig(degradation_axes=("noise", "noise"))
