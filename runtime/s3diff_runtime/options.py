@@ -254,6 +254,8 @@ def _expected(info: OptionInfo, hint: object, value: object) -> str:
     """What a value should have been; empty where it is right."""
     if get_origin(hint) is Literal:
         return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
-    if isinstance(value, int | float) and not isinstance(value, bool) and not info.holds(value):
-        return info.range_of() or "a finite number"
-    return ""
+    if hint not in (int, float):
+        return ""
+    if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
+        return "a whole number" if hint is int else "a number"
+    return "" if info.holds(value) else info.range_of() or "a finite number"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,14 +14,8 @@ from skimage import data
 from torch import Generator, Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.degradations import (
-    BLUR_FULL_SCALE,
-    NOISE_FULL_SCALE,
-    DegradationPipeline,
-    DegradationSettings,
-    KernelSettings,
-    StageSettings,
-)
+from s3diff_training.degradations.pipeline import BLUR_FULL_SCALE, NOISE_FULL_SCALE, DegradationPipeline
+from s3diff_training.degradations.settings import DegradationSettings, KernelSettings, StageSettings
 
 OFF = StageSettings(
     blur_probability=0.0,
@@ -102,12 +96,12 @@ def test_everything_off_is_the_plain_downscale(photographs: Tensor) -> None:
 
 
 def test_no_degradation_spares_whole_samples(photographs: Tensor) -> None:
-    harsh = replace(DegradationSettings(), no_degradation_probability=1.0)
+    harsh = DegradationSettings().but(no_degradation_probability=1.0)
     batch = DegradationPipeline(harsh)(photographs, seeded(0))
     assert batch.noise.max() == 0
     assert batch.blur.max() < 0.1
     assert (batch.lr - F.avg_pool2d(photographs, 4)).abs().mean() < 0.04
-    some = replace(harsh, no_degradation_probability=0.5)
+    some = harsh.but(no_degradation_probability=0.5)
     noise = torch.cat([DegradationPipeline(some)(photographs, seeded(seed)).noise for seed in range(6)])
     assert 0 < (noise == 0).sum() < len(noise)
 
@@ -119,14 +113,13 @@ def test_more_noise_is_a_higher_noise_level(
     photographs: Tensor, gaussian: bool, grey: bool, stage: str
 ) -> None:
     def level(strength: float) -> Tensor:
-        noisy = replace(
-            OFF,
+        noisy = OFF.but(
             gaussian_probability=float(gaussian),
             grey_probability=float(grey),
             noise_sigma_range=(12 * strength, 12 * strength),
             poisson_scale_range=(strength, strength),
         )
-        settings = replace(ALL_OFF, **{stage: noisy})  # type: ignore[arg-type]
+        settings = ALL_OFF.but(**{stage: noisy})
         batch = DegradationPipeline(settings)(photographs, seeded(0))
         assert batch.blur.max() == 0
         colourful = (batch.lr - F.avg_pool2d(photographs, 4)).std(dim=1).mean()
@@ -140,8 +133,8 @@ def test_more_noise_is_a_higher_noise_level(
 
 def test_noise_level_is_the_noise_left_in_the_lr_image(photographs: Tensor) -> None:
     grey = torch.full_like(photographs, 0.5)
-    late = replace(ALL_OFF, second=replace(OFF, noise_sigma_range=(9.0, 9.0)))
-    early = replace(ALL_OFF, first=replace(OFF, noise_sigma_range=(9.0, 9.0)))
+    late = ALL_OFF.but(second=OFF.but(noise_sigma_range=(9.0, 9.0)))
+    early = ALL_OFF.but(first=OFF.but(noise_sigma_range=(9.0, 9.0)))
     # Noise of the LR image itself stays; of HR, the mean of 16 pixels leaves a quarter.
     assert DegradationPipeline(late)(grey, seeded(0)).noise.mean() * NOISE_FULL_SCALE == pytest.approx(
         9, rel=0.05
@@ -153,8 +146,8 @@ def test_noise_level_is_the_noise_left_in_the_lr_image(photographs: Tensor) -> N
 
 def test_stronger_jpeg_is_a_higher_noise_level(photographs: Tensor) -> None:
     def level(quality: float) -> Tensor:
-        coded = replace(OFF, jpeg_quality_range=(quality, quality))
-        return DegradationPipeline(replace(ALL_OFF, second=coded))(photographs, seeded(0)).noise
+        coded = OFF.but(jpeg_quality_range=(quality, quality))
+        return DegradationPipeline(ALL_OFF.but(second=coded))(photographs, seeded(0)).noise
 
     assert (level(90) > 0).all()
     assert (level(90) < level(30)).all()
@@ -162,10 +155,7 @@ def test_stronger_jpeg_is_a_higher_noise_level(photographs: Tensor) -> None:
 
 def test_blur_level_is_the_gaussians_deviation_in_lr_pixels(photographs: Tensor) -> None:
     def level(sigma: float, stage: str) -> Tensor:
-        settings = replace(
-            ALL_OFF,
-            **{stage: replace(OFF, blur_probability=1.0, kernels=gaussian_blur(sigma))},  # type: ignore[arg-type]
-        )
+        settings = ALL_OFF.but(**{stage: OFF.but(blur_probability=1.0, kernels=gaussian_blur(sigma))})
         batch = DegradationPipeline(settings)(photographs, seeded(0))
         assert batch.noise.max() == 0
         return batch.blur
@@ -178,13 +168,13 @@ def test_blur_level_is_the_gaussians_deviation_in_lr_pixels(photographs: Tensor)
 
 
 def test_blurs_add_in_quadrature_and_coarse_grids_count(photographs: Tensor) -> None:
-    blurred = replace(OFF, blur_probability=1.0, kernels=gaussian_blur(2.0))
-    twice = DegradationPipeline(replace(ALL_OFF, first=blurred, second=blurred))(photographs, seeded(0))
+    blurred = OFF.but(blur_probability=1.0, kernels=gaussian_blur(2.0))
+    twice = DegradationPipeline(ALL_OFF.but(first=blurred, second=blurred))(photographs, seeded(0))
     # The second stage blurs the first one's size, which "off" left at HR.
     expected = math.sqrt(2) * 2 / 4 / BLUR_FULL_SCALE
     torch.testing.assert_close(twice.blur, torch.full((4,), expected), rtol=0.02, atol=0)
-    shrunk = replace(OFF, resize_probabilities=(0.0, 1.0, 0.0), resize_range=(0.5, 1.0))
-    coarse = DegradationPipeline(replace(ALL_OFF, second=shrunk))(photographs, seeded(1))
+    shrunk = OFF.but(resize_probabilities=(0.0, 1.0, 0.0), resize_range=(0.5, 1.0))
+    coarse = DegradationPipeline(ALL_OFF.but(second=shrunk))(photographs, seeded(1))
     assert coarse.blur.min() > 0.05
     assert (coarse.blur == coarse.blur[0]).all()
 
@@ -192,10 +182,8 @@ def test_blurs_add_in_quadrature_and_coarse_grids_count(photographs: Tensor) -> 
 def test_more_blur_leaves_less_detail(photographs: Tensor) -> None:
     """The level agrees with the picture: over random draws it falls with the detail of the noise-free LR."""
     quiet = DegradationSettings(
-        first=replace(
-            StageSettings(), noise_sigma_range=(0, 0), gaussian_probability=1.0, jpeg_quality_range=None
-        ),
-        second=replace(OFF, blur_probability=0.5, kernels=gaussian_blur(2.5)),
+        first=StageSettings(noise_sigma_range=(0, 0), gaussian_probability=1.0, jpeg_quality_range=None),
+        second=OFF.but(blur_probability=0.5, kernels=gaussian_blur(2.5)),
         no_degradation_probability=0.0,
     )
     generator = seeded(0)
@@ -269,17 +257,24 @@ def test_bad_settings_list_all_problems() -> None:
     with pytest.raises(RequestError) as caught:
         StageSettings(
             blur_probability=-0.1,
-            resize_probabilities=(0.5, 0.5, 0.5),
-            resize_range=(1.2, 1.5),
             gaussian_probability=2.0,
-            noise_sigma_range=(5.0, 1.0),
             poisson_scale_range=(-1.0, 1.0),
             grey_probability=float("nan"),
             jpeg_quality_range=(0.0, 101.0),
         )
-    for name in ("blur", "resize_prob", "resize_range", "gaussian", "noise_sigma", "poisson", "grey", "jpeg"):
+    for name in ("blur", "gaussian", "poisson", "grey", "jpeg"):
         assert name in str(caught.value)
+    with pytest.raises(RequestError, match=r"resize_prob.*resize_range.*noise_sigma.*contain 1"):
+        StageSettings(
+            resize_probabilities=(0.5, 0.5, 0.5), resize_range=(1.5, 1.2), noise_sigma_range=(5.0, 1.0)
+        )
     with pytest.raises(RequestError, match=r"final_sinc.*no_degradation.*resize_modes"):
-        DegradationSettings(final_sinc_probability=2, no_degradation_probability=-1, resize_modes=())
+        DegradationSettings(
+            final_sinc_probability=2,
+            no_degradation_probability=-1,
+            resize_modes=("cubic",),  # type: ignore[arg-type]
+        )
+    with pytest.raises(RequestError, match="resize_modes is empty"):
+        DegradationSettings(resize_modes=())
     with pytest.raises(RequestError, match="scale"):
         DegradationPipeline(scale=0)

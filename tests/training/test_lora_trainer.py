@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,7 @@ def test_positive_targets_are_the_truth_under_the_positive_prompt(
     model, lpips = network(tiny_base), Seen()
     calls = prompts_of(model)
     trainer = lora_trainer(
-        model, photograph_folder, replace(NO_GAN, negative_probability=0), FixedPairs(batch), lpips
+        model, photograph_folder, NO_GAN.but(negative_probability=0), FixedPairs(batch), lpips
     )
     run = TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     (restored, target), *others = lpips.pairs
@@ -86,9 +85,9 @@ def test_each_image_has_its_own_prompt_and_target(
 ) -> None:
     model, lpips = network(tiny_base), Seen()
     calls = prompts_of(model)
-    mixed = replace(NO_GAN, negative_probability=0.5)
+    mixed = NO_GAN.but(negative_probability=0.5)
     trainer = lora_trainer(model, photograph_folder, mixed, FixedPairs(batch), lpips)
-    TrainLoop(replace(ONE_STEP, steps=2)).run(trainer, tmp_path / "run")
+    TrainLoop(ONE_STEP.but(steps=2)).run(trainer, tmp_path / "run")
     negative = model.encode_prompts([model.config.negative_prompt])[0]
     low, high = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1, batch.hr * 2 - 1
     kinds = []
@@ -110,10 +109,10 @@ def test_the_lora_is_turned_by_the_levels_that_were_asked_for(
     axes: tuple[str, str],
     source: Any,  # noqa: ANN401 - a Literal
 ) -> None:
-    model = network(tiny_base, replace(SMALL_RANKS, degradation_axes=axes))
+    model = network(tiny_base, SMALL_RANKS.but(degradation_axes=axes))
     given: list[Tensor] = []
     model.register_forward_pre_hook(lambda _, arguments: given.append(arguments[1].clone()))
-    trainer = lora_trainer(model, photograph_folder, replace(NO_GAN, degradation=source), FixedPairs(batch))
+    trainer = lora_trainer(model, photograph_folder, NO_GAN.but(degradation=source), FixedPairs(batch))
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     by_hand = {"noise": batch.noise, "blur": batch.blur}
     expected = {
@@ -130,7 +129,7 @@ def test_losses_can_follow_the_colour_correction(
     model, lpips = network(tiny_base), Seen()
     outputs: list[Tensor] = []
     model.register_forward_hook(lambda *call: outputs.append(call[-1].decoded.detach().clone()))
-    corrected = replace(NO_GAN, loss_color="wavelet")
+    corrected = NO_GAN.but(loss_color="wavelet")
     trainer = lora_trainer(model, photograph_folder, corrected, FixedPairs(batch), lpips)
     TrainLoop(ONE_STEP).run(trainer, tmp_path / "run")
     reference = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1
@@ -157,10 +156,10 @@ def test_losses_can_follow_the_colour_correction(
 def test_lora_changes_what_a_checkpoint_holds_and_nothing_else(
     tiny_base: BaseModel, photograph_folder: Path, tmp_path: Path, variant: dict[str, Any]
 ) -> None:
-    model = network(tiny_base, replace(SMALL_RANKS, **variant))
+    model = network(tiny_base, SMALL_RANKS.but(**variant))
     before = snapshot(model)
     trainer = lora_trainer(model, photograph_folder)
-    TrainLoop(replace(ONE_STEP, batch=2)).run(trainer, tmp_path / "run")
+    TrainLoop(ONE_STEP.but(batch=2)).run(trainer, tmp_path / "run")
     fixed = {"modulation.embedding.frequencies"}  # of the Fourier embedding: drawn once
     assert changed(before, model) == model.trainable_names() - fixed
     assert ("unet.conv_in.weight" in changed(before, model)) == (model.config.rank_unet > 0)
@@ -172,6 +171,6 @@ def test_the_discriminator_learns_with_its_heads_alone(
     judge = discriminator()
     before = snapshot(judge)
     trainer = lora_trainer(network(tiny_base), photograph_folder, LoraOptions(), judge=judge)
-    run = TrainLoop(replace(ONE_STEP, batch=2)).run(trainer, tmp_path / "run")
+    run = TrainLoop(ONE_STEP.but(batch=2)).run(trainer, tmp_path / "run")
     assert {name.split(".")[0] for name in changed(before, judge)} == {"heads"}
     assert losses(run)[0].keys() == {"l2", "lpips", "gan", "discriminator"}

@@ -8,17 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from tests.training.tiny_runs import read_log
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
 from s3diff_training.train.loop import LoopOptions, Samples, TrainLoop
-from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.run import RunFolder
 
 OPTIONS = LoopOptions(
@@ -56,10 +56,10 @@ class ToyTrainer:
         self.stop_at, self.poison_at = stop_at, poison_at
         self.rates: list[float] = []
 
-    def trained(self) -> Mapping[str, Trained]:
+    def modules(self) -> Mapping[str, TrainableModule]:
         return {
-            "generator": Trained(self.generator),
-            "discriminator": Trained(self.discriminator, lr_scale=0.5, averaged=False),
+            "generator": TrainableModule(self.generator),
+            "discriminator": TrainableModule(self.discriminator, averaged=False),
         }
 
     def step(self, loop: TrainLoop) -> dict[str, float]:
@@ -108,7 +108,7 @@ def train(
 
 
 def without_seconds(run: RunFolder) -> list[dict]:
-    records = run.read_log("losses")
+    records = read_log(run, "losses")
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
 
 
@@ -120,7 +120,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int) -
     torch.manual_seed(99)
     trainer, cut = train(tmp_path / "cut", on_existing="resume")
     assert without_seconds(cut) == without_seconds(whole)
-    assert cut.read_log("validation") == whole.read_log("validation")
+    assert read_log(cut, "validation") == read_log(whole, "validation")
     for (name, value), expected in zip(
         [*trainer.generator.state_dict().items(), *trainer.discriminator.state_dict().items()],
         [*whole_trainer.generator.state_dict().values(), *whole_trainer.discriminator.state_dict().values()],
@@ -133,7 +133,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, stop_at: int) -
 
 def test_logs_samples_and_validation_do_not_change_the_training(tmp_path: Path) -> None:
     seen, _ = train(tmp_path / "seen")
-    unseen, _ = train(tmp_path / "unseen", replace(OPTIONS, log_every=100, sample_every=0, validate_every=0))
+    unseen, _ = train(tmp_path / "unseen", OPTIONS.but(log_every=100, sample_every=0, validate_every=0))
     assert torch.equal(seen.first.weight, unseen.first.weight)
 
 
@@ -148,8 +148,8 @@ def test_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
     assert records[-1].keys() == {"step", "seconds", "learning_rate", "losses"}
     assert list(records[-1]["losses"]) == ["l2", "l1", "gan", "discriminator"]
     assert records[0]["learning_rate"] == trainer.rates[2]
-    assert [record["step"] for record in run.read_log("validation")] == [2, 4, 6, 8, 10, 11]
-    assert run.read_log("validation")[0]["scores"]["nothing"] is None  # JSON has no infinity
+    assert [record["step"] for record in read_log(run, "validation")] == [2, 4, 6, 8, 10, 11]
+    assert read_log(run, "validation")[0]["scores"]["nothing"] is None  # JSON has no infinity
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["step-000008", "step-000011"]
     assert sorted(path.name for path in run.samples.iterdir()) == [
         "step-000004.png",
@@ -160,8 +160,8 @@ def test_run_folder_holds_what_it_promises(tmp_path: Path) -> None:
 
 
 def test_product_is_the_average_and_training_goes_on_with_the_weights(tmp_path: Path) -> None:
-    constant = replace(OPTIONS, schedule="constant", warmup_fraction=0.0)
-    options = replace(constant, steps=2, save_every=1, ema_decay=0.15)
+    constant = OPTIONS.but(schedule="constant", warmup_fraction=0.0)
+    options = constant.but(steps=2, save_every=1, ema_decay=0.15)
     weights = []
 
     class Watcher(ToyTrainer):
@@ -185,15 +185,15 @@ def test_product_is_the_average_and_training_goes_on_with_the_weights(tmp_path: 
 
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     def after_one_update(accumulate: int) -> Tensor:
-        unseen = replace(OPTIONS, save_every=0, sample_every=0, validate_every=0)
-        options = replace(unseen, steps=1, accumulate=accumulate)
+        unseen = OPTIONS.but(save_every=0, sample_every=0, validate_every=0)
+        options = unseen.but(steps=1, accumulate=accumulate)
         loop = TrainLoop(options)
         model = nn.Linear(4, 4)
         x = torch.randn(8, 4, generator=loop.generator)
 
         class OneUpdate(ToyTrainer):
-            def trained(self) -> Mapping[str, Trained]:
-                return {"model": Trained(model)}
+            def modules(self) -> Mapping[str, TrainableModule]:
+                return {"model": TrainableModule(model)}
 
             def step(self, loop: TrainLoop) -> dict[str, float]:
                 return loop.optimize("model", x.chunk(accumulate), lambda b: {"l2": model(b).square().mean()})
@@ -225,11 +225,11 @@ def test_loss_that_is_not_finite_names_step_and_term(tmp_path: Path) -> None:
         train(tmp_path / "run", poison_at=6)
     assert raised.value.exit_code == 1
     _, run = train(tmp_path / "run", on_existing="resume")
-    assert [record["step"] for record in run.read_log("losses")] == [3, 6, 9, 11]
+    assert [record["step"] for record in read_log(run, "losses")] == [3, 6, 9, 11]
 
 
 def test_failed_checkpoint_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, run = train(tmp_path / "run", replace(OPTIONS, steps=4))
+    _, run = train(tmp_path / "run", OPTIONS.but(steps=4))
     before = run.load_checkpoint()
 
     def full_disk(state: object, path: Path) -> None:
@@ -254,15 +254,15 @@ def test_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     (path / "notes.txt").write_text("mine")
     with pytest.raises(RequestError, match="not empty"):
         train(path)
-    _, run = train(path, replace(OPTIONS, steps=3), on_existing="replace")
-    assert [record["step"] for record in run.read_log("losses")] == [3]
+    _, run = train(path, OPTIONS.but(steps=3), on_existing="replace")
+    assert [record["step"] for record in read_log(run, "losses")] == [3]
     assert [entry.name for entry in run.checkpoints.iterdir()] == ["step-000003"]
     assert (path / "notes.txt").read_text() == "mine"
 
 
 def test_resuming_names_every_option_that_differs(tmp_path: Path) -> None:
     train(tmp_path / "run")
-    changed = replace(OPTIONS, lr=3e-2, seed=6, steps=20, save_every=1, threads=1)
+    changed = OPTIONS.but(lr=3e-2, seed=6, steps=20, save_every=1, threads=1)
     with pytest.raises(RequestError) as raised:
         TrainLoop(changed).run(ToyTrainer(), tmp_path / "run", {"weight": 3.0}, "resume")
     message = str(raised.value)
@@ -275,25 +275,28 @@ def test_resuming_names_every_option_that_differs(tmp_path: Path) -> None:
 
 
 def test_constant_schedule_may_be_extended(tmp_path: Path) -> None:
-    options = replace(OPTIONS, schedule="constant", warmup_fraction=0.0, steps=4)
+    options = OPTIONS.but(schedule="constant", warmup_fraction=0.0, steps=4)
     train(tmp_path / "run", options)
-    trainer, _ = train(tmp_path / "run", replace(options, steps=8), on_existing="resume")
-    straight, _ = train(tmp_path / "straight", replace(options, steps=8))
+    trainer, _ = train(tmp_path / "run", options.but(steps=8), on_existing="resume")
+    straight, _ = train(tmp_path / "straight", options.but(steps=8))
     assert torch.equal(trainer.first.weight, straight.first.weight)
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
-    _, run = train(tmp_path / "run", replace(OPTIONS, steps=4))
+    _, run = train(tmp_path / "run", OPTIONS.but(steps=4))
 
     class Other(ToyTrainer):
-        def trained(self) -> Mapping[str, Trained]:
-            return {"generator": Trained(nn.Linear(2, 2)), "discriminator": Trained(self.discriminator)}
+        def modules(self) -> Mapping[str, TrainableModule]:
+            return {
+                "generator": TrainableModule(nn.Linear(2, 2)),
+                "discriminator": TrainableModule(self.discriminator),
+            }
 
     with pytest.raises(CheckpointError, match="generator"):
-        TrainLoop(replace(OPTIONS, steps=4)).run(Other(), run.path, {"weight": 2.0}, "resume")
+        TrainLoop(OPTIONS.but(steps=4)).run(Other(), run.path, {"weight": 2.0}, "resume")
     (run.checkpoints / "step-000004" / "state.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="step-000004"):
-        train(run.path, replace(OPTIONS, steps=4), on_existing="resume")
+        train(run.path, OPTIONS.but(steps=4), on_existing="resume")
 
 
 def test_torn_log_line_is_dropped(tmp_path: Path) -> None:
@@ -303,7 +306,7 @@ def test_torn_log_line_is_dropped(tmp_path: Path) -> None:
     with (run.path / "losses.jsonl").open("a") as file:
         file.write('{"step": 4, "los')
     run.rewind(2)
-    assert run.read_log("losses") == [{"step": 1}, {"step": 2}]
+    assert read_log(run, "losses") == [{"step": 1}, {"step": 2}]
     run.log("losses", {"step": 3})
     assert len((run.path / "losses.jsonl").read_text().splitlines()) == 3
 

@@ -183,7 +183,7 @@ def test_a_checkpoint_goes_on_with_another_estimator(
         ("base", ["--steps", "0", "--ema-decay", "1"], "steps is 0, expected 1 or more; ema_decay is 1.0"),
         ("base", ["--crop", "50", "--validation-crop", "8"], "crop is 50, expected a multiple of 32"),
         ("base", ["--vae-widths", "8"], "vae_widths (8,): expected two or more"),
-        ("base", ["--vae-widths", "8;16"], "'8;16' is not a list of whole numbers"),
+        ("base", ["--vae-widths", "8;16"], "'8;16' is not a valid integer"),
         ("base", ["--lambda-l1", "-1"], "lambda_l1 is -1.0"),
         ("estimator", ["--lr", "0"], "lr is 0.0, expected more than 0"),
         ("estimator", ["--schedule", "linear"], "'linear' is not one of"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.training.tiny_runs import (
     lora_trainer,
     losses,
     network,
+    read_log,
     snapshot,
 )
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ from s3diff_training.network import DegradationEstimator, load_base
 from s3diff_training.network.base import BaseModel
 from s3diff_training.train import estimator as estimating
 from s3diff_training.train.base import BaseLosses, BaseTrainer
-from s3diff_training.train.estimator import EstimatorTrainer, degraded_crops, levels, rank_correlation
+from s3diff_training.train.estimator import AXES, EstimatorTrainer, degraded_crops, rank_correlation
 from s3diff_training.train.loop import Trainer, TrainLoop
 from s3diff_training.train.lora import LoraOptions, LoraTrainer
 from s3diff_training.train.pairs import HeldOut, PairOptions, TrainingPairs
@@ -60,7 +60,7 @@ def make_estimator(photograph_folder: Path, base: BaseModel) -> Trainer:
 
 def make_lora(photograph_folder: Path, base: BaseModel) -> Trainer:
     objective = LoraOptions(negative_probability=0.5)
-    noisy = replace(SMALL_RANKS, start_step=250)  # draws of its own, besides those of the pairs
+    noisy = SMALL_RANKS.but(start_step=250)  # draws of its own, besides those of the pairs
     return lora_trainer(network(base, noisy), photograph_folder, objective, judge=discriminator())
 
 
@@ -116,8 +116,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
     assert len(losses(whole)) == LOOP.steps
     assert losses(cut) == losses(whole)
-    assert cut.read_log("validation") == whole.read_log("validation")
-    assert whole.read_log("validation")[0]["scores"]
+    assert read_log(cut, "validation") == read_log(whole, "validation")
+    assert read_log(whole, "validation")[0]["scores"]
     products = [weights(run.path / trainer.product) for run in (whole, cut)]
     assert products[0].keys() == products[1].keys()
     assert all(torch.equal(products[0][name], products[1][name]) for name in products[0])
@@ -134,13 +134,13 @@ def test_base_trains_vae_and_unet_whole(
     where = PairOptions(photograph_folder, CROP)
     lpips = Seen()
     trainer = BaseTrainer(base, BaseLosses(), TrainingPairs(where), HeldOut(where, None), lpips)  # type: ignore[arg-type]
-    run = TrainLoop(replace(ONE_STEP, save_every=1)).run(trainer, tmp_path / "run")
+    run = TrainLoop(ONE_STEP.but(save_every=1)).run(trainer, tmp_path / "run")
     for part in ("vae", "unet"):
         model = getattr(base, part)
         assert changed(before[part], model) == before[part].keys()
     assert not changed(before["text_encoder"], base.text_encoder)
     assert losses(run)[0].keys() == {"l1", "low", "lpips"}
-    assert run.read_log("validation") == []  # training photographs are shown, never scored
+    assert read_log(run, "validation") == []  # training photographs are shown, never scored
 
 
 def test_the_estimator_learns_the_true_levels(
@@ -149,9 +149,9 @@ def test_the_estimator_learns_the_true_levels(
     estimator = DegradationEstimator()
     trainer = EstimatorTrainer(estimator, PairOptions(photograph_folder, CROP))
     trainer._pairs = FixedPairs(batch)
-    distance = (estimator(batch.lr) - levels(batch)).abs()
+    distance = (estimator(batch.lr) - batch.levels(AXES)).abs()
     smooth = torch.where(distance < 0.1, distance.square() / 0.2, distance - 0.05).mean(0)
-    run = TrainLoop(replace(ONE_STEP, steps=6)).run(trainer, tmp_path / "run")
+    run = TrainLoop(ONE_STEP.but(steps=6)).run(trainer, tmp_path / "run")
     first, *_, last = losses(run)
     assert first == pytest.approx({"blur": smooth[0].item(), "noise": smooth[1].item()}, rel=1e-5)
     assert sum(last.values()) < 0.8 * sum(first.values())
@@ -164,7 +164,7 @@ def test_the_estimator_is_judged_by_ranks(photograph_folder: Path) -> None:
         def __init__(self, crops: list[DegradedBatch]) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(()))
-            self.answers = iter([levels(crop) ** 2 * torch.tensor([1, -1]) for crop in crops])
+            self.answers = iter([crop.levels(AXES) ** 2 * torch.tensor([1, -1]) for crop in crops])
 
         def forward(self, image: Tensor) -> Tensor:
             return next(self.answers)
@@ -183,7 +183,7 @@ def test_the_product_holds_the_averaged_weights(
 ) -> None:
     model = network(tiny_base)
     trainer = lora_trainer(model, photograph_folder)
-    run = TrainLoop(replace(LOOP, validate_every=0)).run(trainer, tmp_path / "run")
+    run = TrainLoop(LOOP.but(validate_every=0)).run(trainer, tmp_path / "run")
     checkpoint = read_checkpoint(run.path / trainer.product)
     state = run.load_checkpoint()
     assert state is not None
@@ -202,7 +202,7 @@ def test_the_product_holds_the_averaged_weights(
 def test_sheets_show_what_the_trainer_makes(
     make: Callable[[Path, BaseModel], Trainer], photograph_folder: Path, tiny_base: BaseModel, tmp_path: Path
 ) -> None:
-    loop = TrainLoop(replace(ONE_STEP, batch=1, sample_every=1))
+    loop = TrainLoop(ONE_STEP.but(batch=1, sample_every=1))
     run = loop.run(make(photograph_folder, tiny_base), tmp_path / "run")
     with Image.open(run.sample_path(1)) as sheet:
         assert sheet.width > 3 * CROP / 4
@@ -237,4 +237,4 @@ def test_wrong_options_are_reported_at_once(options: Callable[[], object], names
 
 
 def test_levels_follow_the_axes(batch: DegradedBatch) -> None:
-    assert torch.equal(levels(batch), torch.stack([batch.blur, batch.noise], dim=1))
+    assert torch.equal(batch.levels(AXES), torch.stack([batch.blur, batch.noise], dim=1))

@@ -88,7 +88,7 @@ def test_paired_folders_read_equal_names(tmp_path: Path) -> None:
     assert torch.equal(next(iter(pairs)).hr[0], hr)
 
     save_image(hr, tmp_path / "lr" / "x.png")
-    with pytest.raises(RequestError, match=r"4 times.*1 pairs.*x\.png \(64, 96\)"):
+    with pytest.raises(RequestError, match=r"4 times.*1 pairs.*x\.png \(96, 64\)"):
         PairedFolders(tmp_path / "lr", tmp_path / "hr")
     save_image(hr, tmp_path / "lr" / "alone.png")
     with pytest.raises(RequestError, match=r"no partner: alone\.png"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Variant:
 
 
 def make(base: BaseModel, **options: Any) -> Variant:  # noqa: ANN401
-    checkpoint = random_checkpoint(base, replace(SMALL_RANKS, **options), seed=5)
+    checkpoint = random_checkpoint(base, SMALL_RANKS.but(**options), seed=5)
     return Variant(base, checkpoint, build_network(fresh(base), checkpoint))
 
 
@@ -214,7 +214,7 @@ def test_the_order_of_the_axes_reaches_the_modulation(
 def test_lora_of_the_vae(
     sd_base: BaseModel, options: dict[str, Any], vae_sides: set[str], vae_blocks: int
 ) -> None:
-    network = S3Diff(fresh(sd_base), replace(SMALL_RANKS, **options))
+    network = S3Diff(fresh(sd_base), SMALL_RANKS.but(**options))
     layers = lora_layers(network.vae)
     assert {name.split(".")[0] for name in layers} == vae_sides
     assert all(layer.block == block_index(f"vae.{name}", LEVELS) for name, layer in layers.items())
@@ -351,10 +351,11 @@ def test_a_wrong_configuration_names_every_field() -> None:
         "lora_alpha": 0.0,
         "modulation": "none at all",
         "start_step": 1000,
-        "degradation_axes": ("noise", "noise"),
         "fourier_features": 0,
         "guidance": math.nan,
     }
     with pytest.raises(RequestError) as refusal:
         NetworkConfig(**wrong)
     assert [name for name in wrong if f"{name} is" not in str(refusal.value)] == []
+    with pytest.raises(RequestError, match="degradation_axes is .*expected blur and noise"):
+        NetworkConfig(degradation_axes=("noise", "noise"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ LOOP = LoopOptions(
     validate_every=1,
     seed=3,
 )
-ONE_STEP = replace(LOOP, steps=1, batch=4, save_every=0, validate_every=0)
+ONE_STEP = LOOP.but(steps=1, batch=4, save_every=0, validate_every=0)
 NO_GAN = LoraOptions(lambda_gan=0)
 
 
@@ -123,7 +123,7 @@ def lora_trainer(
 
 
 def losses(run: RunFolder) -> list[dict[str, float]]:
-    return [record["losses"] for record in run.read_log("losses")]
+    return [record["losses"] for record in read_log(run, "losses")]
 
 
 def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
@@ -132,3 +132,8 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> set[str]:
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def read_log(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    path = run.path / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

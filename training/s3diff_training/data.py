@@ -6,40 +6,26 @@ Images are uint8 RGB in memory and on disk, float32 `[3, H, W]` in [0, 1] everyw
 from __future__ import annotations
 
 import logging
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.formats import SUFFIXES, save
+from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
+from s3diff_runtime.vocabulary import Pixels
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+IMAGE_SUFFIXES = SUFFIXES | {".bmp"}
 MAX_PIXELS = 200_000_000
-"""Images above this are refused before they are decoded (a small file can unpack to gigabytes)."""
-
-_EIGHT_BIT_MODES = frozenset(
-    ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"]
-)
-_SIDEWAYS = frozenset({5, 6, 7, 8})  # EXIF orientations that exchange width and height
+"""Photographs above this are refused before they are decoded."""
 _MARGIN, _CAPTION = 8, 22
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Photograph:
-    path: Path
-    height: int
-    width: int
 
 
 class PhotographFolder:
@@ -57,47 +43,44 @@ class PhotographFolder:
         RequestError: when the folder does not exist or holds no usable photograph.
     """
 
-    def __init__(
-        self, folder: Path, min_side: int = 1, memory_mib: int = 2048, max_pixels: int = MAX_PIXELS
-    ) -> None:
+    def __init__(self, folder: Path, min_side: int = 1, memory_mib: int = 2048) -> None:
         """Scan `folder` recursively.
 
         Args:
             folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
             min_side: photographs with a shorter side are skipped; the crop size.
             memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
-            max_pixels: photographs with more pixels are skipped.
         """
         if not folder.is_dir():
             raise RequestError(f"{folder} is not a folder; expected a folder of photographs")
-        self.folder, self.min_side, self.max_pixels = folder, min_side, max_pixels
+        self.folder, self.min_side = folder, min_side
         self.skipped: list[tuple[Path, str]] = []
-        self._photographs = list(self._scan())
-        self.paths = [photograph.path for photograph in self._photographs]
+        areas = dict(self._scan())
+        self.paths = list(areas)
         if self.skipped:
             path, reason = self.skipped[0]
             count = len(self.skipped)
             _LOG.warning("%s: skipped %d images, the first is %s: %s", folder, count, path, reason)
-        if not self._photographs:
+        if not areas:
             raise RequestError(
                 f"{folder} holds no usable photograph ({len(self.skipped)} skipped); expected "
                 f"{', '.join(sorted(IMAGE_SUFFIXES))} files with sides of {min_side} pixels or more"
             )
-        self._areas = np.cumsum([photograph.height * photograph.width for photograph in self._photographs])
-        self._decoded: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
+        self._areas = np.cumsum(list(areas.values()))
+        self._decoded: OrderedDict[int, Pixels] = OrderedDict()
         self._budget, self._held = memory_mib * 2**20, 0
         self._broken: set[int] = set()
 
     def __len__(self) -> int:
         """Number of usable photographs."""
-        return len(self._photographs)
+        return len(self.paths)
 
     @property
     def pixels(self) -> int:
         """Pixels of all usable photographs together."""
         return int(self._areas[-1])
 
-    def pixels_of(self, index: int) -> NDArray[np.uint8]:
+    def pixels_of(self, index: int) -> Pixels:
         """Photograph number `index`, uint8 `[H, W, 3]`, decoded or from memory. Do not write to it.
 
         Raises:
@@ -106,7 +89,7 @@ class PhotographFolder:
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        pixels = _decode(self.paths[index], self.max_pixels)
+        pixels = np.array(open_photograph(self.paths[index], MAX_PIXELS).pixels)
         self._decoded[index] = pixels
         self._held += pixels.nbytes
         while self._held > self._budget:
@@ -142,7 +125,7 @@ class PhotographFolder:
             crop = crop.flip(1)
         return (crop.transpose(1, 2) if flips & 4 else crop).contiguous()
 
-    def _undamaged(self, index: int) -> NDArray[np.uint8] | None:
+    def _undamaged(self, index: int) -> Pixels | None:
         """The pixels, or None for a damaged file: the caller draws anew, in a resumed run as in this one."""
         if index in self._broken:
             return None
@@ -156,62 +139,52 @@ class PhotographFolder:
                 raise RequestError(f"every photograph in {self.folder} is damaged") from error
             return None
 
-    def _scan(self) -> Iterator[_Photograph]:
+    def _scan(self) -> Iterator[tuple[Path, int]]:
+        """Paths and areas of the usable photographs, by path."""
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
                 continue
             try:
-                with _opened(path, self.max_pixels) as image:
-                    height, width = _upright_size(image)
+                width, height = photograph_size(path, MAX_PIXELS)
             except RequestError as error:
                 self.skipped.append((path, str(error)))
                 continue
             if min(width, height) < self.min_side:
                 self.skipped.append((path, f"{width}x{height} is smaller than the crop of {self.min_side}"))
             else:
-                yield _Photograph(path, height, width)
+                yield path, height * width
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: Path) -> Tensor:
     """An image file as float32 `[3, H, W]` in [0, 1], turned upright by its EXIF orientation.
 
     Raises:
-        RequestError: when the file is missing, unreadable, not 8 bits per channel, or too large.
+        RequestError: when the file is missing, unreadable or too large; see `open_photograph`.
     """
-    return from_uint8(_decode(path, max_pixels))
-
-
-def image_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """`(height, width)` of the upright image, read from the header alone.
-
-    Raises:
-        RequestError: as `read_image`.
-    """
-    with _opened(path, max_pixels) as image:
-        return _upright_size(image)
+    return from_uint8(open_photograph(path, MAX_PIXELS).pixels)
 
 
 def save_image(image: Tensor, path: Path) -> None:
-    """Write `[3, H, W]` (or `[1, 3, H, W]`) in [0, 1] as an 8-bit PNG, atomically.
+    """Write `[3, H, W]` (or `[1, 3, H, W]`) in [0, 1] with 8 bits, atomically, in the format of the suffix.
 
     Raises:
+        RequestError: when the suffix names no format, or the format cannot hold the image.
         JobError: when the disk refuses.
     """
-    with replacing(path) as temporary:
-        Image.fromarray(to_uint8(image)).save(temporary, format="PNG")
+    save(Image.fromarray(to_uint8(image)), path)
 
 
-def from_uint8(pixels: NDArray[np.uint8]) -> Tensor:
+def from_uint8(pixels: Pixels) -> Tensor:
     """Uint8 `[H, W, 3]` as float32 `[3, H, W]` in [0, 1]."""
     writable = np.require(pixels, requirements="W")  # torch insists on it
     return torch.from_numpy(writable).permute(2, 0, 1).to(torch.float32).div(255).contiguous()
 
 
-def to_uint8(image: Tensor) -> NDArray[np.uint8]:
+def to_uint8(image: Tensor) -> Pixels:
     """`[3, H, W]` (or `[1, 3, H, W]`) in [0, 1], clamped and rounded to uint8 `[H, W, 3]`."""
     image = image.squeeze(0) if image.ndim == 4 else image
     levels = image.detach().float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels: NDArray[np.uint8] = levels.permute(1, 2, 0).cpu().numpy()
+    pixels: Pixels = levels.permute(1, 2, 0).cpu().numpy()
     return pixels
 
 
@@ -243,55 +216,13 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path:
     for top, row in zip(tops, cells, strict=False):
         for left, cell in zip(lefts, row, strict=False):
             sheet.paste(Image.fromarray(cell), (left, top))
-    with replacing(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    save(sheet, path)
 
 
-def _same_height(row: Sequence[Tensor]) -> list[NDArray[np.uint8]]:
+def _same_height(row: Sequence[Tensor]) -> list[Pixels]:
     height = max(image.shape[-2] for image in row)
     sizes = [(height, round(image.shape[-1] * height / image.shape[-2])) for image in row]
     return [
         to_uint8(F.interpolate(image.detach().float()[None], size, mode="nearest"))
         for image, size in zip(row, sizes, strict=True)
     ]
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Height and width after the EXIF orientation; Pillow gives those of a TIFF as turned already."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
-    return (image.width, image.height) if sideways else (image.height, image.width)
-
-
-def _decode(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    with _opened(path, max_pixels) as image:
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-@contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An opened image; every way in which Pillow can fail, there or in the block, becomes a RequestError."""
-    try:
-        with _pillow_limit(max_pixels), Image.open(path) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height}"
-                raise RequestError(f"{path} has {size} pixels; the limit is {max_pixels}")
-            if image.mode not in _EIGHT_BIT_MODES:
-                raise RequestError(f"{path} has pixels of type {image.mode}; expected 8 bits per channel")
-            yield image
-    except RequestError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise RequestError(f"{path} cannot be read as an image: {error}") from error
-
-
-@contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's own limit, which is global, for one image; it warns above it and raises at twice."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before

@@ -11,17 +11,15 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import ColorFix
-from s3diff_training.checkpoints import build_network, read_checkpoint
-from s3diff_training.network import S3Diff, bicubic_upscale, correct_color, load_base
-from s3diff_training.network.diffusion import guide
+from s3diff_runtime.vocabulary import COLOR_FIXES
+from s3diff_training.network import ForwardPass, S3Diff
+from s3diff_training.weights import ModelSource
 
 TOLERANCE = 1e-5
 """Largest relative error of everything up to the noise prediction, in float32."""
@@ -53,8 +51,9 @@ def reference_network(folder: Path) -> S3Diff:
     Raises:
         CheckpointError: when the folder lacks a part of the model.
     """
-    checkpoint = read_checkpoint(folder / "s3diff.pkl", folder / "de_net.pth")
-    return build_network(load_base(folder / "base"), checkpoint)
+    return ModelSource(
+        base=str(folder / "base"), checkpoint=folder / "s3diff.pkl", estimator=folder / "de_net.pth"
+    ).load()
 
 
 def compare_with_reference(network: S3Diff, folder: Path) -> list[Deviation]:
@@ -97,34 +96,29 @@ def _quantities(
     network: S3Diff, case: str, truth: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor | None, Tensor]]:
     """Name, ours, theirs. Every stage starts from our own result before it, as in use."""
-    image = case.split(".")[0]
+    image, config = case.split(".")[0], network.config
     lr = truth[f"{image}.lr_u8"].permute(2, 0, 1)[None].float() / 255
     prepared = network.prepare(lr)
+    positive, negative = (
+        network.encode_prompts([p]) for p in (config.positive_prompt, config.negative_prompt)
+    )
+    forward: ForwardPass = network(
+        prepared, truth[f"{case}.degradation"], positive, negative, config.guidance
+    )
     yield "prepared image", prepared, truth[f"{image}.padded"]
     yield "degradation estimate", network.estimator(lr), truth[f"{image}.estimate"]
-    positive = network.encode_prompts([network.config.positive_prompt])
-    negative = network.encode_prompts([network.config.negative_prompt])
     yield "prompt, positive", positive, truth["text_pos"]
     yield "prompt, negative", negative, truth["text_neg"]
-
-    modulation = network.modulation(truth[f"{case}.degradation"])
-    yield "modulation, encoder", modulation.vae, truth[f"{case}.vae_modulation"]
-    yield "modulation, UNet", modulation.unet, truth[f"{case}.unet_modulation"]
-    latent = network.encode(prepared, modulation).latent
-    yield "latent", latent, truth[f"{case}.latent"]
-    eps_pos, eps_neg = network.predict_noise_pair(latent, positive, negative, modulation)
-    yield "ε, positive", eps_pos, truth[f"{case}.eps_pos"]
-    yield "ε, negative", eps_neg, truth[f"{case}.eps_neg"]
-    single = network.one_step.denoise(latent, eps_pos)
+    yield "modulation, encoder", forward.modulation.vae, truth[f"{case}.vae_modulation"]
+    yield "modulation, UNet", forward.modulation.unet, truth[f"{case}.unet_modulation"]
+    yield "latent", forward.latent, truth[f"{case}.latent"]
+    yield "ε, positive", forward.epsilon_positive, truth[f"{case}.eps_pos"]
+    yield "ε, negative", forward.epsilon_negative, truth[f"{case}.eps_neg"]
+    single = network.one_step.denoise(forward.latent, forward.epsilon_positive)
     yield "x0, positive alone", single, truth[f"{case}.single.x0"]
-    x0 = network.one_step.denoise(latent, guide(eps_pos, eps_neg, network.config.guidance))
-    yield "x0, guided", x0, truth[f"{case}.x0"]
-
-    height, width = (4 * side for side in lr.shape[-2:])
-    decoded = (network.decode(x0, modulation)[..., :height, :width] + 1) / 2
-    for fix in get_args(ColorFix):
-        corrected = correct_color(decoded, bicubic_upscale(lr).clamp(0, 1), fix)
-        yield f"image, colour fix {fix}", corrected, truth[f"{case}.sr_{fix}"]
+    yield "x0, guided", forward.x0, truth[f"{case}.x0"]
+    for fix in COLOR_FIXES:
+        yield f"image, colour fix {fix}", network.finish(forward.decoded, lr, fix), truth[f"{case}.sr_{fix}"]
 
 
 def _deviation(case: str, quantity: str, found: Tensor | None, expected: Tensor) -> Deviation:

@@ -1,18 +1,19 @@
 """Checkpoints: our one-file format, the released formats, and fitting either to a base model."""
 
-from s3diff_training.checkpoints.native import (
-    Checkpoint,
-    build_network,
-    capture,
-    read_checkpoint,
-    write_checkpoint,
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import build_network, capture, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints.released import (
+    load_estimator,
+    read_released,
+    write_estimator,
+    write_released,
 )
-from s3diff_training.checkpoints.released import read_released, write_estimator, write_released
 
 __all__ = [
     "Checkpoint",
     "build_network",
     "capture",
+    "load_estimator",
     "read_checkpoint",
     "read_released",
     "write_checkpoint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,29 +14,12 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checks import first, require_whole
+from s3diff_training.checkpoints.checkpoint import Checkpoint, first, require_whole
 from s3diff_training.checkpoints.released import read_estimator, read_released
-from s3diff_training.network import NetworkConfig, S3Diff
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network import BaseModel, NetworkConfig, S3Diff
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """LoRA, modulation, trained `conv_in`, estimator and configuration, free of any base model."""
-
-    config: NetworkConfig
-    tensors: Mapping[str, Tensor]
-    """By name in `S3Diff.state_dict()`: `unet.<layer>.lora_A.weight`, `modulation.…`, `estimator.…`."""
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    """Free text on where it comes from: command, data, base model, steps."""
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained values (the paper's "trainable parameters", plus the estimator's)."""
-        return sum(tensor.numel() for tensor in self.tensors.values())
 
 
 def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
@@ -51,34 +34,11 @@ def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; expected a .safetensors or s3diff.pkl file")
-    if path.suffix != ".safetensors":
-        config, tensors = read_released(path, estimator)
-        return Checkpoint(config, tensors, {"source": f"{path.name} (released format)"})
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
-    try:
-        revision = int(metadata["revision"])
-        if revision > REVISION:
-            raise CheckpointError(
-                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
-                "update s3diff-export"
-            )
-        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
-        provenance = json.loads(metadata.get("provenance", "{}"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
-        ) from error
-    if estimator is not None:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith("estimator.")}
-        tensors |= read_estimator(estimator)
-    return Checkpoint(config, tensors, provenance)
+    checkpoint = _read_native(path) if path.suffix == ".safetensors" else read_released(path)
+    if estimator is None:
+        return checkpoint
+    kept = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("estimator.")}
+    return replace(checkpoint, tensors=kept | read_estimator(estimator))
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -111,12 +71,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
 def capture(network: S3Diff, provenance: Mapping[str, str] | None = None) -> Checkpoint:
     """The checkpoint of a network: what training changes, and its estimator."""
-    own = network.trainable_names()
-    tensors = {
-        name: tensor.detach().clone()
-        for name, tensor in network.state_dict().items()
-        if name in own or name.startswith("estimator.")
-    }
+    tensors = {name: tensor.detach().clone() for name, tensor in _held(network).items()}
     return Checkpoint(network.config, tensors, dict(provenance or {}))
 
 
@@ -128,12 +83,7 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
             names the first few.
     """
     network = S3Diff(base, checkpoint.config)
-    own = network.trainable_names()
-    wanted = {
-        name: tensor.shape
-        for name, tensor in network.state_dict().items()
-        if name in own or name.startswith("estimator.")
-    }
+    wanted = {name: tensor.shape for name, tensor in _held(network).items()}
     given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     misshaped = [
         f"{name} {list(given[name])} for {list(shape)}"
@@ -156,3 +106,35 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         raise CheckpointError(f"the checkpoint does not fit the base model: {listed}{hint}")
     network.load_state_dict(dict(checkpoint.tensors), strict=False)
     return network.eval().requires_grad_(False)
+
+
+def _held(network: S3Diff) -> dict[str, Tensor]:
+    """What a checkpoint holds of a network's state."""
+    own = network.trainable_names()
+    state = network.state_dict()
+    return {name: t for name, t in state.items() if name in own or name.startswith("estimator.")}
+
+
+def _read_native(path: Path) -> Checkpoint:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
+    try:
+        revision = int(metadata["revision"])
+        if revision > REVISION:
+            raise CheckpointError(
+                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
+                "update s3diff-export"
+            )
+        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
+        provenance = json.loads(metadata.get("provenance", "{}"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
+        ) from error
+    return Checkpoint(config, tensors, provenance)

@@ -6,18 +6,15 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checks import require_whole
+from s3diff_training.checkpoints.checkpoint import Checkpoint, require_whole
 from s3diff_training.network import DegradationEstimator, NetworkConfig
-
-if TYPE_CHECKING:
-    from s3diff_training.checkpoints.native import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -37,17 +34,14 @@ _HEADER = (
 )
 
 
-def read_released(path: Path, estimator: Path | None = None) -> tuple[NetworkConfig, dict[str, Tensor]]:
-    """Read `s3diff.pkl`, and `de_net.pth` where given, without running what a pickle may carry.
+def read_released(path: Path) -> Checkpoint:
+    """Read `s3diff.pkl`, which has no estimator, without running what a pickle may carry.
 
     The released file does not state alpha, prompts, guidance or the axis order: they are the released
     code's (`NetworkConfig`'s defaults).
 
-    Returns:
-        The configuration, and the tensors by their names in `S3Diff.state_dict()`, float32.
-
     Raises:
-        CheckpointError: when a file is missing, unsafe, damaged or lacks a part.
+        CheckpointError: when the file is missing, unsafe, damaged or lacks a part.
     """
     content = _load(path)
     parts = [f"state_dict_{part}{kind}" for part in _ADAPTERS for kind in ("", *(f"_{mlp}" for mlp in _MLPS))]
@@ -60,7 +54,7 @@ def read_released(path: Path, estimator: Path | None = None) -> tuple[NetworkCon
         raise CheckpointError(
             f"{path} has the released parts in another layout ({error}); expected the released s3diff.pkl"
         ) from error
-    return config, tensors | (read_estimator(estimator) if estimator else {})
+    return Checkpoint(config, tensors, {"source": f"{path.name} (released format)"})
 
 
 def read_estimator(path: Path) -> dict[str, Tensor]:
@@ -73,6 +67,19 @@ def read_estimator(path: Path) -> dict[str, Tensor]:
     if not all(isinstance(tensor, Tensor) for tensor in content.values()):
         raise CheckpointError(f"{path} holds more than tensors; expected the released de_net.pth")
     return {f"estimator.{name}": tensor.detach().float() for name, tensor in content.items()}
+
+
+def load_estimator(estimator: DegradationEstimator, path: Path) -> None:
+    """Fill an estimator with the weights of a `de_net.pth`.
+
+    Raises:
+        CheckpointError: when the file is missing, unsafe, damaged, or of another network.
+    """
+    tensors = {name.removeprefix("estimator."): tensor for name, tensor in read_estimator(path).items()}
+    try:
+        estimator.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit; expected an estimator such as de_net.pth") from error
 
 
 def write_estimator(estimator: DegradationEstimator, path: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 from s3diff_runtime.errors import RequestError
 from s3diff_training.degradations.draws import Range, chance, choice, uniform
 from s3diff_training.degradations.settings import KernelSettings
+from s3diff_training.network.color import reflected
 
 KernelShape = Literal["gaussian", "generalized", "plateau"]
 _SHAPES: tuple[KernelShape, ...] = ("gaussian", "generalized", "plateau")
@@ -141,7 +142,8 @@ def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
     """
     count, channels, height, width = images.shape
     pad = kernels.shape[-1] // 2
-    padded = images[:, :, _reflected(height, pad, images.device)][..., _reflected(width, pad, images.device)]
+    rows, columns = (reflected(side, pad, pad, images.device) for side in (height, width))
+    padded = images[..., rows, :][..., columns]
     weights = kernels.repeat_interleave(channels, dim=0).unsqueeze(1)
     return F.conv2d(padded.flatten(0, 1).unsqueeze(0), weights, groups=count * channels).view_as(images)
 
@@ -201,10 +203,3 @@ def _normalised(kernels: Tensor) -> Tensor:
     # Tails too small to matter go to exact zeros: a processor multiplies subnormal numbers many times slower.
     kept = kernels * (kernels.abs() > _NEGLIGIBLE)
     return kept / kept.sum(dim=(1, 2), keepdim=True)
-
-
-def _reflected(length: int, pad: int, device: torch.device) -> Tensor:
-    """Indices of a line reflected about its end pixels: a triangle wave, so `pad` may exceed `length`."""
-    period = 2 * (length - 1)
-    position = torch.arange(-pad, length + pad, device=device) % period
-    return torch.minimum(position, period - position)

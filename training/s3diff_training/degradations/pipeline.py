@@ -6,17 +6,18 @@ size, and all else per sample. Every draw comes from the caller's generator. HR 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.degradations.carried import CarriedBatch
 from s3diff_training.degradations.draws import chance, choice, uniform
 from s3diff_training.degradations.kernels import draw_final_sinc_kernels, draw_kernels
 from s3diff_training.degradations.noise import draw_noise
 from s3diff_training.degradations.settings import DegradationSettings, ResizeMode, StageSettings
+from s3diff_training.degradations.tracked import TrackedBatch
 
 SMALLEST_SIDE = 32
 """Smaller HR crops would be shrunk to a few pixels on the way."""
@@ -40,6 +41,10 @@ class DegradedBatch:
     hr: Tensor
     noise: Tensor
     blur: Tensor
+
+    def levels(self, axes: Sequence[str]) -> Tensor:
+        """The true levels [N, 2] in the order of `axes`, which are `noise` and `blur`."""
+        return torch.stack([getattr(self, axis) for axis in axes], dim=1)
 
 
 class DegradationPipeline:
@@ -84,68 +89,65 @@ class DegradationPipeline:
             RequestError: naming everything that is wrong with `hr` and `generator`, at once.
         """
         self._check(hr, generator)
-        carried = CarriedBatch(hr, self.scale)
-        self._first_stage(carried, generator)
-        self._second_stage(carried, generator)
+        batch = TrackedBatch(hr, self.scale)
+        self._first_stage(batch, generator)
+        self._second_stage(batch, generator)
         bare = chance(generator, len(hr), self.settings.no_degradation_probability)
         mode = self._draw_mode(generator)
         if bare.any():
-            untouched = CarriedBatch(hr[bare], self.scale)
-            untouched.resize(carried.lr_size, mode)
-            carried.put(bare, untouched)
+            untouched = TrackedBatch(hr[bare], self.scale)
+            untouched.resize(batch.lr_size, mode)
+            batch.replace_rows(bare, untouched)
         return DegradedBatch(
-            lr=(carried.degraded.clamp(0, 1) * 255).round() / 255,
+            lr=(batch.degraded.clamp(0, 1) * 255).round() / 255,
             hr=hr,
-            noise=(carried.noise_rms() / NOISE_FULL_SCALE).clamp(max=1),
-            blur=(carried.blur_sigma() / BLUR_FULL_SCALE).clamp(max=1),
+            noise=(batch.noise_rms() / NOISE_FULL_SCALE).clamp(max=1),
+            blur=(batch.blur_sigma() / BLUR_FULL_SCALE).clamp(max=1),
         )
 
-    def _first_stage(self, carried: CarriedBatch, generator: Generator) -> None:
+    def _first_stage(self, batch: TrackedBatch, generator: Generator) -> None:
         stage = self.settings.first
-        self._blur(carried, stage, generator)
-        self._resize(carried, stage, carried.size, generator)
-        self._add_noise(carried, stage, generator)
-        everyone = torch.ones(len(carried.degraded), dtype=torch.bool, device=carried.degraded.device)
-        self._compress(carried, stage, everyone, generator)
+        self._blur(batch, stage, generator)
+        self._resize(batch, stage, batch.size, generator)
+        batch.add_noise(draw_noise(batch.degraded, stage, generator))
+        everyone = torch.ones(len(batch.degraded), dtype=torch.bool, device=batch.degraded.device)
+        self._compress(batch, stage, everyone, generator)
 
-    def _second_stage(self, carried: CarriedBatch, generator: Generator) -> None:
+    def _second_stage(self, batch: TrackedBatch, generator: Generator) -> None:
         """Unlike in the first stage, JPEG comes before or after the step to LR size, with equal chances."""
         stage = self.settings.second
-        count = len(carried.degraded)
-        self._blur(carried, stage, generator)
-        self._resize(carried, stage, carried.lr_size, generator)
-        self._add_noise(carried, stage, generator)
+        count = len(batch.degraded)
+        self._blur(batch, stage, generator)
+        self._resize(batch, stage, batch.lr_size, generator)
+        batch.add_noise(draw_noise(batch.degraded, stage, generator))
         early = chance(generator, count, 0.5)
-        self._compress(carried, stage, early, generator)
-        carried.resize(carried.lr_size, self._draw_mode(generator))
+        self._compress(batch, stage, early, generator)
+        batch.resize(batch.lr_size, self._draw_mode(generator))
         rings = chance(generator, count, self.settings.final_sinc_probability)
-        carried.blur(rings, draw_final_sinc_kernels(stage.kernels, count, generator))
-        self._compress(carried, stage, ~early, generator)
-        carried.clamp()
+        batch.blur(rings, draw_final_sinc_kernels(stage.kernels, count, generator))
+        self._compress(batch, stage, ~early, generator)
+        batch.clamp()
 
-    def _blur(self, carried: CarriedBatch, stage: StageSettings, generator: Generator) -> None:
-        count = len(carried.degraded)
+    def _blur(self, batch: TrackedBatch, stage: StageSettings, generator: Generator) -> None:
+        count = len(batch.degraded)
         rows = chance(generator, count, stage.blur_probability)
-        carried.blur(rows, draw_kernels(stage.kernels, count, generator))
+        batch.blur(rows, draw_kernels(stage.kernels, count, generator))
 
     def _resize(
-        self, carried: CarriedBatch, stage: StageSettings, base: tuple[int, int], generator: Generator
+        self, batch: TrackedBatch, stage: StageSettings, base: tuple[int, int], generator: Generator
     ) -> None:
         """Resize to `base` (height, width) times a factor that is drawn for the whole batch."""
         lowest, highest = stage.resize_range
         direction = int(choice(generator, 1, stage.resize_probabilities))
         factor = float(uniform(generator, 1, ((1.0, highest), (lowest, 1.0), (1.0, 1.0))[direction]))
         height, width = (max(2, int(side * factor)) for side in base)
-        carried.resize((height, width), self._draw_mode(generator))
-
-    def _add_noise(self, carried: CarriedBatch, stage: StageSettings, generator: Generator) -> None:
-        carried.add_noise(draw_noise(carried.degraded, stage, generator))
+        batch.resize((height, width), self._draw_mode(generator))
 
     def _compress(
-        self, carried: CarriedBatch, stage: StageSettings, rows: Tensor, generator: Generator
+        self, batch: TrackedBatch, stage: StageSettings, rows: Tensor, generator: Generator
     ) -> None:
         if stage.jpeg_quality_range is not None:
-            carried.compress(rows, uniform(generator, len(rows), stage.jpeg_quality_range))
+            batch.compress(rows, uniform(generator, len(rows), stage.jpeg_quality_range))
 
     def _draw_mode(self, generator: Generator) -> ResizeMode:
         modes = self.settings.resize_modes

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
 from s3diff_training.logs import quiet_libraries
 
 DEFAULT_DINO = "facebook/dino-vits16"
@@ -26,30 +26,31 @@ DEFAULT_DINO = "facebook/dino-vits16"
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 _HEAD_WIDTH = 256
+_LEVELS = 4
 
 
 class DinoDiscriminator(nn.Module):
     """Judges images by what a frozen vision transformer sees at several depths; only the heads are trained.
 
-    `levels` are the numbers of the transformer blocks whose outputs are judged, 1 being the first block.
+    Args:
+        backbone: frozen here. Four of its blocks, evenly spaced, get a head (`levels`, 1 being the first
+            block); images are resized to its own size (DINO: 224).
+
+    Raises:
+        RequestError: naming all that does not fit.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, backbone: ViTModel, levels: Sequence[int] | None = None, size: int | None = None
-    ) -> None:
-        """Freeze `backbone` and put a head on each of `levels`: by default four, evenly spaced.
-
-        `size` is the side in pixels that images are resized to: default the backbone's own (DINO: 224); any
-        other interpolates its position embeddings. Raises `RequestError` if a level or the size does not
-        fit.
-        """
+    def __init__(self, backbone: ViTModel) -> None:
         super().__init__()
         config = backbone.config
-        self.levels = tuple(levels) if levels is not None else _evenly_spaced(config.num_hidden_layers)
-        self.size, self.patches = _geometry(self.levels, size, config)
+        _require_square_rgb(config)
+        depth = config.num_hidden_layers
+        count = min(_LEVELS, depth)
+        self.levels = tuple(depth * (place + 1) // count for place in range(count))
+        self.size, self.patches = config.image_size, config.image_size // config.patch_size
         self.backbone: nn.Module = backbone.requires_grad_(False)
         self.heads = nn.ModuleList(_head(config.hidden_size) for _ in self.levels)
         self.register_buffer("mean", torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -58,17 +59,8 @@ class DinoDiscriminator(nn.Module):
 
     @classmethod
     @quiet_libraries()
-    def from_pretrained(
-        cls,
-        path_or_id: str | Path = DEFAULT_DINO,
-        *,
-        local_files_only: bool = False,
-        levels: Sequence[int] | None = None,
-        size: int | None = None,
-    ) -> DinoDiscriminator:
-        """Build on a DINO in `transformers` format: a local folder or a hub id.
-
-        A hub id is downloaded unless it is cached or `local_files_only` is set; a local folder never is.
+    def from_pretrained(cls, path_or_id: str | Path) -> DinoDiscriminator:
+        """Build on a DINO in `transformers` format: a local folder, or a hub id, which is downloaded.
 
         Raises `RequestError` if it cannot be read or is not a ViT.
         """
@@ -80,7 +72,7 @@ class DinoDiscriminator(nn.Module):
                 str(path_or_id),
                 add_pooling_layer=False,
                 dtype=torch.float32,
-                local_files_only=local_files_only or Path(path_or_id).is_dir(),
+                local_files_only=Path(path_or_id).is_dir(),
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -92,7 +84,7 @@ class DinoDiscriminator(nn.Module):
                 f"{path_or_id!s} is not a whole ViT: {len(missing)} of its weights are missing, "
                 f"such as {missing[0]}; expected a DINO such as {DEFAULT_DINO} (--dino)"
             )
-        return cls(backbone, levels, size)
+        return cls(backbone)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits of realness: [N, 3, H, W] in [-1, 1] -> for each level one [N, 1, patches, patches].
@@ -103,7 +95,7 @@ class DinoDiscriminator(nn.Module):
             image, size=(self.size, self.size), mode="bicubic", align_corners=False, antialias=True
         )
         pixels = ((resized + 1.0) / 2.0 - self.mean) / self.std
-        seen = self.backbone(pixels, output_hidden_states=True, interpolate_pos_encoding=True).hidden_states
+        seen = self.backbone(pixels, output_hidden_states=True).hidden_states
         # hidden_states[0] is the embedding, so block k's output is entry k.
         return [
             head(self._patch_map(seen[level])) for head, level in zip(self.heads, self.levels, strict=True)
@@ -154,27 +146,17 @@ def _head(width: int) -> nn.Sequential:
     )
 
 
-def _evenly_spaced(depth: int) -> tuple[int, ...]:
-    count = min(4, depth)
-    return tuple(depth * (place + 1) // count for place in range(count))
-
-
-def _geometry(levels: tuple[int, ...], size: int | None, config: ViTConfig) -> tuple[int, int]:
-    """Side of the resized images in pixels and in patches; `RequestError` names all that does not fit."""
-    depth, patch = config.num_hidden_layers, config.patch_size
-    side = config.image_size if size is None else size
+def _require_square_rgb(config: ViTConfig) -> None:
+    """Raise `RequestError`, naming all that does not fit, for a backbone that cannot judge."""
+    patch, side = config.patch_size, config.image_size
     problems = []
-    if not levels or len(set(levels)) != len(levels) or not all(1 <= level <= depth for level in levels):
-        problems.append(f"levels {list(levels)} are not different blocks from 1 to {depth}")
     if config.num_channels != 3:
         problems.append(f"it reads {config.num_channels} channels instead of 3")
     if not isinstance(patch, int) or not isinstance(side, int):
         problems.append(f"image size {side} and patch size {patch} are not one number each (square)")
     elif side < patch or side % patch:
         problems.append(f"size {side} is not a positive multiple of the patch size {patch}")
-    elif not problems:
-        return side, side // patch
-    raise RequestError(f"the discriminator does not fit its DINO backbone: {'; '.join(problems)}")
+    refuse(problems, "the discriminator does not fit its DINO backbone")
 
 
 def _unreadable(path_or_id: str | Path, reason: str) -> RequestError:

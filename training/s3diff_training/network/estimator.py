@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from s3diff_runtime.vocabulary import AXES
+
 _WIDTHS = (64, 64, 64, 128)
 _STRIDES = (1, 1, 2, 1)
 _RESIDUAL_BLOCKS = 2
@@ -18,7 +20,6 @@ class ResidualBlock(nn.Module):
     """Two 3x3 convolutions around a ReLU, without normalisation, added to the input `[N, width, H, W]`."""
 
     def __init__(self, width: int) -> None:
-        """See the class."""
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
@@ -34,14 +35,13 @@ class DegradationEstimator(nn.Module):
     The layer names and sizes are those of the released `de_net.pth`, 2.36 M parameters.
     """
 
-    def __init__(self, axes: int = 2) -> None:
-        """Make a branch for each of `axes` degradations, with random weights."""
+    def __init__(self) -> None:
         super().__init__()
-        self.conv_first = nn.ModuleList(_high_pass() for _ in range(axes))
-        self.body = nn.ModuleList(_body() for _ in range(axes))
+        self.conv_first = nn.ModuleList(_high_pass() for _ in AXES)
+        self.body = nn.ModuleList(_body() for _ in AXES)
         self.fc_degree = nn.ModuleList(
             nn.Sequential(nn.Linear(_WIDTHS[-1], _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1), nn.Sigmoid())
-            for _ in range(axes)
+            for _ in AXES
         )
         for module in self.modules():
             if isinstance(module, ResidualBlock):

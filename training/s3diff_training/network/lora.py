@@ -20,7 +20,6 @@ class ModulationSlot:
     """
 
     def __init__(self) -> None:
-        """Start empty: plain LoRA."""
         self.value: Tensor | None = None
 
     @contextmanager
@@ -34,7 +33,7 @@ class ModulationSlot:
 
 
 class ModulatedLoRA(nn.Module):
-    """A Linear or Conv2d with a low-rank update that a matrix C turns: `base(x) + s B(C^T A(x))`.
+    """A Linear or Conv2d with a low-rank update that a matrix C turns (eq. 3): `base(x) + s B(C^T A(x))`.
 
     For a convolution A carries the kernel, stride and padding, and B is 1x1. A starts Gaussian with
     standard deviation 1/r, B at zero (peft's "gaussian"), so a new layer computes what its base does.
@@ -50,7 +49,6 @@ class ModulatedLoRA(nn.Module):
     def __init__(
         self, base_layer: nn.Linear | nn.Conv2d, rank: int, scaling: float, block: int, slot: ModulationSlot
     ) -> None:
-        """See the class."""
         super().__init__()
         self.base_layer = base_layer
         self.scaling = scaling
@@ -75,7 +73,7 @@ class ModulatedLoRA(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[N, C, H, W]` for a convolution, `[N, T, C]` for a linear layer."""
+        """Eq. 3 on activations: `[N, C, H, W]` for a convolution, `[N, T, C]` for a linear layer."""
         down = self.lora_A(x)
         if self.slot.value is not None:
             modulation = self.slot.value[:, self.block].to(down.dtype)
@@ -135,7 +133,7 @@ def lora_layers(model: nn.Module) -> dict[str, ModulatedLoRA]:
 
 
 def merged_weight(layer: ModulatedLoRA, modulation: Tensor | None) -> Tensor:
-    """The weight of the plain layer that computes the same: `W + s B C^T A` (eq. 3), exactly.
+    """Eq. 3 on weights: `W + s B C^T A`, of the plain layer that computes the same, exactly.
 
     The products run in float64, so that merging adds no error of its own to a float32 weight.
 

@@ -12,9 +12,15 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import SCALE, ColorFix
+from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import bicubic_upscale, correct_color, reflect_to_multiple
+from s3diff_training.network.color import (
+    bicubic,
+    bicubic_upscale,
+    correct_color,
+    crop_padding,
+    reflect_to_multiple,
+)
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
 from s3diff_training.network.estimator import DegradationEstimator
@@ -144,7 +150,7 @@ class S3Diff(nn.Module):
 
         Bicubic x4, to [-1, 1], clamped, reflect-padded right and bottom to `multiple`.
         """
-        return reflect_to_multiple((bicubic_upscale(image, SCALE) * 2 - 1).clamp(-1, 1), self.multiple)
+        return reflect_to_multiple((bicubic_upscale(image) * 2 - 1).clamp(-1, 1), self.multiple)
 
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Token ids `[len(prompts), 77]` int64, padded and truncated."""
@@ -327,9 +333,8 @@ class S3Diff(nn.Module):
 
         Crops the padding and brings the colours back to those of the low-resolution `image` `[N, 3, h, w]`.
         """
-        height, width = (SCALE * side for side in image.shape[-2:])
-        upscaled = (decoded.float()[..., :height, :width] + 1) / 2
-        return correct_color(upscaled, bicubic_upscale(image, SCALE).clamp(0, 1), color_fix)
+        upscaled = (crop_padding(decoded, image).float() + 1) / 2
+        return correct_color(upscaled, bicubic(image), color_fix)
 
     @torch.no_grad()
     def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:

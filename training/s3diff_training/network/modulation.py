@@ -35,7 +35,6 @@ class FourierEmbedding(nn.Module):
     """
 
     def __init__(self, features: int) -> None:
-        """See the class."""
         super().__init__()
         self.register_buffer("frequencies", torch.randn(features))
         self.frequencies: Tensor
@@ -59,7 +58,6 @@ class ModulationHead(nn.Module):
     """
 
     def __init__(self, blocks: int, rank: int, features: int, per_block: bool) -> None:
-        """See the class."""
         super().__init__()
         self.blocks = blocks
         self.rank = rank
@@ -96,7 +94,6 @@ class ModulationNetwork(nn.Module):
     def __init__(
         self, vae: tuple[int, int] | None, unet: tuple[int, int] | None, features: int, kind: ModulationKind
     ) -> None:
-        """See the class."""
         super().__init__()
         used = kind != "none" and (vae is not None or unet is not None)
         self.embedding = FourierEmbedding(features) if used else None

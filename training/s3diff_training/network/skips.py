@@ -16,7 +16,6 @@ class SkipConnections(nn.Module):
     """
 
     def __init__(self, vae: AutoencoderKL) -> None:
-        """See the class."""
         super().__init__()
         widths = list(vae.config.block_out_channels)
         encoder_inputs = [widths[0], *widths[:-1]]

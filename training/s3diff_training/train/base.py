@@ -14,38 +14,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import SCALE
+from s3diff_runtime.options import Options, option
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import bicubic_upscale, wavelet_fix, wavelet_low
+from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix, wavelet_low
 from s3diff_training.network.config import NetworkConfig
-from s3diff_training.network.model import S3Diff
+from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.new_base import save_base
-from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.pairs import HeldOut, TrainingPairs
 
 
 @dataclass(frozen=True)
-class BaseLosses:
-    """Weights of the loss terms, all on images in [-1, 1] after the wavelet colour correction.
+class BaseLosses(Options):
+    """Weights of the loss terms, all on images in [-1, 1] after the wavelet colour correction."""
 
-    Raises:
-        RequestError: naming every weight below 0, at once.
-    """
-
-    lambda_l1: float = 1.0
-    lambda_low: float = 0.1
-    """L1 on low frequencies before the correction, which hides them: the decoder must still paint them."""
-    lambda_lpips: float = 0.15
-
-    def __post_init__(self) -> None:
-        """Check every weight."""
-        wrong = [f"{name} is {value}" for name, value in vars(self).items() if not value >= 0]
-        if wrong:
-            raise RequestError(f"loss weights must be 0 or more: {', '.join(wrong)}")
+    lambda_l1: float = option(1.0, "Weight of L1.", least=0)
+    # The correction hides low frequencies, and the decoder must still paint them.
+    lambda_low: float = option(0.1, "Weight of L1 on low frequencies, before the colour correction.", least=0)
+    lambda_lpips: float = option(0.15, "Weight of LPIPS; 0 trains without it.", least=0)
 
 
 class BaseTrainer:
@@ -78,9 +67,9 @@ class BaseTrainer:
         base.unet.requires_grad_(True)
         self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
 
-    def trained(self) -> Mapping[str, Trained]:
+    def modules(self) -> Mapping[str, TrainableModule]:
         """The whole network; text encoder and estimator have no gradients."""
-        return {"network": Trained(self._network)}
+        return {"network": TrainableModule(self._network)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update on fresh pairs."""
@@ -89,11 +78,11 @@ class BaseTrainer:
 
     def sample(self, loop: TrainLoop) -> Samples:
         """LR, bicubic, restored, truth."""
-        return self._held_out.samples(self._restore)
+        return self._held_out.samples(self._network)
 
     def validate(self, loop: TrainLoop) -> Mapping[str, float]:
         """Scores on the held-out photographs, beside bicubic's."""
-        return self._held_out.scores(self._restore)
+        return self._held_out.scores(self._network)
 
     def export(self, path: Path) -> None:
         """Write the base model as a diffusers folder."""
@@ -101,8 +90,7 @@ class BaseTrainer:
 
     def _terms(self, batch: DegradedBatch, loop: TrainLoop) -> dict[str, Tensor]:
         output, truth = self._forward(batch.lr), batch.hr * 2 - 1
-        reference = bicubic_upscale(batch.lr).clamp(0, 1) * 2 - 1
-        restored = wavelet_fix(output, reference)
+        restored = wavelet_fix(output, bicubic(batch.lr) * 2 - 1)
         low_frequencies = F.l1_loss(wavelet_low(output), wavelet_low(truth))
         terms = {
             "l1": self._losses.lambda_l1 * F.l1_loss(restored, truth),
@@ -114,10 +102,6 @@ class BaseTrainer:
         return terms
 
     def _forward(self, lr: Tensor) -> Tensor:
-        image = self._network.prepare(lr)
         unknown = torch.zeros(len(lr), 2, device=lr.device)  # nothing is modulated here
-        decoded: Tensor = self._network(image, unknown, self._prompt.to(lr.device)).decoded
-        return decoded[..., : SCALE * lr.shape[-2], : SCALE * lr.shape[-1]]
-
-    def _restore(self, lr: Tensor) -> Tensor:
-        return self._network.restore(lr.to(self._prompt.device)).image
+        forward: ForwardPass = self._network(self._network.prepare(lr), unknown, self._prompt.to(lr.device))
+        return crop_padding(forward.decoded, lr)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.checkpoints import write_estimator
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
@@ -21,7 +20,7 @@ from s3diff_training.metrics import spearman
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.train.loop import Samples, TrainLoop
-from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.pairs import PairOptions, TrainingPairs
 
 AXES = NetworkConfig().degradation_axes
@@ -41,21 +40,16 @@ def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[D
     Raises:
         RequestError: when the folder holds no photograph that large.
     """
-    photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline(scale=SCALE)
+    photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline()
     generator = torch.Generator().manual_seed(seed)
     return [pipeline(photographs.crops(1, size, generator).float() / 255, generator) for _ in range(count)]
-
-
-def levels(batch: DegradedBatch) -> Tensor:
-    """The true levels `[N, 2]` in [0, 1], in the order of `AXES`."""
-    return torch.stack([getattr(batch, axis) for axis in AXES], dim=1)
 
 
 @torch.no_grad()
 def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBatch]) -> dict[str, float]:
     """Spearman's correlation of estimated and true levels, by axis; needs two crops or more."""
     device = next(estimator.parameters()).device
-    rows = [(estimator(crop.lr.to(device)).cpu(), levels(crop)) for crop in crops]
+    rows = [(estimator(crop.lr.to(device)).cpu(), crop.levels(AXES)) for crop in crops]
     estimated, true = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
     return {axis: spearman(estimated[:, i], true[:, i]) for i, axis in enumerate(AXES)}
 
@@ -81,9 +75,9 @@ class EstimatorTrainer:
         count = _HELD_OUT_CROPS if self._validated else _SHOWN
         self._crops = degraded_crops(folder, count, options.crop)
 
-    def trained(self) -> Mapping[str, Trained]:
+    def modules(self) -> Mapping[str, TrainableModule]:
         """The estimator."""
-        return {"estimator": Trained(self._estimator)}
+        return {"estimator": TrainableModule(self._estimator)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update: smooth L1 between estimated and true levels."""
@@ -94,9 +88,8 @@ class EstimatorTrainer:
         rows = []
         for crop in self._crops[:_SHOWN]:
             estimated = self._estimator(crop.lr.to(loop.device)).cpu()
-            patches = [
-                F.pad(d, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for d in (levels(crop), estimated)
-            ]
+            both = (crop.levels(AXES), estimated)
+            patches = [F.pad(levels, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for levels in both]
             rows.append([crop.lr[0], *patches])
         return Samples(rows, ("low resolution", "true", "estimated"))
 
@@ -112,5 +105,6 @@ class EstimatorTrainer:
         write_estimator(self._estimator, path)
 
     def _terms(self, batch: DegradedBatch) -> dict[str, Tensor]:
-        difference = F.smooth_l1_loss(self._estimator(batch.lr), levels(batch), reduction="none", beta=0.1)
+        estimated, true = self._estimator(batch.lr), batch.levels(AXES)
+        difference = F.smooth_l1_loss(estimated, true, reduction="none", beta=0.1)
         return dict(zip(AXES, difference.mean(0), strict=True))

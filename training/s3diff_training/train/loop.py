@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,74 +21,43 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
+from s3diff_runtime.options import Options, option
 from s3diff_training.data import contact_sheet
-from s3diff_training.train.optimisers import OptimisedModule, Trained
-from s3diff_training.train.progress import TrainingProgress
+from s3diff_training.train.optimisers import OptimisedModule, TrainableModule
+from s3diff_training.train.progress import training_progress
 from s3diff_training.train.run import OnExisting, RunFolder
 
 Schedule = Literal["constant", "cosine"]
-Precision = Literal["no", "bf16"]
+MixedPrecision = Literal["no", "bf16"]
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
-class LoopOptions:
-    """How long, how fast and how often. The defaults are the released training's (FACTS).
+class LoopOptions(Options):
+    """How long, how fast and how often. The defaults are the released training's (FACTS)."""
 
-    Raises:
-        RequestError: naming every option that is out of range, at once.
-    """
-
-    steps: int = 30_000
-    batch: int = 4
-    """Images of one micro-batch, on each process."""
-    accumulate: int = 4
-    """Micro-batches of one update."""
-    lr: float = 2e-5
-    schedule: Schedule = "constant"
-    lr_final: float = 0.0
-    """Where the cosine schedule ends."""
-    warmup_fraction: float = 0.0
-    """Fraction of the steps over which the learning rate rises linearly from 0."""
-    grad_clip: float = 1.0
-    """Largest norm of a module's gradient; 0 does not clip."""
-    ema_decay: float = 0.0
-    """Decay of the weights' moving average; 0 keeps none."""
-    log_every: int = 10
-    save_every: int = 500
-    """Likewise `sample_every` and `validate_every`: 0 never does, else the last step does too."""
-    sample_every: int = 500
-    validate_every: int = 500
-    keep: int = 3
-    """Checkpoints that stay."""
-    seed: int = 0
-    mixed_precision: Precision = "no"
-    """No fp16: the step to x0 multiplies errors by 14.6, and without its loss scaling runs resume exactly."""
-    threads: int | None = None
-    """CPU threads of torch; None leaves its choice."""
-
-    def __post_init__(self) -> None:
-        """Check every option and report all that is wrong in one error."""
-        problems = []
-        for name in ("steps", "batch", "accumulate", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}, expected 1 or more")
-        for name in ("lr_final", "grad_clip", "save_every", "sample_every", "validate_every", "seed"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name} is {getattr(self, name)}, expected 0 or more")
-        for name in ("warmup_fraction", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}, expected 0 or more and less than 1")
-        for name, kind in (("schedule", Schedule), ("mixed_precision", Precision)):
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                problems.append(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(choices)}")
-        if not 0 < self.lr < math.inf:
-            problems.append(f"lr is {self.lr}, expected more than 0")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads is {self.threads}, expected 1 or more")
-        if problems:
-            raise RequestError("wrong training options: " + "; ".join(problems))
+    steps: int = option(30_000, "Updates in all.", least=1)
+    batch: int = option(4, "Images of a micro-batch, on each process.", least=1)
+    accumulate: int = option(4, "Micro-batches of an update.", least=1)
+    lr: float = option(2e-5, "Learning rate.", above=0)
+    schedule: Schedule = option("constant", "How the learning rate goes on after the warm-up.")
+    lr_final: float = option(0.0, "Where the cosine schedule ends.", least=0)
+    warmup_fraction: float = option(
+        0.0, "Fraction of the steps over which the learning rate rises from 0.", least=0, below=1
+    )
+    grad_clip: float = option(1.0, "Largest norm of a module's gradient; 0 does not clip.", least=0)
+    ema_decay: float = option(
+        0.0, "Decay of the weights' moving average, which becomes the result; 0 keeps none.", least=0, below=1
+    )
+    log_every: int = option(10, "Steps between lines of losses.jsonl.", least=1)
+    save_every: int = option(500, "Steps between checkpoints; 0 never writes one, nor the result.", least=0)
+    sample_every: int = option(500, "Steps between sheets of sample images; 0 never draws one.", least=0)
+    validate_every: int = option(500, "Steps between validations; 0 never validates.", least=0)
+    keep: int = option(3, "Checkpoints that stay.", least=1)
+    seed: int = option(0, "Of weights, crops and degradations.", least=0)
+    # No fp16: the step to x0 multiplies errors by 14.6, and without its loss scaling runs resume exactly.
+    mixed_precision: MixedPrecision = option("no", "bf16 computes in bfloat16 where torch's autocast does.")
+    threads: int | None = option(None, "CPU threads; torch's choice by default.", least=1)
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step `step`, counted from 0."""
@@ -101,7 +70,7 @@ class LoopOptions:
         return self.lr_final + (self.lr - self.lr_final) * (1 + math.cos(math.pi * progress)) / 2
 
     @property
-    def free(self) -> frozenset[str]:
+    def changeable(self) -> frozenset[str]:
         """Names of the options that a resumed run may change, because the weights do not depend on them."""
         names = {"log_every", "save_every", "sample_every", "validate_every", "keep", "threads"}
         if self.schedule == "constant" and self.warmup_fraction == 0:
@@ -118,7 +87,7 @@ class Samples:
 
 
 class Trainer(Protocol):
-    """What is trained. The loop calls `trained` once, then `step` for every step.
+    """What is trained. The loop calls `modules` once, then `step` for every step.
 
     `sample`, `validate` and `export` run on the main process alone, inside `loop.averaged()`.
     """
@@ -126,7 +95,7 @@ class Trainer(Protocol):
     product: str
     """Name of what `export` writes into the run folder: a checkpoint file or a base folder."""
 
-    def trained(self) -> Mapping[str, Trained]:
+    def modules(self) -> Mapping[str, TrainableModule]:
         """The modules to train, each with its own optimiser, by name. The loop moves them to its device."""
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
@@ -183,7 +152,7 @@ class TrainLoop:
         path: Path,
         config: Mapping[str, Any] | None = None,
         on_existing: OnExisting = "refuse",
-        free: Collection[str] = (),
+        changeable: Collection[str] = (),
     ) -> RunFolder:
         """Train to the last step, writing the run folder `path`, and the product into it at every save.
 
@@ -192,22 +161,24 @@ class TrainLoop:
             path: of the run folder.
             config: the trainer's options (JSON types), recorded and, on resuming, compared with the earlier.
             on_existing: see `RunFolder.open`.
-            free: names of options in `config` that may differ on resuming.
+            changeable: names of options in `config` that may differ on resuming.
 
         Raises:
             RequestError: for a run folder that is in the way or was started with other options.
             JobError: when a loss is not finite, naming step and term, or the disk refuses.
         """
-        folder = self._open(path, config or {}, on_existing, free)
+        folder = self._open(path, config or {}, on_existing, changeable)
         decay = self.options.ema_decay
         self._modules = {
-            name: OptimisedModule(name, trained, self.accelerator, decay)
-            for name, trained in trainer.trained().items()
+            name: OptimisedModule(name, module, self.accelerator, decay)
+            for name, module in trainer.modules().items()
         }
         torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
         if on_existing == "resume":
             self._resume(folder)
-        with TrainingProgress(self.step, self.options.steps, self.accelerator.is_main_process) as progress:
+        main = self.accelerator.is_main_process
+        progress = training_progress(self.step, self.options.steps) if main else nullcontext()
+        with progress as show:
             while self.step < self.options.steps:
                 began = time.monotonic()
                 losses = dict(trainer.step(self))
@@ -216,7 +187,8 @@ class TrainLoop:
                     module.update_average(self.step)
                 self._seconds += time.monotonic() - began
                 self._unlogged.append(losses)
-                progress.update(self.step, _means(self._unlogged))
+                if show:
+                    show(self.step, _means(self._unlogged))
                 self._after_step(trainer, folder)
         return folder
 
@@ -229,7 +201,7 @@ class TrainLoop:
         discriminator and the reverse. Gradients are means over the micro-batches, as for one large batch.
 
         Args:
-            name: of the module in `Trainer.trained`.
+            name: of the module in `Trainer.modules`.
             batches: `options.accumulate` micro-batches, of any kind.
             losses: named loss terms (scalars, weights already applied) of a micro-batch; their sum is
                 minimised. Runs under mixed precision where that is on.
@@ -279,12 +251,12 @@ class TrainLoop:
         return values
 
     def _open(
-        self, path: Path, config: Mapping[str, Any], on_existing: OnExisting, free: Collection[str]
+        self, path: Path, config: Mapping[str, Any], on_existing: OnExisting, changeable: Collection[str]
     ) -> RunFolder:
         if self.accelerator.is_main_process:
             options = {**config, "loop": asdict(self.options), "processes": self.accelerator.num_processes}
-            loop_free = {f"loop.{name}" for name in self.options.free}
-            RunFolder.open(path, options, on_existing, loop_free.union(free))
+            of_loop = {f"loop.{name}" for name in self.options.changeable}
+            RunFolder.open(path, options, on_existing, of_loop.union(changeable))
         self.accelerator.wait_for_everyone()
         return RunFolder(path)
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import SCALE
+from s3diff_runtime.options import Options, option
 from s3diff_training.checkpoints import capture, write_checkpoint
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.lpips import LPIPS
-from s3diff_training.network.color import bicubic_upscale, wavelet_fix
-from s3diff_training.network.model import S3Diff
+from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix
+from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
-from s3diff_training.train.optimisers import Trained
+from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.pairs import HeldOut, TrainingPairs
 
 Degradation = Literal["estimated", "true"]
@@ -28,43 +28,28 @@ LossColor = Literal["none", "wavelet"]
 
 
 @dataclass(frozen=True)
-class LoraOptions:
-    """The objective. The defaults are the paper's (section 4.1).
+class LoraOptions(Options):
+    """The objective. The defaults are the paper's (section 4.1)."""
 
-    Raises:
-        RequestError: naming every option that is out of range, at once.
-    """
-
-    lambda_l2: float = 2.0
-    lambda_lpips: float = 5.0
-    lambda_gan: float = 0.5
-    negative_probability: float = 0.05
-    """p_n: how often a target is the LR image, under the negative prompt (section 3.2.2)."""
-    degradation: Degradation = "estimated"
-    """What modulates the LoRA: the frozen estimator's scores, or the true levels of the synthetic pairs,
-    which teach the network what scores set by hand should do even where the estimator is unsure."""
-    loss_color: LossColor = "none"
-    """Colour correction before the losses; `wavelet` frees the network from tones that inference corrects."""
-
-    def __post_init__(self) -> None:
-        """Check every option and report all that is wrong in one error."""
-        problems = [
-            f"{name} is {getattr(self, name)}, expected 0 or more"
-            for name in ("lambda_l2", "lambda_lpips", "lambda_gan")
-            if not getattr(self, name) >= 0
-        ]
-        if not 0 <= self.negative_probability <= 1:
-            problems.append(f"negative_probability is {self.negative_probability}, expected 0 to 1")
-        for name, kind in (("degradation", Degradation), ("loss_color", LossColor)):
-            if getattr(self, name) not in get_args(kind):
-                choices = ", ".join(get_args(kind))
-                problems.append(f"{name} is {getattr(self, name)!r}, expected one of {choices}")
-        if problems:
-            raise RequestError("wrong training objective: " + "; ".join(problems))
+    lambda_l2: float = option(2.0, "Weight of L2.", least=0)
+    lambda_lpips: float = option(5.0, "Weight of LPIPS; 0 trains without it.", least=0)
+    lambda_gan: float = option(0.5, "Weight of the GAN loss; 0 trains without it.", least=0)
+    negative_probability: float = option(
+        0.05,
+        "How often the target is the low-resolution image, under the negative prompt (section 3.2.2).",
+        least=0,
+        most=1,
+    )
+    # The true levels teach what scores set by hand should do even where the estimator is unsure.
+    degradation: Degradation = option(
+        "estimated", "What turns the LoRA: the estimator's scores, or the true levels of the pairs."
+    )
+    # `wavelet` frees the network from tones that inference corrects.
+    loss_color: LossColor = option("none", "Colour correction before the losses.")
 
 
-class _Task(NamedTuple):
-    """A micro-batch and which of its targets are negative: bool `[N]`."""
+class PromptedBatch(NamedTuple):
+    """A micro-batch, and which of its targets are negative, under the negative prompt: bool `[N]`."""
 
     pairs: DegradedBatch
     negative: Tensor
@@ -125,86 +110,76 @@ class LoraTrainer:
             [config.positive_prompt, config.negative_prompt]
         ).split(1)
 
-    def trained(self) -> Mapping[str, Trained]:
+    def modules(self) -> Mapping[str, TrainableModule]:
         """The generator, and the heads of the discriminator where there is one."""
-        modules = {"generator": Trained(self._network)}
+        modules = {"generator": TrainableModule(self._network)}
         if self._discriminator is not None:
-            modules["discriminator"] = Trained(self._discriminator, averaged=False)
+            modules["discriminator"] = TrainableModule(self._discriminator, averaged=False)
         return modules
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """Update the generator on reconstruction; with a discriminator, then both on the GAN loss."""
-        tasks = [self._task(pairs, loop) for pairs in self._pairs.draw(loop)]
-        losses = loop.optimize("generator", tasks, lambda task: self._reconstruction(task, loop))
-        if self._discriminator is not None:
-            fakes: list[Tensor] = []
-            losses |= loop.optimize("generator", tasks, lambda task: self._deception(task, fakes, loop))
-            seen = list(zip(tasks, fakes, strict=True))
-            losses |= loop.optimize("discriminator", seen, lambda pair: self._discrimination(*pair))
+        batches = [self._prompted(pairs, loop) for pairs in self._pairs.draw(loop)]
+        losses = loop.optimize("generator", batches, lambda batch: self._reconstruction_terms(batch, loop))
+        discriminator = self._discriminator
+        if discriminator is None:
+            return losses
+        fakes: list[Tensor] = []
+
+        def deceive(batch: PromptedBatch) -> dict[str, Tensor]:
+            """On positive targets only."""
+            fake = self._forward(batch.pairs, torch.zeros_like(batch.negative), loop)
+            fakes.append(fake.detach())
+            return {"gan": self._options.lambda_gan * generator_loss(discriminator(fake))}
+
+        def discriminate(seen: tuple[PromptedBatch, Tensor]) -> dict[str, Tensor]:
+            real, fake = seen[0].pairs.hr * 2 - 1, seen[1]
+            return {"discriminator": discriminator_loss(discriminator(real), discriminator(fake))}
+
+        losses |= loop.optimize("generator", batches, deceive)
+        losses |= loop.optimize("discriminator", list(zip(batches, fakes, strict=True)), discriminate)
         return losses
 
     def sample(self, loop: TrainLoop) -> Samples:
         """LR, bicubic, restored, truth."""
-        return self._held_out.samples(self._restore)
+        return self._held_out.samples(self._network)
 
     def validate(self, loop: TrainLoop) -> Mapping[str, float]:
         """Scores on the held-out photographs, as deployed: estimated degradation, guidance, wavelet."""
-        return self._held_out.scores(self._restore)
+        return self._held_out.scores(self._network)
 
     def export(self, path: Path) -> None:
         """Write the checkpoint."""
         write_checkpoint(capture(self._network, self._provenance), path)
 
-    def _task(self, pairs: DegradedBatch, loop: TrainLoop) -> _Task:
+    def _prompted(self, pairs: DegradedBatch, loop: TrainLoop) -> PromptedBatch:
         draws = torch.rand(len(pairs.lr), generator=loop.generator)
-        return _Task(pairs, (draws < self._options.negative_probability).to(loop.device))
+        return PromptedBatch(pairs, (draws < self._options.negative_probability).to(loop.device))
 
-    def _reconstruction(self, task: _Task, loop: TrainLoop) -> dict[str, Tensor]:
+    def _reconstruction_terms(self, batch: PromptedBatch, loop: TrainLoop) -> dict[str, Tensor]:
         """Negative targets are the LR images, upscaled, under the negative prompt (section 3.2.2)."""
-        restored = self._forward(task.pairs, task.negative, loop)
-        low = bicubic_upscale(task.pairs.lr).clamp(0, 1)
-        target = torch.where(task.negative[:, None, None, None], low, task.pairs.hr) * 2 - 1
+        restored = self._forward(batch.pairs, batch.negative, loop)
+        low = bicubic(batch.pairs.lr)
+        target = torch.where(batch.negative[:, None, None, None], low, batch.pairs.hr) * 2 - 1
         terms = {"l2": self._options.lambda_l2 * F.mse_loss(restored, target)}
         if self._lpips is not None and self._options.lambda_lpips:
             distance = self._lpips.shifted(restored, target, loop.generator).mean()
             terms["lpips"] = self._options.lambda_lpips * distance
         return terms
 
-    def _deception(self, task: _Task, fakes: list[Tensor], loop: TrainLoop) -> dict[str, Tensor]:
-        """The GAN loss, on positive targets only; keeps the images for the discriminator."""
-        fake = self._forward(task.pairs, torch.zeros_like(task.negative), loop)
-        fakes.append(fake.detach())
-        return {"gan": self._options.lambda_gan * generator_loss(self._judge(fake))}
-
-    def _discrimination(self, task: _Task, fake: Tensor) -> dict[str, Tensor]:
-        real = task.pairs.hr * 2 - 1
-        return {"discriminator": discriminator_loss(self._judge(real), self._judge(fake))}
-
-    def _judge(self, image: Tensor) -> list[Tensor]:
-        if self._discriminator is None:
-            raise RequestError("there is no discriminator to judge with")
-        judged: list[Tensor] = self._discriminator(image)
-        return judged
-
     def _forward(self, pairs: DegradedBatch, negative: Tensor, loop: TrainLoop) -> Tensor:
         """The network's image `[N, 3, H, W]` in about [-1, 1], each under its own prompt."""
+        network = self._network
         prompts = torch.where(
             negative[:, None, None], self._negative.to(loop.device), self._positive.to(loop.device)
         )
-        generator = loop.generator if self._network.one_step.adds_noise else None
-        prepared = self._network.prepare(pairs.lr)
-        image: Tensor = self._network(prepared, self._levels(pairs), prompts, generator=generator).decoded
-        height, width = (SCALE * side for side in pairs.lr.shape[-2:])
-        image = image[..., :height, :width]
+        if self._options.degradation == "estimated":
+            degradation = network.degradation(pairs.lr)
+        else:
+            degradation = pairs.levels(network.config.degradation_axes)
+        generator = loop.generator if network.one_step.adds_noise else None
+        forward: ForwardPass = network(network.prepare(pairs.lr), degradation, prompts, generator=generator)
+        image = crop_padding(forward.decoded, pairs.lr)
         if self._options.loss_color == "none":
             return image
-        return wavelet_fix(image, bicubic_upscale(pairs.lr).clamp(0, 1) * 2 - 1)
-
-    def _levels(self, pairs: DegradedBatch) -> Tensor:
-        if self._options.degradation == "estimated":
-            return self._network.degradation(pairs.lr)
-        return torch.stack([getattr(pairs, axis) for axis in self._network.config.degradation_axes], dim=1)
-
-    def _restore(self, lr: Tensor) -> Tensor:
-        seed = 0 if self._network.one_step.adds_noise else None
-        return self._network.restore(lr.to(self._positive.device), seed=seed).image
+        return wavelet_fix(image, bicubic(pairs.lr) * 2 - 1)

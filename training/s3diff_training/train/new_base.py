@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from s3diff_runtime.errors import RequestError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.options import Options, option
 from s3diff_training.logs import quiet_libraries
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
@@ -44,41 +44,31 @@ SD_TURBO_SCHEDULER: dict[str, object] = {
 
 
 @dataclass(frozen=True)
-class BaseArchitecture:
+class BaseArchitecture(Options):
     """Widths of a new base model. The defaults make the model that ships: 3 VAE levels, 4 UNet levels.
 
-    Raises:
-        RequestError: naming everything that does not fit, at once.
+    The UNet's first and last level have no attention: the one is large, the other coarse.
     """
 
-    latent_channels: int = 16
-    vae_widths: tuple[int, ...] = (16, 32, 64)
-    """One level each; every level but the last halves the image."""
-    unet_widths: tuple[int, ...] = (32, 64, 96, 96)
-    """One level each. The first and the last have no attention: the one is large, the other coarse."""
-    unet_groups: int = 4
-    head_width: int = 32
-    """Channels of one attention head."""
-    text_width: int = 64
+    latent_channels: int = option(16, "Channels of the latent.", least=_IMAGE_CHANNELS)
+    vae_widths: tuple[int, ...] = option(
+        (16, 32, 64),
+        "Channels of the VAE's levels; every level but the last halves the image.",
+        least=_PAIRED + 2,
+    )
+    unet_widths: tuple[int, ...] = option((32, 64, 96, 96), "Channels of the UNet's levels.", least=1)
+    unet_groups: int = option(4, "Groups of the UNet's norms.", least=1)
+    head_width: int = option(32, "Channels of an attention head.", least=1)
+    text_width: int = option(64, "Width of the text encoder.", least=1)
 
-    def __post_init__(self) -> None:
-        """Check every field and report all that is wrong in one error."""
-        problems = []
-        smallest = _PAIRED + 2
-        if len(self.vae_widths) < 2 or min(self.vae_widths) < smallest:
-            problems.append(f"vae_widths {self.vae_widths}: expected two or more, each at least {smallest}")
+    def problems(self) -> Iterator[str]:
+        """Too few levels, and widths that groups or heads do not divide."""
+        if len(self.vae_widths) < 2:
+            yield f"vae_widths {self.vae_widths}: expected two or more"
         if len(self.unet_widths) < 3 or any(width % self.unet_groups for width in self.unet_widths):
-            problems.append(
-                f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups}"
-            )
+            yield f"unet_widths {self.unet_widths}: expected three or more multiples of {self.unet_groups}"
         if any(width % self.head_width for width in self.unet_widths):
-            problems.append(
-                f"unet_widths {self.unet_widths}: expected multiples of head_width {self.head_width}"
-            )
-        if self.latent_channels < _IMAGE_CHANNELS:
-            problems.append(f"latent_channels is {self.latent_channels}, expected {_IMAGE_CHANNELS} or more")
-        if problems:
-            raise RequestError("wrong base architecture: " + "; ".join(problems))
+            yield f"unet_widths {self.unet_widths}: expected multiples of head_width {self.head_width}"
 
 
 def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
@@ -182,16 +172,12 @@ def prompt_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     words = [word for text in texts for word in text.lower().replace(",", " ,").replace(".", " .").split()]
     learner.train_from_iterator(words, trainer)
     vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
-    merges = _merges(learner)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
     for token in (start, end):
         vocabulary[token] = len(vocabulary)
     return CLIPTokenizer(
         vocab=vocabulary, merges=merges, bos_token=start, eos_token=end, model_max_length=_TOKENS
     )
-
-
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
 @torch.no_grad()

@@ -17,28 +17,26 @@ from s3diff_runtime.errors import CheckpointError, JobError
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A module to train: those of its parameters that require gradients, with AdamW.
-
-    The defaults are the released training's (FACTS: β 0.9/0.999, weight decay 1e-2).
-    """
+class TrainableModule:
+    """A module to train: those of its parameters that require gradients."""
 
     module: nn.Module
-    lr_scale: float = 1.0
-    """Factor on the loop's learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
     averaged: bool = True
     """Keep a moving average of the weights, when the loop's `ema_decay` is not 0."""
 
 
 class OptimisedModule:
-    """Runs AdamW on a `Trained` module and keeps what a checkpoint needs of it."""
+    """Runs AdamW on a module and keeps what a checkpoint needs of it.
 
-    def __init__(self, name: str, trained: Trained, accelerator: Accelerator, ema_decay: float) -> None:
+    AdamW's own defaults are the released training's (FACTS: β 0.9/0.999, weight decay 1e-2).
+    """
+
+    def __init__(
+        self, name: str, trainable: TrainableModule, accelerator: Accelerator, ema_decay: float
+    ) -> None:
         """Move the module to the device, give all processes the same weights, build the optimiser."""
-        self.name, self.module, self.lr_scale = name, trained.module, trained.lr_scale
-        self._accelerator, self._decay = accelerator, ema_decay if trained.averaged else 0.0
+        self.name, self.module = name, trainable.module
+        self._accelerator, self._decay = accelerator, ema_decay if trainable.averaged else 0.0
         self.module.to(accelerator.device)
         self._named = {key: value for key, value in self.module.named_parameters() if value.requires_grad}
         if not self._named:
@@ -46,9 +44,7 @@ class OptimisedModule:
         self.parameters: list[Tensor] = list(self._named.values())
         for value in self.module.state_dict().values():
             value.copy_(broadcast(value))
-        self._optimizer = torch.optim.AdamW(
-            self.parameters, betas=trained.betas, weight_decay=trained.weight_decay
-        )
+        self._optimizer = torch.optim.AdamW(self.parameters)
         self._average = [p.detach().clone() for p in self.parameters] if self._decay else []
 
     def step(self, learning_rate: float, clip: float) -> None:
@@ -66,7 +62,7 @@ class OptimisedModule:
         if clip:
             nn.utils.clip_grad_norm_(self.parameters, clip)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate * self.lr_scale
+            group["lr"] = learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
 

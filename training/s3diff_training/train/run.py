@@ -7,14 +7,14 @@ import logging
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, write_text
 
 OnExisting = Literal["refuse", "resume", "replace"]
 _PACKAGES = ("torch", "accelerate", "diffusers", "peft", "transformers", "numpy", "pillow", "kornia")
@@ -46,7 +46,7 @@ class RunFolder:
         path: Path,
         config: Mapping[str, Any],
         on_existing: OnExisting = "refuse",
-        free: Collection[str] = (),
+        changeable: Collection[str] = (),
     ) -> RunFolder:
         """Start a new run, or open one to resume it.
 
@@ -55,7 +55,7 @@ class RunFolder:
             config: all options, of JSON types (tuples and paths are converted); nested mappings are allowed.
             on_existing: what a folder that already holds something means: `refuse` it, `resume` the run in it
                 (there must be one), or `replace` the run in it, deleting its files.
-            free: dotted names of options that may differ on resuming, because they leave the result alone.
+            changeable: dotted names of options that may differ on resuming, as they leave the result alone.
 
         Raises:
             RequestError: for a folder in the way, no run to resume, or a resumed configuration that differs.
@@ -63,7 +63,7 @@ class RunFolder:
         run = cls(path)
         options = json.loads(json.dumps(config, default=str))
         if on_existing == "resume":
-            run._check_same(options, free)
+            run._check_same(options, changeable)
         elif on_existing == "replace":
             run._clear()
         else:
@@ -105,21 +105,15 @@ class RunFolder:
         except OSError as error:
             raise JobError(f"could not write {path}: {error.strerror}; check the disk") from error
 
-    def read_log(self, name: Literal["losses", "validation"]) -> list[dict[str, Any]]:
-        """The records of `<name>.jsonl`, oldest first; a last line that a crash cut short is left out."""
-        path = self.path / f"{name}.jsonl"
-        return list(_records(path)) if path.exists() else []
-
     def rewind(self, step: int) -> None:
         """Drop the log records after `step`, so that a resumed run writes each record once."""
         for name in _LOGS:
             path = self.path / name
             if path.exists():
                 kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
-                with replacing(path) as temporary:
-                    temporary.write_text("".join(kept))
+                write_text(path, "".join(kept))
 
-    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> Path:
+    def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Write `state` (tensors and plain Python values) as the checkpoint of `step`, atomically.
 
         Afterwards only the last `keep` checkpoints remain.
@@ -133,7 +127,6 @@ class RunFolder:
             torch.save(dict(state), temporary / "state.pt")
         for outdated in self._steps()[:-keep]:
             shutil.rmtree(self.checkpoints / f"step-{outdated:06d}")
-        return path
 
     def load_checkpoint(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state (on the CPU) of the newest checkpoint; None when the run has not written one yet.
@@ -161,14 +154,14 @@ class RunFolder:
         names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
-    def _check_same(self, options: dict[str, Any], free: Collection[str]) -> None:
+    def _check_same(self, options: dict[str, Any], changeable: Collection[str]) -> None:
         before = self.read_config()
         old, new = _flat(before["options"]), _flat(options)
         missing = object()
         differing = [
             f"{key} was {old.get(key, 'absent')!r} and is {new.get(key, 'absent')!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in free and old.get(key, missing) != new.get(key, missing)
+            if key not in changeable and old.get(key, missing) != new.get(key, missing)
         ]
         if differing:
             raise RequestError(
@@ -185,11 +178,12 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def _write_config(self, options: dict[str, Any]) -> None:
-        with replacing(self.path / "config.json") as temporary:
-            temporary.write_text(json.dumps({"options": options, "versions": _versions()}, indent=2) + "\n")
+        content = {"options": options, "versions": _versions()}
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, oldest first; a last line that a crash cut short is left out."""
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)
@@ -205,10 +199,4 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {package: version(package) for package in _PACKAGES}

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.photograph import photograph_size
 from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import (
     IMAGE_SUFFIXES,
     PhotographFolder,
     from_uint8,
-    image_size,
     read_image,
     to_uint8,
 )
 from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.network.color import bicubic_upscale
+from s3diff_training.network.color import bicubic
 
-_MULTIPLE = 32
+SIDE_MULTIPLE = 32
+"""Of the sides of HR images, in pixels: those of LR are then multiples of 8."""
 Restore = Callable[[Tensor], Tensor]
 """From LR `[1, 3, h, w]` to SR `[1, 3, 4h, 4w]`, both in [0, 1]."""
 
@@ -55,11 +56,6 @@ class ValidationScores:
         return {prefix + name: value for name, value in scores.items() if value is not None}
 
 
-def bicubic(lr: Tensor) -> Tensor:
-    """The baseline restorer: torch's bicubic ×4 (`align_corners=False`), clamped to [0, 1]."""
-    return bicubic_upscale(lr, SCALE).clamp(0, 1)
-
-
 @torch.no_grad()
 def validate_pairs(
     restore: Restore, pairs: Iterable[Pair], lpips: nn.Module | None = None
@@ -79,6 +75,14 @@ def validate_pairs(
         raise RequestError("there are no pairs to validate on")
     psnr, ssim, distance = (float(column) for column in np.mean(rows, axis=0))
     return ValidationScores(psnr, ssim, None if lpips is None else distance, len(rows))
+
+
+def scores_beside_bicubic(
+    restore: Restore, pairs: Sequence[Pair], lpips: nn.Module | None
+) -> dict[str, float]:
+    """Scores of `restore` by name, and of bicubic interpolation as `bicubic_…`; see `validate_pairs`."""
+    ours = validate_pairs(restore, pairs, lpips).named()
+    return ours | validate_pairs(bicubic, pairs, lpips).named("bicubic_")
 
 
 def held_out_pairs(
@@ -120,11 +124,11 @@ class PairedFolders:
                 f"{len(lr_names | hr_names)} have no partner: {', '.join(alone[:5])}"
             )
         self._files = [(lr_dir / name, hr_dir / name) for name in sorted(lr_names)]
-        sizes = [(lr.name, image_size(lr), image_size(hr)) for lr, hr in self._files]
+        sizes = [(lr.name, photograph_size(lr), photograph_size(hr)) for lr, hr in self._files]
         wrong = [f"{name} {lr} and {hr}" for name, lr, hr in sizes if hr != (SCALE * lr[0], SCALE * lr[1])]
         if wrong:
             raise RequestError(
-                f"HR must be {SCALE} times the size of LR; {len(wrong)} pairs are not (height, width): "
+                f"HR must be {SCALE} times the size of LR; {len(wrong)} pairs are not (width, height): "
                 + "; ".join(wrong[:5])
             )
 
@@ -154,9 +158,9 @@ def _distance(lpips: nn.Module, result: NDArray[np.uint8], truth: NDArray[np.uin
 
 
 def _centre(pixels: NDArray[np.uint8], size: int, path: Path) -> NDArray[np.uint8]:
-    height, width = (min(side, size) // _MULTIPLE * _MULTIPLE for side in pixels.shape[:2])
+    height, width = (min(side, size) // SIDE_MULTIPLE * SIDE_MULTIPLE for side in pixels.shape[:2])
     if not height or not width:
-        raise RequestError(f"{path} or the size {size} is smaller than {_MULTIPLE} pixels a side")
+        raise RequestError(f"{path} or the size {size} is smaller than {SIDE_MULTIPLE} pixels a side")
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])
 

@@ -1,15 +1,28 @@
-"""What every checkpoint file must hold, whatever its format."""
+"""What a checkpoint is, whatever its format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
+from s3diff_training.network import NetworkConfig
 
 _NAMED = 3
 """How many tensors of a kind an error names."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """LoRA, modulation, trained `conv_in`, estimator and configuration, free of any base model."""
+
+    config: NetworkConfig
+    tensors: Mapping[str, Tensor]
+    """By name in `S3Diff.state_dict()`: `unet.<layer>.lora_A.weight`, `modulation.…`, `estimator.…`."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Free text on where it comes from: command, data, base model, steps."""
 
 
 def require_whole(tensors: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ _INTERPOLATION_AREA: dict[ResizeMode, float] = {"area": 0.0, "bilinear": 1.25, "
 for torch's bicubic (a = -0.75). Area interpolation is the pixel's own box: the pitch accounts for it."""
 
 
-class CarriedBatch:
+class TrackedBatch:
     """Applies one step after the other to images and twins alike, and keeps account of what each step blurs.
 
     Areas are in LR pixels: a grid of h by w pixels has a pitch area of (LR pixels) / (h·w).
@@ -85,7 +85,7 @@ class CarriedBatch:
         if rows.any():
             self._images[0, rows] = jpeg_codec_differentiable(self.degraded[rows], quality[rows]).clamp(0, 1)
 
-    def put(self, rows: Tensor, other: CarriedBatch) -> None:
+    def replace_rows(self, rows: Tensor, other: TrackedBatch) -> None:
         """Replace the samples `rows` (bool [N]) by those of another batch of the same size, without noise."""
         self._images[:, rows] = other.degraded
         self._blur_area = self._blur_area.masked_scatter(rows, other._blur_area)
