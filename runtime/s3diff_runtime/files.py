@@ -88,7 +88,7 @@ def installed_file(package: str, name: str) -> Path | None:
 @contextmanager
 def _own_folder(parent: Path) -> Iterator[Path]:
     """A new hidden folder whose lock this block holds; it is removed with the block."""
-    own = lock = None
+    lock = None
     try:
         while lock is None:
             own = parent / f".s3diff-{secrets.token_hex(8)}{_SUFFIX}"
@@ -97,9 +97,8 @@ def _own_folder(parent: Path) -> Iterator[Path]:
         yield own
     finally:
         try:
-            if own is not None:
-                _put_back(own)
-                _remove(own)
+            _put_back(own)
+            _remove(own)
         finally:
             if lock is not None:
                 os.close(lock)

@@ -201,10 +201,12 @@ def test_what_a_killed_writer_left_is_removed_and_told(
 
 def test_writers_of_one_target_do_not_disturb_each_other(tmp_path: Path) -> None:
     target, texts = tmp_path / "text", [str(number) * 100_000 for number in range(8)]
-    threads = [
-        threading.Thread(target=lambda text=text: [write_text(target, text) for _ in range(20)])
-        for text in texts
-    ]
+
+    def write_often(text: str) -> None:
+        for _ in range(20):
+            write_text(target, text)
+
+    threads = [threading.Thread(target=write_often, args=(text,)) for text in texts]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +88,63 @@ def test_truncated_text(bundle: Path) -> None:
 def test_json_of_something_else(bundle: Path, content: str) -> None:
     (bundle / "manifest.json").write_text(content)
     assert "is not the manifest of a bundle" in problem(bundle)
+
+
+def test_manifest_that_is_no_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / "manifest.json"
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    assert "manifest.json is a link that leaves the bundle" in problem(bundle)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "manifest.json is a link that leaves the bundle" in problem(bundle)
+    path.unlink()
+    path.symlink_to("manifest.json")
+    assert "manifest.json is a circle of links" in problem(bundle)
+    path.unlink()
+    os.mkfifo(path)
+    assert "manifest.json is no regular file" in problem(bundle)
+
+
+def test_manifest_of_many_bytes(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(65 * 2**20)
+    assert "more than 64 MiB" in problem(bundle)
+
+
+@pytest.mark.parametrize("depth", [70, 300, 1100, 200_000])
+def test_nested_manifest(bundle: Path, depth: int) -> None:
+    text = (bundle / "manifest.json").read_text().rstrip().removesuffix("}")
+    nested = "[" * depth + "]" * depth
+    (bundle / "manifest.json").write_text(
+        text.replace('"reports": {}', f'"reports": {{"deep": {nested}}}') + "}"
+    )
+    assert re.search(r"is damaged, it is .*nested", problem(bundle))
+
+
+def test_pipe_and_circle_in_the_place_of_files(bundle: Path) -> None:
+    (bundle / UNET).unlink()
+    os.mkfifo(bundle / UNET)
+    (bundle / f"{UNET}.data").unlink()
+    (bundle / f"{UNET}.data").symlink_to("unet.onnx.data")
+    message = problem(bundle)
+    assert f"{UNET} is no regular file" in message
+    assert f"{UNET}.data is a circle of links" in message
+
+
+def test_folder_of_graphs_that_lies_elsewhere_is_not_looked_into(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "onnx").rename(tmp_path / "onnx")
+    (tmp_path / "onnx" / "secret.txt").touch()
+    (bundle / "onnx").symlink_to(tmp_path / "onnx")
+    assert "secret" not in problem(bundle)
+
+
+def test_bundle_that_a_killed_build_moved_aside_comes_back(bundle: Path) -> None:
+    aside = bundle.parent / ".s3diff-0123456789abcdef.partial" / "replaced"
+    aside.mkdir(parents=True)
+    bundle.rename(aside / "bundle")
+    assert Manifest.read(bundle).lora_mode == "dynamic"
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
 def test_newer_revision(bundle: Path) -> None:
@@ -260,7 +319,7 @@ def test_large_files_are_hashed_on_request(bundle: Path) -> None:
 def test_folder_in_the_place_of_a_file(bundle: Path) -> None:
     (bundle / UNET).unlink()
     (bundle / UNET).mkdir()
-    assert f"{UNET} is missing" in problem(bundle)
+    assert f"{UNET} is no regular file" in problem(bundle)
 
 
 def test_size_cannot_be_negative() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from s3diff_runtime.bundle.engine_records import EngineSet, sidecar_path
-from s3diff_runtime.bundle.integrity import file_problems
+from s3diff_runtime.bundle.integrity import file_problems, opened_inside, unreadable
 from s3diff_runtime.bundle.records import (
     MANIFEST_NAME,
     FileRecord,
@@ -22,7 +22,7 @@ from s3diff_runtime.bundle.records import (
     UtcTime,
 )
 from s3diff_runtime.errors import BundleError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, StageKind
 from s3diff_runtime.vocabulary import SCALE, Axis, ColorFix, Precision
@@ -32,6 +32,12 @@ REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
 SHARED = "shared"
 """Key of a stage's only graph where it serves every bin."""
+
+
+_MOST_BYTES = 64 * 2**20
+"""Of a manifest; one of 36 bins and several sets of engines has less than 1 MiB."""
+_DEEPEST = 64
+"""Levels of lists and objects in a manifest; ours have fewer than 10."""
 
 
 class Stage(Part):
@@ -160,11 +166,21 @@ class Manifest(Part):
         path = folder / MANIFEST_NAME
         rebuild = "rebuild the bundle with s3diff-export build"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            if not folder.exists():
+                tidy_up(folder.parent, again=True)  # a build that was killed may have moved it aside
+            with opened_inside(folder.resolve(), MANIFEST_NAME) as file:
+                text = file.read(_MOST_BYTES + 1)
+            if len(text) > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+            content = json.loads(text)
+            _require_shallow(content)
         except FileNotFoundError as error:
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
-        except OSError as error:
-            raise BundleError(f"could not read {path}: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RecursionError):
+                raise BundleError(f"{path} is damaged, it is nested too deeply; {rebuild}") from error
+            reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read ({error})"
+            raise BundleError(f"{path} {reason}; {rebuild}") from error
         except ValueError as error:
             raise BundleError(f"{path} is damaged, it is not JSON ({error}); {rebuild}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -276,6 +292,21 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def _require_shallow(content: object) -> None:
+    """Raise `ValueError` for JSON that is nested so deeply that those who show it would fail."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _describe(error: ValidationError) -> Iterator[str]:
