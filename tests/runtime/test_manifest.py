@@ -187,7 +187,11 @@ def test_all_problems_at_once(bundle: Path) -> None:
         (lambda c: c["stages"]["finish_none"]["inputs"].pop(), "stage finish_none lacks the input image"),
         (
             lambda c: c["stages"]["estimator"]["inputs"][0].update(dtype="float32"),
-            "image of stage estimator is float32, expected uint8",
+            "image of stage estimator is float32 ['N', 'H', 'W', 3], expected uint8 ['batch', 'height', ",
+        ),
+        (
+            lambda c: c["stages"]["estimator"]["outputs"][0].update(shape=["N", 3]),
+            "degradation of stage estimator is float32 ['N', 3], expected float32 ['batch', 2]",
         ),
         (
             lambda c: c["stages"]["vae_decoder"]["inputs"].append(

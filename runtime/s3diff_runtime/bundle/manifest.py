@@ -24,7 +24,7 @@ from s3diff_runtime.bundle.records import (
 from s3diff_runtime.errors import BundleError
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, StageKind
+from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind
 from s3diff_runtime.vocabulary import SCALE, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
@@ -256,9 +256,11 @@ class Manifest(Part):
                 for tensor in sorted(missing):
                     yield f"stage {name} lacks {what} {tensor}"
             for spec in (*stage.inputs, *stage.outputs):
-                if spec.name in TENSORS and spec.dtype != TENSORS[spec.name].dtype:
-                    expected = TENSORS[spec.name].dtype
-                    yield f"{spec.name} of stage {name} is {spec.dtype}, expected {expected}"
+                tensor_kind = TENSORS.get(spec.name)
+                if tensor_kind is not None and not _is_of_kind(spec, tensor_kind):
+                    found = f"{spec.dtype} {list(spec.shape)}"
+                    expected = f"{tensor_kind.dtype} {list(tensor_kind.axes)}"
+                    yield f"{spec.name} of stage {name} is {found}, expected {expected}"
             given |= outputs
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
@@ -292,6 +294,13 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
+    """Whether a tensor has the type and the fixed sizes of its kind; its named axes may have any size."""
+    sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
+    fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
+    return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
 
 
 def _require_shallow(content: object) -> None:
