@@ -122,6 +122,12 @@ def test_nested_manifest(bundle: Path, depth: int) -> None:
     assert re.search(r"is damaged, it is .*nested", problem(bundle))
 
 
+def test_text_that_is_none(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"reports": {}', '"reports": {"name": "\\ud800"}'))
+    assert "surrogates not allowed" in problem(bundle)
+
+
 def test_pipe_and_circle_in_the_place_of_files(bundle: Path) -> None:
     (bundle / UNET).unlink()
     os.mkfifo(bundle / UNET)

@@ -173,7 +173,7 @@ class Manifest(Part):
             if len(text) > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
             content = json.loads(text)
-            _require_shallow(content)
+            _require_plain(content)
         except FileNotFoundError as error:
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
         except (OSError, RuntimeError) as error:
@@ -303,15 +303,16 @@ def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
     return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
 
 
-def _require_shallow(content: object) -> None:
-    """Raise `ValueError` for JSON that is nested so deeply that those who show it would fail."""
+def _require_plain(content: object) -> None:
+    """Raise `ValueError` for JSON that those who show it could not: nested deeply, or text that is none."""
     level = [content]
     for _ in range(_DEEPEST):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        texts = [each for each in level if isinstance(each, str)]
+        objects = [each for each in level if isinstance(each, dict)]
+        for text in (*texts, *(key for each in objects for key in each)):
+            text.encode()
+        level = [inner for each in objects for inner in each.values()] + [
+            inner for each in level if isinstance(each, list) for inner in each
         ]
         if not level:
             return
