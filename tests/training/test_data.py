@@ -14,6 +14,7 @@ from skimage import data
 
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.photograph import Photograph, open_photograph
 from s3diff_training.data import (
     PhotographFolder,
     contact_sheet,
@@ -92,14 +93,22 @@ def test_photographs_are_drawn_by_area(tmp_path: Path) -> None:
     assert (crops[:, 0, 0, 0] == 255).float().mean().item() == pytest.approx(0.75, abs=0.05)
 
 
-def test_memory_stays_within_its_budget(tmp_path: Path) -> None:
+def test_memory_stays_within_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in range(4):
         Image.fromarray(photograph(400, 400)).save(tmp_path / f"{name}.png")  # 0.46 MiB each
+    decoded: list[str] = []
+
+    def counted(path: Path, max_pixels: int) -> Photograph:
+        decoded.append(path.stem)
+        return open_photograph(path, max_pixels)
+
+    monkeypatch.setattr("s3diff_training.data.open_photograph", counted)
     photographs = PhotographFolder(tmp_path, memory_mib=1)
-    for index in (0, 1, 0, 2):
+    for index in (0, 1, 0, 2, 0, 2):
         photographs.pixels_of(index)
-    assert list(photographs._decoded) == [0, 2]  # 1 was the least recently used
-    assert photographs._held == 2 * 400 * 400 * 3
+    assert decoded == ["0", "1", "2"]
+    photographs.pixels_of(1)  # it was the least recently used when there was no more room
+    assert decoded[3:] == ["1"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "32 bits per channel"])

@@ -1,4 +1,4 @@
-"""Validation: pairs that stay the same, scores that follow the definitions, folders that must match."""
+"""Validation: pairs that stay the same, scores that follow the definitions."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from skimage import data
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.data import PhotographFolder, from_uint8, save_image
+from s3diff_training.data import PhotographFolder, from_uint8
 from s3diff_training.degradations import DegradationPipeline
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.train.validation import Pair, PairedFolders, bicubic, held_out_pairs, validate_pairs
+from s3diff_training.train.validation import Pair, bicubic, held_out_pairs, validate_pairs
 
 
 class MeanDistance(nn.Module):
@@ -74,24 +74,3 @@ def test_nothing_to_score_and_wrong_sizes_are_refused(photographs: PhotographFol
     pair = Pair("p", torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32))
     with pytest.raises(RequestError, match=r"p: restored to \(1, 3, 8, 8\)"):
         validate_pairs(lambda lr: lr, [pair])
-
-
-def test_paired_folders_read_equal_names(tmp_path: Path) -> None:
-    hr = from_uint8(data.astronaut()[:64, :96].copy())
-    for name in ("x", "y"):
-        save_image(hr, tmp_path / "hr" / f"{name}.png")
-        save_image(hr[:, ::4, ::4], tmp_path / "lr" / f"{name}.png")
-    pairs = PairedFolders(tmp_path / "lr", tmp_path / "hr")
-    assert len(pairs) == 2
-    for _ in range(2):  # a trainer validates more than once
-        assert [pair.name for pair in pairs] == ["x", "y"]
-    assert torch.equal(next(iter(pairs)).hr[0], hr)
-
-    save_image(hr, tmp_path / "lr" / "x.png")
-    with pytest.raises(RequestError, match=r"4 times.*1 pairs.*x\.png \(96, 64\)"):
-        PairedFolders(tmp_path / "lr", tmp_path / "hr")
-    save_image(hr, tmp_path / "lr" / "alone.png")
-    with pytest.raises(RequestError, match=r"no partner: alone\.png"):
-        PairedFolders(tmp_path / "lr", tmp_path / "hr")
-    with pytest.raises(RequestError, match="not a folder"):
-        PairedFolders(tmp_path / "none", tmp_path / "hr")

@@ -38,12 +38,12 @@ def require_whole(tensors: Mapping[str, Tensor]) -> None:
     if broken:
         types = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in broken}))
         raise CheckpointError(
-            f"{len(broken)} tensors are not finite as {types} ({first(broken)}); nothing was written"
+            f"{len(broken)} tensors are not finite as {types} ({first_few(broken)}); nothing was written"
         )
     if not any(name.startswith("estimator.") for name in tensors):
         raise CheckpointError("there is no estimator to write; pass the released de_net.pth with --estimator")
 
 
-def first(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few of many names, for an error message."""
     return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

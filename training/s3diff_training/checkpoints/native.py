@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checkpoint import Checkpoint, first, require_whole
+from s3diff_training.checkpoints.checkpoint import Checkpoint, first_few, require_whole
 from s3diff_training.checkpoints.released import read_estimator, read_released
 from s3diff_training.network import BaseModel, NetworkConfig, S3Diff
 
@@ -71,7 +71,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
 def capture(network: S3Diff, provenance: Mapping[str, str] | None = None) -> Checkpoint:
     """The checkpoint of a network: what training changes, and its estimator."""
-    tensors = {name: tensor.detach().clone() for name, tensor in _held(network).items()}
+    tensors = {name: tensor.detach().clone() for name, tensor in _stored_state(network).items()}
     return Checkpoint(network.config, tensors, dict(provenance or {}))
 
 
@@ -83,7 +83,7 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
             names the first few.
     """
     network = S3Diff(base, checkpoint.config)
-    wanted = {name: tensor.shape for name, tensor in _held(network).items()}
+    wanted = {name: tensor.shape for name, tensor in _stored_state(network).items()}
     given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
     misshaped = [
         f"{name} {list(given[name])} for {list(shape)}"
@@ -96,7 +96,9 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         "mis-shaped": misshaped,
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {kind} ({first(names)})" for kind, names in faults.items() if names)
+        listed = "; ".join(
+            f"{len(names)} {kind} ({first_few(names)})" for kind, names in faults.items() if names
+        )
         lacks_estimator = not any(name.startswith("estimator.") for name in given)
         hint = (
             "; the released estimator is a file of its own: pass de_net.pth"
@@ -108,7 +110,7 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
     return network.eval().requires_grad_(False)
 
 
-def _held(network: S3Diff) -> dict[str, Tensor]:
+def _stored_state(network: S3Diff) -> dict[str, Tensor]:
     """What a checkpoint holds of a network's state."""
     own = network.trainable_names()
     state = network.state_dict()

@@ -192,25 +192,25 @@ def _pass_images_through(vae: AutoencoderKL, signal: float) -> None:
             nn.init.zeros_(module.conv2.weight)
             nn.init.zeros_(module.conv2.bias)
             if module.conv_shortcut is not None:
-                _carry(module.conv_shortcut, torch.ones(1, 1))
+                _pass_channels(module.conv_shortcut, torch.ones(1, 1))
         elif type(module).__name__ == "Downsample2D":
             box = torch.zeros(3, 3)
             box[:2, :2] = 0.25  # diffusers pads right and below
-            _carry(module.conv, box)
+            _pass_channels(module.conv, box)
         elif type(module).__name__ == "Upsample2D":
             tent = torch.tensor([0.25, 0.5, 0.25])
-            _carry(module.conv, torch.outer(tent, tent))  # after doubled pixels: bilinear
-    _enter(vae.encoder.conv_in, 1.0)
-    _leave(vae.encoder.conv_norm_out, vae.encoder.conv_out)
+            _pass_channels(module.conv, torch.outer(tent, tent))  # after doubled pixels: bilinear
+    _write_image(vae.encoder.conv_in, 1.0)
+    _read_image(vae.encoder.conv_norm_out, vae.encoder.conv_out)
     for quantisation in (vae.quant_conv, vae.post_quant_conv):
         nn.init.dirac_(quantisation.weight)
         nn.init.zeros_(quantisation.bias)
     vae.decoder.conv_in.weight.mul_(signal)
-    _enter(vae.decoder.conv_in, signal)
-    _leave(vae.decoder.conv_norm_out, vae.decoder.conv_out)
+    _write_image(vae.decoder.conv_in, signal)
+    _read_image(vae.decoder.conv_norm_out, vae.decoder.conv_out)
 
 
-def _carry(conv: nn.Conv2d, kernel: Tensor) -> None:
+def _pass_channels(conv: nn.Conv2d, kernel: Tensor) -> None:
     """The channels that both sides have go through `kernel` alone; new ones are random, of image channels."""
     cast(Tensor, conv.bias).zero_()
     conv.weight[:, _PAIRED : _PAIRED + 2] = 0
@@ -219,7 +219,7 @@ def _carry(conv: nn.Conv2d, kernel: Tensor) -> None:
         conv.weight[channel, channel] = kernel
 
 
-def _enter(conv: nn.Conv2d, gain: float) -> None:
+def _write_image(conv: nn.Conv2d, gain: float) -> None:
     """Write the image, its negative and the constants into the first channels."""
     conv.weight[: _PAIRED + 2] = 0
     bias = cast(Tensor, conv.bias).zero_()
@@ -229,7 +229,7 @@ def _enter(conv: nn.Conv2d, gain: float) -> None:
     bias[_PAIRED], bias[_PAIRED + 1] = _LEVEL, -_LEVEL
 
 
-def _leave(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
+def _read_image(norm: nn.GroupNorm, conv: nn.Conv2d) -> None:
     """Read the image off the first channels; undo the norm, whose deviation the constants fix."""
     deviation = _LEVEL * math.sqrt(2 / norm.num_channels)
     conv.weight[:_IMAGE_CHANNELS] = 0

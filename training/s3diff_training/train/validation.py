@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures.photograph import photograph_size
-from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.data import (
-    IMAGE_SUFFIXES,
     PhotographFolder,
     from_uint8,
-    read_image,
     to_uint8,
 )
 from s3diff_training.degradations.pipeline import DegradationPipeline
@@ -107,41 +103,6 @@ def held_out_pairs(
     return pairs
 
 
-class PairedFolders:
-    """Real pairs: files of equal name in a folder of LR and a folder of HR images, read as they are iterated.
-
-    Raises:
-        RequestError: naming files without a partner or whose HR is not four times as large; for no files.
-    """
-
-    def __init__(self, lr_dir: Path, hr_dir: Path) -> None:
-        """Match the names and check the sizes; reads only headers."""
-        lr_names, hr_names = _image_names(lr_dir), _image_names(hr_dir)
-        if lr_names != hr_names or not lr_names:
-            alone = sorted(lr_names ^ hr_names)
-            raise RequestError(
-                f"{lr_dir} and {hr_dir} must hold images of the same names; {len(alone)} of "
-                f"{len(lr_names | hr_names)} have no partner: {', '.join(alone[:5])}"
-            )
-        self._files = [(lr_dir / name, hr_dir / name) for name in sorted(lr_names)]
-        sizes = [(lr.name, photograph_size(lr), photograph_size(hr)) for lr, hr in self._files]
-        wrong = [f"{name} {lr} and {hr}" for name, lr, hr in sizes if hr != (SCALE * lr[0], SCALE * lr[1])]
-        if wrong:
-            raise RequestError(
-                f"HR must be {SCALE} times the size of LR; {len(wrong)} pairs are not (width, height): "
-                + "; ".join(wrong[:5])
-            )
-
-    def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self._files)
-
-    def __iter__(self) -> Iterator[Pair]:
-        """Read the pairs one after the other, by name."""
-        for lr, hr in self._files:
-            yield Pair(lr.stem, read_image(lr)[None], read_image(hr)[None])
-
-
 def _score(pair: Pair, restored: Tensor, lpips: nn.Module | None) -> tuple[float, float, float]:
     if restored.shape != pair.hr.shape:
         got, expected = tuple(restored.shape), tuple(pair.hr.shape)
@@ -163,9 +124,3 @@ def _centre(pixels: NDArray[np.uint8], size: int, path: Path) -> NDArray[np.uint
         raise RequestError(f"{path} or the size {size} is smaller than {SIDE_MULTIPLE} pixels a side")
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     return np.ascontiguousarray(pixels[top : top + height, left : left + width])
-
-
-def _image_names(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder; expected a folder of images")
-    return {path.name for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
