@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import write_text
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "export" / "tensorrt_names.json"
 WHEELS = {  # the oldest and the newest of each generation
@@ -166,9 +166,7 @@ def _by_version(name: str, bindings: Mapping[str, Mapping[str, Any]]) -> dict[st
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=TARGET)
 def main(path: Path) -> None:
     """Write the file and print where it is."""
-    content = json.dumps(names(), indent=1) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_text(path, json.dumps(names(), indent=1) + "\n")
     click.echo(path)
 
 

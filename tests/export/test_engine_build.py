@@ -17,6 +17,7 @@ from tests.export.models import Files
 
 from s3diff_export.build import build
 from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines, require_builder
+from s3diff_export.engines.building import EngineSource
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_export.graphs import GraphOptions
 from s3diff_export.options import BuildOptions, ModelSource
@@ -111,11 +112,10 @@ def test_a_profile_that_contradicts_itself_tells_what_tensorrt_says(merged: Path
         BuildError, match=r"could not build stage finish: .*batch.*Profile.*smaller --max-size"
     ):
         builder.build(
-            merged / stage.graphs["shared"],
-            stage,
-            {**shapes, "image": other["image"]},
+            EngineSource(
+                merged / stage.graphs["shared"], stage, {**shapes, "image": other["image"]}, "finish"
+            ),
             tmp_path / "never.engine",
-            "finish",
         )
     assert list(tmp_path.iterdir()) == []
 

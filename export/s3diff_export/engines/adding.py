@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from s3diff_export.engines.building import BuildCost, EngineBuilder, require_builder
+from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_runtime.bundle.engine_records import (
@@ -175,7 +175,8 @@ class _GraphJob:
         path.parent.mkdir(parents=True, exist_ok=True)
         shapes = stage_shapes(manifest, stage, identity.profile)
         label = self.stage if self.graph == SHARED else f"{self.stage} of bin {self.graph}"
-        cost = builder.build(bundle / stage.graphs[self.graph], stage, shapes, path, label, progress)
+        source = EngineSource(bundle / stage.graphs[self.graph], stage, shapes, label)
+        cost = builder.build(source, path, progress)
         sidecar = EngineSidecar(
             identity=identity,
             stage=self.stage,
