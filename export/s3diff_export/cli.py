@@ -106,32 +106,23 @@ SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
 
 
 class Failure(Exception):
-    """An error whose one-line message and exit code are settled."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-def describe(error: Exception, extra: str) -> Failure:
-    """Return what the user is told about an exception that left a command.
+    """What the user is told about an exception that left a command: one line, and the exit code.
 
     Args:
         error: any exception. An integer attribute `exit_code` marks one that a room raised on purpose.
         extra: the extra that installs what the command needs.
     """
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
+
+    def __init__(self, error: Exception, extra: str) -> None:
+        message, code = str(error), getattr(error, "exit_code", None)
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if missing in OPTIONAL_MODULES:
-            return Failure(
-                f"{missing} is not installed: pip install 's3diff-export[{extra}]'", exit_code=_EXIT_REQUEST
-            )
-    exit_code = getattr(error, "exit_code", None)
-    if isinstance(exit_code, int):
-        return Failure(str(error), exit_code)
-    return Failure(
-        f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)", exit_code=_EXIT_JOB
-    )
+            message, code = f"{missing} is not installed: pip install 's3diff-export[{extra}]'", _EXIT_REQUEST
+        elif not isinstance(code, int):
+            message = f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)"
+            code = _EXIT_JOB
+        super().__init__(message)
+        self.exit_code: int = code
 
 
 class RootGroup(click.Group):
@@ -169,7 +160,7 @@ class RootGroup(click.Group):
             if ctx.params.get("debug"):
                 traceback.print_exc()
             member = self.subcommands[ctx.invoked_subcommand or ""]
-            raise describe(error, member.extra) from error
+            raise Failure(error, member.extra) from error
 
 
 cli = RootGroup(SUBCOMMANDS)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from s3diff_export.engines import AddedEngines, EngineOptions, add_engines
-from s3diff_export.progress import live_progress
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.options import Options, argument, group, option
+from s3diff_runtime.progress import steps
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def engines(request: EnginesRequest) -> None:
       s3diff-export engines s3diff.bundle --engine tensorrt --max-size 512 --max-batch 8
       s3diff-export engines s3diff.bundle --engine tensorrt-rtx --compute-capability 8.9,12.0
     """
-    with live_progress() as progress:
+    with steps() as progress:
         added = add_engines(request.bundle, request.engines, request.force, progress)
     if request.as_json:
         click.echo(json.dumps({"bundle": str(request.bundle), **added.to_dict()}, indent=2))

@@ -10,19 +10,16 @@ from pathlib import Path
 from tests.export.models import Files
 
 from s3diff_export.bins import grid
-from s3diff_export.build import build
+from s3diff_export.build import BuildRequest, build
 from s3diff_export.engines.building import BuildCost, EngineSource
 from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import FileRecord
 
-OPTIONS = {
-    "dynamic": BuildOptions(GraphOptions("dynamic", "fp16", prompts="runtime"), verify=False),
-    "fused": BuildOptions(GraphOptions("fused", "fp16"), color_fixes=("wavelet",), verify=False),
-    "merged": BuildOptions(
-        GraphOptions("merged", "fp16"), bins=grid(1, 1), color_fixes=("wavelet",), verify=False
-    ),
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dynamic": {"graphs": GraphOptions("dynamic", "fp16", prompts="runtime")},
+    "fused": {"graphs": GraphOptions("fused", "fp16"), "color_fixes": ("wavelet",)},
+    "merged": {"graphs": GraphOptions("merged", "fp16"), "bins": grid(1, 1), "color_fixes": ("wavelet",)},
 }
 """All stages that there are: the finishes and the text encoder are the same in every mode."""
 
@@ -30,7 +27,7 @@ OPTIONS = {
 def make_bundle(files: Files, mode: str, folder: Path) -> Path:
     """Export the tiny network, unverified."""
     path = folder / f"{mode}.bundle"
-    build(ModelSource(str(files.base), files.checkpoint), path, OPTIONS[mode])
+    build(BuildRequest(path, files.source(), verify=False, **OPTIONS[mode]))
     return path
 
 

@@ -15,6 +15,7 @@ from s3diff_training.checkpoints import build_network, write_checkpoint
 from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 from s3diff_training.train.new_base import BaseArchitecture, new_base, save_base
+from s3diff_training.weights import ModelSource
 
 LAYOUTS = ("sd", "f4")
 """`sd`: SD-Turbo's, four VAE levels, attention in the first block. `f4`: that of the model that ships."""
@@ -28,6 +29,10 @@ class Files:
 
     base: Path
     checkpoint: Path
+
+    def source(self) -> ModelSource:
+        """How Python names them."""
+        return ModelSource(base=str(self.base), checkpoint=self.checkpoint)
 
     def arguments(self) -> list[str]:
         """The options of the command line that name them."""

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3diff_export.bins import grid, nearest, parse_bins
+from s3diff_export.bins import grid, parse_bins
+from s3diff_runtime.bundle.manifest import nearest_bin
 from s3diff_runtime.errors import RequestError
 
 scores = st.floats(0, 1)
@@ -26,7 +27,8 @@ def test_a_grid_has_the_centres_of_equal_cells() -> None:
 def test_the_nearest_centre_of_a_grid_is_within_half_a_cell(
     noise: float, blur: float, rows: int, columns: int
 ) -> None:
-    bin = nearest(grid(rows, columns), noise, blur)
+    bin = nearest_bin(grid(rows, columns), noise, blur)
+    assert bin is not None
     assert abs(bin.noise - noise) <= 0.5 / rows + 1e-9
     assert abs(bin.blur - blur) <= 0.5 / columns + 1e-9
 

@@ -16,10 +16,9 @@ from PIL import Image
 from tests.export.models import Files, photographs, tiny_network, write_files
 from tests.training.small import SMALL_RANKS, random_checkpoint
 
-from s3diff_export.build import build
+from s3diff_export.build import BuildRequest, build
 from s3diff_export.cli import cli, run
 from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime import RequestError as RuntimeRequestError
 from s3diff_runtime import UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import Manifest
@@ -31,7 +30,6 @@ from s3diff_training.network.base import BaseModel
 
 IMAGE = photographs(1, 22, 30, seed=7)[0]
 ONE_FIX = ("--color-fix", "wavelet")
-UNPROVEN = BuildOptions(GraphOptions("fused", "fp32"), color_fixes=("wavelet",), verify=False)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,12 @@ def bundle(fused: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fused, tmp_path / "own.bundle"))
 
 
+def unproven(files: Files, output: Path) -> BuildRequest:
+    """Ask for a bundle without a comparison."""
+    graphs = GraphOptions("fused", "fp32")
+    return BuildRequest(output, files.source(), graphs, color_fixes=("wavelet",), verify=False)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -127,7 +131,7 @@ def test_merged_bins_and_what_they_cost(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("s3diff_export.bins.MEASURED_GRIDS", (1, 6))
+    monkeypatch.setattr("s3diff_export.verification.bin_costs.MEASURED_GRIDS", (1, 6))
     path = tmp_path / "merged.bundle"
     done = command(
         *("build", *files.arguments(), "-o", path, "--lora-mode", "merged", "--bins", "2x1"),
@@ -220,7 +224,7 @@ def test_an_interrupted_build_leaves_nothing(files: Files, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(ModelSource(str(files.base), files.checkpoint), tmp_path / "b", UNPROVEN, progress=interrupt)
+        build(unproven(files, tmp_path / "b"), progress=interrupt)
     assert not list(tmp_path.iterdir())
 
 
@@ -229,7 +233,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(RequestError, match="GiB free and the bundle needs about"):
-        build(ModelSource(str(files.base), files.checkpoint), tmp_path / "deep" / "b", UNPROVEN)
+        build(unproven(files, tmp_path / "deep" / "b"))
     assert not list(tmp_path.iterdir())
 
 
@@ -242,8 +246,10 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
         (("--base", "{base}"), "--checkpoint"),
         (("--demo", "--base", "{base}"), "--demo brings its own"),
         (("--demo", "--bins", "3by3"), "3x3"),
-        (("--demo", "--gate-psnr", "-1"), "psnr -1"),
+        (("--demo", "--gate-psnr", "-1"), "psnr is -1"),
         (("--demo", "--images", "nowhere"), "nowhere"),
+        (("--demo", "--bins", "2x2"), "--bins does nothing with --lora-mode dynamic; expected merged"),
+        (("--demo", "--no-verify", "--gate-psnr", "50"), "--gate-psnr without a comparison"),
     ],
 )
 def test_wrong_requests_exit_2(
@@ -263,6 +269,27 @@ def test_wrong_requests_exit_2(
     assert not list(tmp_path.iterdir())
 
 
+def test_all_options_that_would_do_nothing_are_told_at_once(command: Command, tmp_path: Path) -> None:
+    refused = command(
+        *("build", "--demo", "-o", tmp_path / "b", "--bins", "3x3", "--max-size", "512"),
+        *("--no-verify", "--gate-epsilon", "1e-3"),
+    )
+    assert refused.code == 2
+    for idle in ("--bins does nothing", "--gate-epsilon without", "--max-size without an engine"):
+        assert idle in refused.err
+    refused = command("verify", tmp_path / "b", "--layers", "--demo", "--device", "cuda", "--gate-psnr", "50")
+    assert refused.code == 2
+    assert "--demo, --gate-psnr, --device with --layers" in refused.err
+
+
+def test_a_check_picture_of_one_colour_is_named(command: Command, tmp_path: Path) -> None:
+    for name, image in (("a.png", IMAGE), ("b.png", np.full_like(IMAGE, 7))):
+        Image.fromarray(image).save(tmp_path / name)
+    refused = command("build", "--demo", "-o", tmp_path / "out.bundle", "--images", tmp_path)
+    assert refused.code == 2
+    assert "b.png is of one colour" in refused.err
+
+
 def test_a_checkpoint_of_another_base_is_refused(
     command: Command, bases: dict[str, BaseModel], files: Files, tmp_path: Path
 ) -> None:
@@ -279,9 +306,9 @@ def test_weights_that_give_nan_are_never_published(
 ) -> None:
     network = tiny_network(bases["f4"])
     network.vae.decoder.conv_in.bias.data[0] = float("nan")
-    monkeypatch.setattr("s3diff_export.build.build_network", lambda *_: network)
+    monkeypatch.setattr("s3diff_training.checkpoints.build_network", lambda *_: network)
     with pytest.raises(BuildError, match="stage vae_decoder gives values that are not finite as decoded"):
-        build(ModelSource(str(files.base), files.checkpoint), tmp_path / "b", UNPROVEN)
+        build(unproven(files, tmp_path / "b"))
     assert not list(tmp_path.iterdir())
 
 

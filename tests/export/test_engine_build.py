@@ -15,15 +15,14 @@ from onnx import TensorProto, helper
 from tests.export.engine_bundles import OPTIONS, contents, make_bundle, replace_file
 from tests.export.models import Files
 
-from s3diff_export.build import build
+from s3diff_export.build import BuildRequest, build
 from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines, require_builder
 from s3diff_export.engines.building import EngineSource
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime.bundle.engine_records import EngineSidecar
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BuildError
+from s3diff_training.weights import ModelSource
 
 ADA = EngineOptions("tensorrt-rtx", compute_capabilities=("8.9",), optimization_level=0)
 _TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -125,21 +124,15 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> ModelSource:
     """Make a random model of SD-Turbo's size."""
     folder = tmp_path_factory.mktemp("full")
     subprocess.run([sys.executable, _TOOLS / "make_full_size.py", folder], check=True)
-    return ModelSource(str(folder / "base"), folder / "s3diff.pkl", folder / "de_net.pth")
+    return ModelSource(False, str(folder / "base"), folder / "s3diff.pkl", folder / "de_net.pth")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["merged", "fused"])
 def test_full_size_stages(mode: str, full_size: ModelSource, tmp_path: Path) -> None:
     """Prints what each stage took; needs 12 GiB of memory and as much disk."""
-    options = BuildOptions(
-        GraphOptions(mode, "fp16"),  # type: ignore[arg-type]
-        bins=OPTIONS["merged"].bins,
-        color_fixes=("wavelet",),
-        verify=False,
-    )
     bundle = tmp_path / "full.bundle"
-    build(full_size, bundle, options)
+    build(BuildRequest(bundle, full_size, verify=False, **OPTIONS[mode]))
     sizes = SizeRange(max=(128, 128))
     added = add_engines(bundle, EngineOptions("tensorrt-rtx", sizes, compute_capabilities=("8.9",)))
     print(json.dumps(added.to_dict()["engines"], indent=1))  # noqa: T201

@@ -13,17 +13,19 @@ from tests.training.small import SMALL_RANKS
 from torch import Tensor, nn
 
 from s3diff_export.graphs import GraphOptions, stage_graphs
-from s3diff_export.graphs.dynamic import branching
-from s3diff_export.graphs.fused import fusing
-from s3diff_export.graphs.merged import merging
+from s3diff_export.graphs.stages import layers_of_mode
 from s3diff_export.graphs.unet import OneStepUNet, PromptAttention
+from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
+from s3diff_runtime.vocabulary import Precision
 from s3diff_training.network import UNET_TARGETS, ModulatedLoRA, Modulation, NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.lora import ModulationSlot
 
-MODES = ("merged", "dynamic", "fused")
+MODES = tuple(LORA_MODES)
 PRECISIONS = [pytest.param((torch.float32, 1e-5), id="fp32"), pytest.param((torch.float64, 1e-12), id="fp64")]
+HERE = Bin(name="b", noise=0.2, blur=0.4)
 OTHER_PROMPTS = ["a lighthouse in the rain", "blur"]
 
 
@@ -57,15 +59,12 @@ def inputs(network: S3Diff, dtype: torch.dtype, images: int) -> tuple[Tensor, Te
 
 @torch.no_grad()
 def one_step(
-    network: S3Diff, mode: str, dtype: torch.dtype, prompts: Tensor | None, modulation: Tensor
+    network: S3Diff, mode: LoraMode, dtype: torch.dtype, prompts: Tensor | None, modulation: Tensor
 ) -> tuple[OneStepUNet, ModulationSlot]:
     """Make the UNet under test; merged and fused at the first image's matrices."""
     slot = ModulationSlot()
-    make = {
-        "merged": lambda: merging(modulation[0], dtype),
-        "dynamic": lambda: branching(slot, dtype),
-        "fused": lambda: fusing(slot, dtype),
-    }[mode]()
+    with slot.holding(modulation[:1]):
+        make = layers_of_mode(mode)(slot, dtype)
     by_image = slot if mode == "dynamic" else None
     return OneStepUNet(network.unet, network.one_step.timestep, make, by_image, dtype, prompts).eval(), slot
 
@@ -74,7 +73,7 @@ def one_step(
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
 def test_both_prompts_of_a_batch(
-    case: tuple[S3Diff, torch.dtype, float], mode: str, runtime_prompts: bool
+    case: tuple[S3Diff, torch.dtype, float], mode: LoraMode, runtime_prompts: bool
 ) -> None:
     network, dtype, limit = case
     latent, prompts, modulation = inputs(network, dtype, images=2)
@@ -95,7 +94,7 @@ def test_both_prompts_of_a_batch(
 
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
-def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: str) -> None:
+def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: LoraMode) -> None:
     network, dtype, limit = case
     latent, prompts, modulation = inputs(network, dtype, images=1)
     assert modulation.unet is not None
@@ -107,7 +106,7 @@ def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
-def test_runtime_prompts_may_change(network: S3Diff, mode: str) -> None:
+def test_runtime_prompts_may_change(network: S3Diff, mode: LoraMode) -> None:
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
     assert modulation.unet is not None
     unet, slot = one_step(network, mode, torch.float32, None, modulation.unet)
@@ -130,7 +129,8 @@ def test_merged_is_one_degradation_and_the_others_are_any(network: S3Diff) -> No
     merged, _ = one_step(network, "merged", torch.float32, prompts[:1], here.unet)  # type: ignore[arg-type]
     assert error(merged(latent[:1]), truth[0]) <= 1e-5
     assert error(merged(latent[:1]), truth[1]) > 1e-3
-    for mode in ("dynamic", "fused"):
+    exact: tuple[LoraMode, ...] = ("dynamic", "fused")
+    for mode in exact:
         unet, slot = one_step(network, mode, torch.float32, prompts[:1], modulation.unet)
         for one, expected in zip((here, there), truth, strict=True):
             with slot.holding(one.unet):
@@ -139,7 +139,7 @@ def test_merged_is_one_degradation_and_the_others_are_any(network: S3Diff) -> No
 
 @pytest.mark.parametrize("mode", MODES)
 @torch.no_grad()
-def test_what_the_prompts_share_runs_once(networks: dict[str, S3Diff], mode: str) -> None:
+def test_what_the_prompts_share_runs_once(networks: dict[str, S3Diff], mode: LoraMode) -> None:
     """Until the first cross-attention the batch is that of the images, afterwards that times the prompts."""
     network = networks["f4"]
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
@@ -188,13 +188,13 @@ def test_folded_prompts_leave_no_keys_to_compute(networks: dict[str, S3Diff]) ->
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @torch.no_grad()
-def test_the_network_stays_as_it_was(network: S3Diff, mode: str, precision: str) -> None:
+def test_the_network_stays_as_it_was(network: S3Diff, mode: LoraMode, precision: Precision) -> None:
     """Bit for bit, module for module: it serves as the truth afterwards."""
     tensors = {name: (tensor.data_ptr(), tensor.clone()) for name, tensor in network.state_dict().items()}
     modules = {name: id(module) for name, module in network.named_modules()}
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
     before = network.predict_noise(latent, prompts[:1], modulation)
-    for graph in stage_graphs(network, GraphOptions(mode, precision), [("b", 0.2, 0.4)]):  # type: ignore[arg-type]
+    for graph in stage_graphs(network, GraphOptions(mode, precision), [HERE]):
         if graph.stage == "unet" and precision == "fp32":
             graph.module(*graph_inputs(latent, modulation, mode))
     assert {name: id(module) for name, module in network.named_modules()} == modules
@@ -205,7 +205,7 @@ def test_the_network_stays_as_it_was(network: S3Diff, mode: str, precision: str)
     assert torch.equal(network.predict_noise(latent, prompts[:1], modulation), before)
 
 
-def graph_inputs(latent: Tensor, modulation: Modulation, mode: str) -> Iterator[Tensor]:
+def graph_inputs(latent: Tensor, modulation: Modulation, mode: LoraMode) -> Iterator[Tensor]:
     """What the UNet's stage takes, in its order."""
     yield latent
     yield torch.tensor(1.07)
@@ -257,7 +257,7 @@ def test_all_that_is_wrong_is_said_at_once(bases: dict[str, BaseModel]) -> None:
 
 def test_a_layer_without_its_matrices_says_so(networks: dict[str, S3Diff]) -> None:
     lora = next(module for module in networks["f4"].unet.modules() if isinstance(module, ModulatedLoRA))
-    layer = fusing(ModulationSlot(), torch.float32)(lora)
+    layer = layers_of_mode("fused")(ModulationSlot(), torch.float32)(lora)
     assert isinstance(layer, nn.Module)
     with pytest.raises(ValueError, match="without a modulation"):
         layer(torch.zeros(1, 1, 1, 1))

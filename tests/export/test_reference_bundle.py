@@ -18,18 +18,19 @@ from PIL import Image
 from safetensors.numpy import load_file
 from tests.export.models import error, photographs
 
-from s3diff_export.build import build
+from s3diff_export.build import BuildRequest, build
 from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
-from s3diff_export.reference import CheckCase, Reference, references
-from s3diff_export.verify import Gates, verify
+from s3diff_export.verification.cases import CheckCase
+from s3diff_export.verification.parity import Gates, verify
+from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime import UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.onnx import OnnxEngine
-from s3diff_runtime.lora_modes import LoraMode
-from s3diff_runtime.vocabulary import ColorFix
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
+from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
 from s3diff_training.parity import reference_network
+from s3diff_training.weights import ModelSource
 
 Array = NDArray[Any]
 MODES = [
@@ -39,7 +40,7 @@ MODES = [
 ]
 CASE = "s0.d1"
 """The case whose degradation is the merged bundle's only bin."""
-FIXES = ("wavelet", "adain", "none")
+FIXES = COLOR_FIXES
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +75,19 @@ def bundle(
     Image.fromarray(photographs(1, 16, 16)[0]).save(
         pictures / "one.png"
     )  # the tests below bring the real ones
-    options = BuildOptions(
-        GraphOptions(mode, "fp32"),
-        bins=(Bin(name="case", noise=noise, blur=blur),),
-        verify=False,
-        check_folder=pictures,
-    )
-    source = ModelSource(str(folder / "base"), folder / "s3diff.pkl", folder / "de_net.pth")
     path = tmp_path_factory.mktemp("reference") / f"{mode}.bundle"
-    return path, build(source, path, options).manifest
+    bins: dict[str, Any] = {}
+    if LORA_MODES[mode].has_bins:
+        bins["bins"] = (Bin(name="case", noise=noise, blur=blur),)
+    wanted = BuildRequest(
+        path,
+        ModelSource(False, str(folder / "base"), folder / "s3diff.pkl", folder / "de_net.pth"),
+        GraphOptions(mode, "fp32"),
+        verify=False,
+        images=pictures,
+        **bins,
+    )
+    return path, build(wanted).manifest
 
 
 def epsilon(truth: dict[str, Array], case: str, x0: Array) -> Array:
@@ -119,7 +124,9 @@ def test_every_stage_agrees_with_pytorch(
     network = reference_network(shared / "reference")
     chosen = [
         CheckCase(
-            truth[f"{case.split('.')[0]}.lr_u8"], applied(truth, case), "case" if manifest.bins else None
+            truth[f"{case.split('.')[0]}.lr_u8"],
+            dict(zip(("noise", "blur"), applied(truth, case), strict=True)),
+            "case" if manifest.bins else None,
         )
         for case in ([CASE] if manifest.bins else cases[:3])
     ]

@@ -18,7 +18,7 @@ from tests.training.small import SMALL_RANKS
 from torch import Tensor
 
 from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
-from s3diff_runtime.bundle.manifest import SHARED, Stage
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
@@ -27,7 +27,7 @@ from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import bicubic_upscale, correct_color
 
 Array = NDArray[Any]
-BIN = ("here", 0.9, 0.15)
+BIN = Bin(name="here", noise=0.9, blur=0.15)
 """At the first of `DEGRADATIONS`, whose axes are (blur, noise)."""
 LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
 """Of relative errors. Random weights magnify fp16's rounding: PyTorch's own half precision is 1e-2 away here.

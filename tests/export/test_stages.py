@@ -15,8 +15,9 @@ from tests.training.small import SMALL_RANKS
 from torch import nn
 
 from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
-from s3diff_export.graphs.dynamic import branching
+from s3diff_export.graphs.stages import layers_of_mode
 from s3diff_export.graphs.unet import OneStepUNet
+from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.lora_modes import LoraMode
 from s3diff_training.network import NetworkConfig, S3Diff
@@ -24,7 +25,7 @@ from s3diff_training.network.base import BaseModel
 from s3diff_training.network.lora import ModulationSlot
 from s3diff_training.network.modulation import Modulation
 
-BIN = ("here", 0.9, 0.15)
+BIN = Bin(name="here", noise=0.9, blur=0.15)
 """At the first of `DEGRADATIONS`, whose axes are (blur, noise)."""
 MODES: tuple[LoraMode, ...] = ("merged", "dynamic", "fused")
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -102,7 +103,7 @@ def test_other_unets_are_followed_exactly(bases: dict[str, BaseModel], change: d
     )
 
     slot = ModulationSlot()
-    make = branching(slot, torch.float64)
+    make = layers_of_mode("dynamic")(slot, torch.float64)
     unet = OneStepUNet(network.unet, network.one_step.timestep, make, slot, torch.float64, prompts).eval()
     with slot.holding(matrices):
         found = unet(latent)

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from skimage import data
 
-from s3diff_export.build import build
+from s3diff_export.build import BuildRequest, build
 from s3diff_export.graphs import GraphOptions
-from s3diff_export.options import BuildOptions, ModelSource
 from s3diff_runtime.pictures.tiling import Cut, TilePlan
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
-from s3diff_training.demo import demo_model
+from s3diff_training.weights import ModelSource
 
 SIDE, TILE = 512, 128
 WHOLE = 224  # pixels a side that fit into memory uncut
@@ -29,10 +28,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base, checkpoint = demo_model()
     output = tmp_path_factory.mktemp("seams") / "demo.bundle"
-    options = BuildOptions(GraphOptions(precision="fp32"), color_fixes=("wavelet",), verify=False)
-    return build(ModelSource(str(base), checkpoint), output, options).path
+    weights, graphs = ModelSource(demo=True), GraphOptions(precision="fp32")
+    return build(BuildRequest(output, weights, graphs, color_fixes=("wavelet",), verify=False)).path
 
 
 def photographs() -> Iterator[tuple[str, NDArray[np.uint8]]]:

@@ -10,10 +10,10 @@ from s3diff_training.network import ModulatedLoRA
 from s3diff_training.network.lora import ModulationSlot
 
 
-def branching(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:
-    """Makes the network's own LoRA layers in another dtype, reading from another slot.
+def make_layers(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:
+    """Makes the network's own LoRA layers (eq. 3) in another dtype, reading from another slot.
 
-    The slot holds `[N, blocks, r, r]`, N being the batch of the activations.
+    The slot holds `[N, blocks, r, r]` on each call, N being the batch of the activations.
     """
 
     def make(layer: ModulatedLoRA) -> nn.Module:

@@ -14,14 +14,18 @@ from s3diff_training.network.lora import ModulationSlot
 
 
 class FusedLoRA(nn.Module):
-    """A Linear or Conv2d with the weight `W + s B (C^T A)`; C is one for the whole batch.
+    """A Linear or Conv2d with the weight `W + s B (C^T A)` (eq. 3); C is one for the whole batch.
 
     The update is computed in float32 (float64 for float64 layers) and added in the layer's dtype: it is one
     pass over the weights, and in fp16 its rounding would otherwise add to that of the weight.
+
+    Args:
+        layer: whose tensors are taken over.
+        slot: holds the modulation `[1, blocks, r, r]` on each call.
+        dtype: of weight and activations.
     """
 
     def __init__(self, layer: ModulatedLoRA, slot: ModulationSlot, dtype: torch.dtype) -> None:
-        """Take over the tensors of `layer`, and its C from `slot`, which holds `[1, blocks, r, r]`."""
         super().__init__()
         base = layer.base_layer
         self.weight = frozen(base.weight, dtype)
@@ -45,6 +49,6 @@ class FusedLoRA(nn.Module):
         return F.conv2d(x, weight, self.bias, **self.convolution)
 
 
-def fusing(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:
-    """Makes layers that compute their own weights, reading from `slot`."""
+def make_layers(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:
+    """Makes layers that compute their own weights, reading from `slot`, which holds `[1, blocks, r, r]`."""
     return lambda layer: FusedLoRA(layer, slot, dtype)

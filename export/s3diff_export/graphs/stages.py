@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from s3diff_export.graphs import merged
 from s3diff_export.graphs.derive import LayerMaker, derive
-from s3diff_export.graphs.dynamic import branching
-from s3diff_export.graphs.fused import fusing
-from s3diff_export.graphs.merged import merging
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.unet import OneStepUNet
+from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import ColorFix
-from s3diff_training.network import Modulation, S3Diff, bicubic_upscale, correct_color
-from s3diff_training.network.color import reflect_to_multiple
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
+from s3diff_runtime.stages import STAGES, TENSORS, finish_of
+from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
+from s3diff_training.network import S3Diff
 from s3diff_training.network.diffusion import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _EXAMPLE_BATCH = 2  # what a graph is traced with; batch 1 would be specialised
-IMAGE = ("batch", "height", "width", 3)
+_PARTS = ("vae", "unet")
+_NOTHING: Mapping[int | str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -52,149 +54,170 @@ class StageGraph:
 
 
 def stage_graphs(
-    network: S3Diff, options: GraphOptions, bins: Sequence[tuple[str, float, float]] = ()
+    network: S3Diff,
+    options: GraphOptions,
+    bins: Sequence[Bin] = (),
+    color_fixes: Sequence[ColorFix] = COLOR_FIXES,
 ) -> Iterator[StageGraph]:
-    """All stages, made one at a time as the caller asks for them; the network stays as it is.
+    """All stages in their order, made one at a time as the caller asks for them; the network stays as it is.
 
     Args:
         network: in evaluation mode, fp32, on the CPU.
         options: mode, precision, prompts, guidance.
-        bins: name, noise and blur of the points to merge at, for `merged`.
+        bins: the points to merge at, for modes that have bins.
+        color_fixes: the corrections to make stages for.
 
     Raises:
-        RequestError: for a network that adds noise or has skip connections, and for `merged` without bins.
+        RequestError: for a network that adds noise or has skip connections, and for a mode without its bins.
     """
     problems = []
     if network.one_step.adds_noise:
         problems.append("it starts from noise (start_step), so its result is random")
     if network.skips is not None:
         problems.append("it has skip connections between encoder and decoder")
-    if problems:
-        raise RequestError(f"this checkpoint cannot be exported: {'; '.join(problems)}")
-    if options.lora_mode == "merged" and not bins:
-        raise RequestError("lora mode merged needs one bin or more")
-    maker = _Maker(network, options, bins)
-    yield maker.estimator()
-    if maker.modulated:
-        yield maker.modulation()
-    yield from maker.per_bin(maker.encoder, _has_lora(network.vae.encoder, network.vae.quant_conv))
-    yield from maker.per_bin(maker.unet, _has_lora(network.unet))
-    yield from maker.per_bin(maker.decoder, _has_lora(network.vae.decoder, network.vae.post_quant_conv))
-    for fix in get_args(ColorFix):
-        yield maker.finish(fix)
+    refuse(problems, "this checkpoint cannot be exported")
+    if LORA_MODES[options.lora_mode].has_bins and not bins:
+        raise RequestError(f"lora mode {options.lora_mode} needs one bin or more")
+    maker, vae = _StageMaker(network, options, bins), network.vae
     if options.prompts == "runtime":
         yield maker.text_encoder()
+    yield maker.estimator()
+    if maker.modulations and LORA_MODES[options.lora_mode].takes_modulation:
+        yield maker.modulation()
+    yield from map(maker.encoder, maker.layers_of("vae", vae.encoder, vae.quant_conv))
+    yield from map(maker.unet, maker.layers_of("unet", network.unet))
+    yield from map(maker.decoder, maker.layers_of("vae", vae.decoder, vae.post_quant_conv))
+    for fix in COLOR_FIXES:
+        if fix in color_fixes:
+            yield maker.finish(fix)
+
+
+def layers_of_mode(mode: LoraMode) -> Callable[[ModulationSlot, torch.dtype], LayerMaker]:
+    """`make_layers` of the mode's module: makes what takes the place of LoRA layers in a dtype.
+
+    The slot holds the matrices of the bin now, for modes that have bins; for others those of each call then.
+    """
+    make_layers: Callable[[ModulationSlot, torch.dtype], LayerMaker]
+    make_layers = importlib.import_module(f"s3diff_export.graphs.{mode}").make_layers
+    return make_layers
+
+
+@dataclass(frozen=True)
+class _PartLayers:
+    """What takes the place of the LoRA layers of one part of the network in one graph."""
+
+    make: LayerMaker
+    slot: ModulationSlot
+    """That the new layers read while the graph runs."""
+    modulation: str | None
+    """The input that holds their matrices; None where they need none."""
+    bin: str | None
+    """Whose weights they have; None for all."""
 
 
 class _Stage(nn.Module):
-    """A function of named tensors. The LoRA layers read the modulation that is among them from the slot."""
+    """A function of named tensors. LoRA layers find the modulation that is among them in their slot."""
 
     def __init__(
         self,
         names: Sequence[str],
         compute: Callable[..., Tensor | tuple[Tensor, ...]],
         parts: Sequence[nn.Module],
-        slot: ModulationSlot | None = None,
+        layers: _PartLayers | None,
     ) -> None:
         super().__init__()
-        self.names, self.compute, self.slot = tuple(names), compute, slot
+        self.names, self.compute, self.layers = tuple(names), compute, layers
         self.parts = nn.ModuleList(parts)
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Tensors in the order of the names."""
         given = dict(zip(self.names, tensors, strict=True))
-        modulation = next((given.pop(name) for name in self.names if name.endswith("_modulation")), None)
-        if self.slot is None:
+        if self.layers is None or self.layers.modulation is None:
             return self.compute(**given)
-        with self.slot.holding(modulation):
+        with self.layers.slot.holding(given.pop(self.layers.modulation)):
             return self.compute(**given)
 
 
-class _Maker:
+class _StageMaker:
     """Makes the stages of one network under one set of options."""
 
-    def __init__(
-        self, network: S3Diff, options: GraphOptions, bins: Sequence[tuple[str, float, float]]
-    ) -> None:
+    def __init__(self, network: S3Diff, options: GraphOptions, bins: Sequence[Bin]) -> None:
         self.network, self.options, self.bins = network, options, bins
-        self.dtype = _DTYPES[options.precision]
-        self.modulated = options.lora_mode != "merged" and network.modulation.embedding is not None
-        self.unet_multiple = network.multiple // network.vae_factor
-        channels = network.vae.config.latent_channels
-        self.latent = ("batch", channels, "latent_height", "latent_width")
+        self.dtype, self.traits = _DTYPES[options.precision], LORA_MODES[options.lora_mode]
+        heads = {part: getattr(network.modulation, part) for part in _PARTS}
+        self.modulations = tuple(f"{part}_modulation" for part, head in heads.items() if head is not None)
+        self.sizes: dict[int | str, int] = {
+            "latent_channels": network.vae.config.latent_channels,
+            "tokens": network.tokenizer.model_max_length,
+            "text_width": network.text_encoder.config.hidden_size,
+        }
+        for part, head in heads.items():
+            if head is not None:
+                self.sizes |= {f"{part}_blocks": head.blocks, f"{part}_rank": head.rank}
 
-    def per_bin(
-        self, make: Callable[[str | None, Modulation], StageGraph], has_lora: bool
-    ) -> Iterator[StageGraph]:
-        """The stage once, or once per bin where it holds weights that are merged at the bin."""
-        if self.options.lora_mode != "merged" or not has_lora or self.network.modulation.embedding is None:
-            yield make(None, self.network.modulation(torch.zeros(1, 2)))
+    def layers_of(self, part: str, *modules: nn.Module | None) -> Iterator[_PartLayers]:
+        """Of a stage with these modules: once, or once per bin where its weights depend on the bin.
+
+        Where nothing is modulated, LoRA is folded into the weights, exactly, whatever the mode.
+        """
+        modulation: str | None = f"{part}_modulation"
+        has_lora = any(module is not None and lora_layers(module) for module in modules)
+        if modulation not in self.modulations or not has_lora:
+            slot = ModulationSlot()
+            yield _PartLayers(merged.make_layers(slot, self.dtype), slot, None, None)
             return
-        for name, noise, blur in self.bins:
-            scores = {"noise": noise, "blur": blur}
-            point = torch.tensor([[scores[axis] for axis in self.network.config.degradation_axes]])
-            with torch.no_grad():
-                modulation = self.network.modulation(point)
-            yield make(name, modulation)
+        if not self.traits.takes_modulation:
+            modulation = None
+        for bin in self.bins if self.traits.has_bins else (None,):
+            slot = ModulationSlot()
+            with slot.holding(None if bin is None else self._matrices(part, bin)):
+                make = layers_of_mode(self.options.lora_mode)(slot, self.dtype)
+            yield _PartLayers(make, slot, modulation, None if bin is None else bin.name)
+
+    @torch.no_grad()
+    def _matrices(self, part: str, bin: Bin) -> Tensor:
+        """C of a part at a bin's centre: `[1, blocks, r, r]`."""
+        point = torch.tensor([[getattr(bin, axis) for axis in self.network.config.degradation_axes]])
+        matrices: Tensor = getattr(self.network.modulation(point), part)
+        return matrices
 
     def estimator(self) -> StageGraph:
         estimator = self.network.estimator
-        return self._graph(
-            "estimator",
-            [("image", "uint8", IMAGE)],
-            [("degradation", "float32", ("batch", 2))],
-            lambda image: estimator(_unit(image)),
-            [estimator],
-        )
+        return self._graph("estimator", lambda image: estimator(_unit(image)), [estimator])
 
     def modulation(self) -> StageGraph:
         modulation = self.network.modulation
-        outputs = [
-            (f"{part}_modulation", "float32", ("batch", head.blocks, head.rank, head.rank))
-            for part, head in (("vae", modulation.vae), ("unet", modulation.unet))
-            if head is not None
-        ]
         return self._graph(
             "modulation",
-            [("degradation", "float32", ("batch", 2))],
-            outputs,
             lambda degradation: tuple(c for c in modulation(degradation) if c is not None),
             [modulation],
+            extra=self.modulations,
         )
 
-    def encoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
-        vae, multiple, slot = self.network.vae, self.network.multiple, ModulationSlot()
-        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.encoder, vae.quant_conv))
-        encoder = derive(vae.encoder, self.dtype, make)
-        quantise = derive(vae.quant_conv or nn.Identity(), self.dtype, make)  # VAEs of 16 channels have none
+    def encoder(self, layers: _PartLayers) -> StageGraph:
+        vae, prepare = self.network.vae, self.network.prepare
+        encoder = derive(vae.encoder, self.dtype, layers.make)
+        quantise = derive(vae.quant_conv or nn.Identity(), self.dtype, layers.make)  # some VAEs have none
         scale, channels = vae.config.scaling_factor, vae.config.latent_channels
 
         def compute(image: Tensor) -> Tensor:
-            upscaled = (bicubic_upscale(_unit(image)) * 2 - 1).clamp(-1, 1)
-            moments = quantise(encoder(reflect_to_multiple(upscaled, multiple).to(self.dtype)))
+            moments = quantise(encoder(prepare(_unit(image)).to(self.dtype)))
             latent: Tensor = moments[:, :channels].float() * scale  # the mode of the posterior
             return latent
 
-        inputs = [("image", "uint8", IMAGE), *extra]
-        return self._graph(
-            "vae_encoder",
-            inputs,
-            [("latent", "float32", self.latent)],
-            compute,
-            [encoder, quantise],
-            bin,
-            slot,
-        )
+        return self._graph("vae_encoder", compute, [encoder, quantise], layers)
 
-    def unet(self, bin: str | None, modulation: Modulation) -> StageGraph:
-        network, options, slot = self.network, self.options, ModulationSlot()
-        make, extra = self._layers("unet", modulation.unet, slot, _has_lora(network.unet))
+    def unet(self, layers: _PartLayers) -> StageGraph:
+        network, options = self.network, self.options
         texts = [network.config.positive_prompt, network.config.negative_prompt]
+        extra = ["guidance"] if options.guidance == "on" else []
         count = 2 if options.guidance == "on" else 1
         prompts = network.encode_prompts(texts[:count]) if options.prompts == "folded" else None
+        by_image = None if self.traits.one_degradation else layers.slot
         with torch.no_grad():
-            by_image = slot if options.lora_mode == "dynamic" else None
-            unet = OneStepUNet(network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts)
+            unet = OneStepUNet(
+                network.unet, network.one_step.timestep, layers.make, by_image, self.dtype, prompts
+            )
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()
@@ -203,101 +226,66 @@ class _Maker:
                 noise = guide(positive, negative, guidance)
             return network.one_step.denoise(latent, noise)
 
-        inputs: list[Any] = [("latent", "float32", self.latent)]
-        inputs += [("guidance", "float32", ())] if options.guidance == "on" else []
-        inputs += extra
-        if options.prompts == "runtime":
-            width = network.text_encoder.config.hidden_size
-            inputs += [("prompts", "float32", (count, network.tokenizer.model_max_length, width))]
-        return self._graph("unet", inputs, [("x0", "float32", self.latent)], compute, [unet], bin, slot)
+        extra += ["prompts"] if prompts is None else []
+        return self._graph("unet", compute, [unet], layers, extra, {"prompts": count})
 
-    def decoder(self, bin: str | None, modulation: Modulation) -> StageGraph:
-        vae, slot = self.network.vae, ModulationSlot()
-        make, extra = self._layers("vae", modulation.vae, slot, _has_lora(vae.decoder, vae.post_quant_conv))
-        decoder = derive(vae.decoder, self.dtype, make)
-        quantise = derive(vae.post_quant_conv or nn.Identity(), self.dtype, make)
+    def decoder(self, layers: _PartLayers) -> StageGraph:
+        vae = self.network.vae
+        decoder = derive(vae.decoder, self.dtype, layers.make)
+        quantise = derive(vae.post_quant_conv or nn.Identity(), self.dtype, layers.make)
         scale = vae.config.scaling_factor
 
         def compute(x0: Tensor) -> Tensor:
             decoded: Tensor = decoder(quantise((x0 / scale).to(self.dtype))).float().clamp(-1, 1)
             return decoded
 
-        decoded = ("batch", 3, "decoded_height", "decoded_width")
-        return self._graph(
-            "vae_decoder",
-            [("x0", "float32", self.latent), *extra],
-            [("decoded", "float32", decoded)],
-            compute,
-            [decoder, quantise],
-            bin,
-            slot,
-        )
+        return self._graph("vae_decoder", compute, [decoder, quantise], layers)
 
     def finish(self, fix: ColorFix) -> StageGraph:
         def compute(decoded: Tensor, image: Tensor) -> Tensor:
-            low = bicubic_upscale(_unit(image)).clamp(0, 1)
-            restored = (decoded[..., : low.shape[-2], : low.shape[-1]] + 1) / 2
-            levels = (correct_color(restored, low, fix) * 255).round()
+            levels = (self.network.finish(decoded, _unit(image), fix) * 255).round()
             return levels.permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT takes uint8 only next to a Cast
 
-        return self._graph(
-            f"finish_{fix}",
-            [
-                ("decoded", "float32", ("batch", 3, "decoded_height", "decoded_width")),
-                ("image", "uint8", IMAGE),
-            ],
-            [("upscaled", "uint8", ("batch", "upscaled_height", "upscaled_width", 3))],
-            compute,
-            [],
-        )
+        return self._graph(finish_of(fix), compute, [])
 
     def text_encoder(self) -> StageGraph:
-        encoder, length = self.network.text_encoder, self.network.tokenizer.model_max_length
-        return self._graph(
-            "text_encoder",
-            [("tokens", "int64", ("prompts", length))],
-            [("prompts", "float32", ("prompts", length, encoder.config.hidden_size))],
-            lambda tokens: encoder(tokens)[0],
-            [encoder],
-        )
-
-    def _layers(
-        self, part: str, modulation: Tensor | None, slot: ModulationSlot, has_lora: bool
-    ) -> tuple[LayerMaker, list[tuple[str, str, tuple[int | str, ...]]]]:
-        """What makes the LoRA layers of a part, and the input that they need: the modulation, or nothing."""
-        if not self.modulated or modulation is None or not has_lora:
-            return merging(None if modulation is None else modulation[0], self.dtype), []
-        dynamic = self.options.lora_mode == "dynamic"
-        shape: tuple[int | str, ...] = ("batch" if dynamic else 1, *modulation.shape[1:])
-        make = (branching if dynamic else fusing)(slot, self.dtype)
-        return make, [(f"{part}_modulation", "float32", shape)]
+        encoder = self.network.text_encoder
+        return self._graph("text_encoder", lambda tokens: encoder(tokens)[0], [encoder])
 
     def _graph(
         self,
         stage: str,
-        inputs: Sequence[tuple[str, Any, tuple[int | str, ...]]],
-        outputs: Sequence[tuple[str, Any, tuple[int | str, ...]]],
         compute: Callable[..., Any],
         parts: Sequence[nn.Module],
-        bin: str | None = None,
-        slot: ModulationSlot | None = None,
+        layers: _PartLayers | None = None,
+        extra: Sequence[str] = (),
+        sizes: Mapping[int | str, int] = _NOTHING,
     ) -> StageGraph:
-        """Bind names, types and shapes to a computation."""
-        before, after = (
-            tuple(TensorSpec(name=name, dtype=dtype, shape=shape) for name, dtype, shape in side)
-            for side in (inputs, outputs)
-        )
-        module = _Stage([spec.name for spec in before], compute, parts, slot).eval().requires_grad_(False)
-        return StageGraph(stage, bin, module, before, after, self.unet_multiple)
+        """Bind a computation to the stage's tensors: those it must have, `extra`, and the modulation."""
+        kind, modulation = STAGES[stage], layers.modulation if layers else None
+        optional = {*extra, modulation}
+
+        def specs(*names: str) -> tuple[TensorSpec, ...]:
+            return tuple(self._spec(name, sizes, name == modulation) for name in names)
+
+        inputs = specs(*kind.reads, *(name for name in kind.may_read if name in optional))
+        outputs = specs(*kind.gives, *(name for name in kind.may_give if name in optional))
+        module = _Stage([spec.name for spec in inputs], compute, parts, layers).eval().requires_grad_(False)
+        multiple = self.network.multiple // self.network.vae_factor
+        bin = layers.bin if layers else None
+        return StageGraph(stage, bin, module, inputs, outputs, multiple)
+
+    def _spec(self, name: str, sizes: Mapping[int | str, int], read_by_layers: bool) -> TensorSpec:
+        known = {**self.sizes, **sizes}
+        if read_by_layers and self.traits.one_degradation:
+            known["batch"] = 1
+        shape = tuple(known.get(axis, axis) for axis in TENSORS[name].axes)
+        return TensorSpec(name=name, dtype=TENSORS[name].dtype, shape=shape)
 
 
 def _unit(image: Tensor) -> Tensor:
     """Uint8 NHWC to float32 NCHW in [0, 1]; the cast comes first, where TensorRT takes uint8."""
     return image.to(torch.float32).permute(0, 3, 1, 2) / 255
-
-
-def _has_lora(*modules: nn.Module | None) -> bool:
-    return any(module is not None and lora_layers(module) for module in modules)
 
 
 def _example(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator) -> Tensor:

@@ -63,7 +63,6 @@ class OneStepUNet(nn.Module):
         dtype: torch.dtype,
         prompts: Tensor | None,
     ) -> None:
-        """See the class."""
         super().__init__()
         _require_stable_diffusion(unet)
         emb = unet.time_embedding(unet.time_proj(torch.tensor([timestep])).to(unet.dtype))
@@ -83,7 +82,7 @@ class OneStepUNet(nn.Module):
         self.splitting.attentions[0] = Widening(self.splitting.attentions[0], slot)
 
     def forward(self, latent: Tensor, prompts: Tensor | None = None) -> Tensor:
-        """See the class; `prompts` `[P, T, W]` where they are not constant."""
+        """Latent `[N, c, h, w]` to ε `[P N, c, h, w]`; `prompts` `[P, T, W]` where they are not constant."""
         context = cast(Tensor, self.prompts) if prompts is None else prompts.to(self.dtype)
         x = self.conv_in(latent.to(self.dtype))
         skips = [x]
@@ -107,7 +106,6 @@ class Widening(nn.Module):
     """The first transformer: takes N images and gives P N, splitting at its first cross-attention."""
 
     def __init__(self, transformer: Transformer2DModel, slot: ModulationSlot | None) -> None:
-        """Wrap a `Transformer2DModel`."""
         super().__init__()
         self.transformer, self.slot = transformer, slot
 

@@ -20,26 +20,25 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from polygraphy import config, constants
-from polygraphy.backend.onnxrt import OnnxrtRunner
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from s3diff_export.engines.building import require_builder
-from s3diff_export.engines.options import EngineOptions
-from s3diff_export.reference import Array, check_cases
-from s3diff_export.verify import Gates, advance, errors_of, stage_inputs, stage_order, start_of
+from s3diff_export.engines import EngineOptions, require_builder
+from s3diff_export.verification.cases import check_cases
+from s3diff_export.verification.chain import Chain, stage_inputs
+from s3diff_export.verification.parity import Gates, errors_of
+from s3diff_export.verification.reference import Array
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
+from s3diff_runtime.progress import Steps
+from s3diff_runtime.vocabulary import Pixels
 
-Progress = Callable[[str], None]
-Feed = Mapping[str, Array]
-Tensors = dict[str, Array]
+Tensors = Mapping[str, Array]
 _SIDE = 64  # pixels of the picture, so that all layers of a full-size stage fit into memory
 _BUDGET = 2**29  # bytes of layers in one pass
 _FIRST_PASS = 32  # layers; later passes follow from their sizes
@@ -90,10 +89,10 @@ class LayerReport:
 def compare_layers(
     folder: Path,
     manifest: Manifest,
-    image: NDArray[np.uint8],
+    image: Pixels,
     gates: Gates,
     engine: CompiledFlavour | None = None,
-    progress: Progress = lambda _: None,
+    progress: Steps = lambda _: None,
 ) -> list[LayerReport]:
     """Compare the layers of every stage that computes in fp16; with an engine, of every stage.
 
@@ -116,21 +115,21 @@ def compare_layers(
         raise RequestError("this bundle computes in fp32 already: --layers compares fp16 graphs with fp32")
     if engine is not None:
         _require_gpu(engine)
-    limit = gates.settled(manifest.precision).stage or 0.0
+    limit = gates.limits(manifest.precision).stage
     case = check_cases([image[:_SIDE, :_SIDE]], manifest.bins)[0]
-    chain, reports = start_of(folder, manifest, case), []
-    for stage in stage_order(manifest):
+    chain, reports = Chain(folder, manifest, case), []
+    for stage, _ in manifest.ordered_stages():
         graphs = manifest.stages[stage].graphs
         key = SHARED if SHARED in graphs else str(case.bin)
         path = folder / graphs[key]
-        feed = stage_inputs(manifest, stage, chain)
+        feed = stage_inputs(manifest, stage, chain.tensors)
         if engine is not None or _computes_in_fp16(path):
             progress(f"comparing the layers of {stage}")
             errors = list(_engine_errors(path, feed, engine) if engine else _precision_errors(path, feed))
             names = (engine, "ONNX Runtime") if engine else ("fp16", "fp32")
             reports.append(_report(stage, key, names, limit, errors))
         try:
-            advance(manifest, stage, OnnxEngine().open(path, manifest.stages[stage]), chain, case)
+            chain.advance(stage, OnnxEngine().open(path, manifest.stages[stage]))
         except BuildError:
             if not reports or reports[-1]:
                 raise
@@ -154,7 +153,7 @@ def _computes_in_fp16(path: Path) -> bool:
     return any(tensor.data_type == TensorProto.FLOAT16 for tensor in graph.initializer)
 
 
-def _precision_errors(path: Path, feed: Feed) -> Iterator[LayerError]:
+def _precision_errors(path: Path, feed: Tensors) -> Iterator[LayerError]:
     """Run the graph as it is, and raised to fp32."""
     with tempfile.TemporaryDirectory() as scratch:
         half = _copy(path, Path(scratch) / "fp16")
@@ -207,7 +206,7 @@ def _require_gpu(flavour: CompiledFlavour) -> None:
         raise RequestError(f"--layers --engine {flavour} runs engines: {error}") from error
 
 
-def _engine_errors(path: Path, feed: Feed, flavour: CompiledFlavour) -> Iterator[LayerError]:
+def _engine_errors(path: Path, feed: Tensors, flavour: CompiledFlavour) -> Iterator[LayerError]:
     """Build an engine for the shapes of `feed` that gives every layer, and run it."""
     given = _run_engine(path, feed, flavour)
     with tempfile.TemporaryDirectory() as scratch:
@@ -220,7 +219,7 @@ def _engine_errors(path: Path, feed: Feed, flavour: CompiledFlavour) -> Iterator
         yield from _compared(path, run)
 
 
-def _run_engine(path: Path, feed: Feed, flavour: CompiledFlavour) -> Tensors:
+def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str, Array]:
     trt = _polygraphy_backend(flavour)
     network, settings = engine_of_all_layers(path, feed, flavour)
     try:
@@ -233,7 +232,7 @@ def _run_engine(path: Path, feed: Feed, flavour: CompiledFlavour) -> Tensors:
         raise BuildError(f"{flavour} cannot run {path.name} with all layers as outputs: {error}") from error
 
 
-def engine_of_all_layers(path: Path, feed: Feed, flavour: CompiledFlavour) -> tuple[Any, Any]:
+def engine_of_all_layers(path: Path, feed: Tensors, flavour: CompiledFlavour) -> tuple[Any, Any]:
     """Polygraphy's loaders of a network whose layers are all outputs, and of its configuration.
 
     Args:
@@ -290,7 +289,7 @@ def _compared(original: Path, run: Callable[[list[str]], tuple[Tensors, Tensors]
         count = max(1, min(2 * count, _BUDGET * len(batch) // max(held, 1)))
 
 
-def _run(path: Path, names: list[str], feed: Feed) -> Tensors:
+def _run(path: Path, names: list[str], feed: Tensors) -> Tensors:
     """The named tensors, as the layers of the graph give them when none are fused."""
     model = onnx.load(path, load_external_data=False)
     del model.graph.output[:]
@@ -301,8 +300,8 @@ def _run(path: Path, names: list[str], feed: Feed) -> Tensors:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(marked, options, providers=["CPUExecutionProvider"])
     taken = {tensor.name for tensor in session.get_inputs()}
-    with OnnxrtRunner(lambda: session) as runner:
-        return dict(runner.infer({name: value for name, value in feed.items() if name in taken}))
+    results = session.run(names, {name: value for name, value in feed.items() if name in taken})
+    return dict(zip(names, results, strict=True))
 
 
 def _copy(path: Path, folder: Path) -> Path:

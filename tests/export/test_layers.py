@@ -14,9 +14,9 @@ from tests.export.engine_bundles import make_bundle, replace_file
 from tests.export.models import Files, photographs
 
 from s3diff_export.cli import cli, run
-from s3diff_export.engines import layers
-from s3diff_export.engines.layers import compare_layers, engine_of_all_layers, raised_to_fp32
-from s3diff_export.verify import Gates
+from s3diff_export.verification import layers
+from s3diff_export.verification.layers import compare_layers, engine_of_all_layers, raised_to_fp32
+from s3diff_export.verification.parity import Gates
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 
@@ -73,6 +73,14 @@ def test_the_layer_that_overflows_is_found(bundle: Path) -> None:
     assert report.stage == "vae_decoder" and not report
     assert report.first is not None and report.first.name == name
     assert report.first.operator == "Mul" and not np.isfinite(report.first.relative)
+
+
+def test_a_layer_above_the_gate_fails_the_command(fused: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(cli, ["verify", str(fused), "--layers", "--gate-stage", "1e-6"]) == 1
+    errors = capsys.readouterr().err
+    assert "first above" in errors  # the table is folded to the width
+    assert "of vae_encoder leaves its truth: relative error" in errors.splitlines()[-1]
+    assert "limit 1e-06" in errors.splitlines()[-1]
 
 
 def _latent(bundle: Path) -> dict[str, np.ndarray]:

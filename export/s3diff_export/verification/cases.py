@@ -1,0 +1,72 @@
+"""What a bundle is checked on: pictures, real ones or drawn, each with a degradation to restore it with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+
+from s3diff_runtime.bundle.manifest import Bin
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.vocabulary import AXES, Axis, Pixels
+from s3diff_training.data import PhotographFolder
+from s3diff_training.drawn_pictures import draw_picture
+
+_DRAWN_SIZES = ((48, 64), (37, 53), (64, 32))  # heights and widths: multiples of the network's and others
+_LARGEST_SIDE = 64
+_COUNT = 3
+_CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # noise and blur
+
+
+@dataclass(frozen=True)
+class CheckCase:
+    """One picture and the degradation to restore it with."""
+
+    image: Pixels
+    """LR, `[H, W, 3]`."""
+    scores: dict[Axis, float]
+    """Noise and blur in [0, 1]; empty for the estimator's."""
+    bin: str | None = None
+    """The bin whose centre the scores are."""
+
+    def __str__(self) -> str:
+        height, width = self.image.shape[:2]
+        scores = ", ".join(f"{axis} {score:.2f}" for axis, score in self.scores.items()) or "estimated"
+        return f"picture of {width}x{height}, degradation {scores}"
+
+
+def check_pictures(folder: Path | None) -> list[Pixels]:
+    """LR pictures uint8 `[H, W, 3]` to run a bundle on.
+
+    Args:
+        folder: of low-resolution photographs, of which three are cut to 64 pixels a side; None draws
+            pictures with the spectrum of photographs, edges and noise.
+
+    Raises:
+        RequestError: for a folder without usable pictures.
+    """
+    if folder is None:
+        return [
+            draw_picture(height, width, seed, ellipses=4, radii=(4, 20))
+            for seed, (height, width) in enumerate(_DRAWN_SIZES)
+        ]
+    photographs = PhotographFolder(folder, min_side=16, memory_mib=0)
+    indices = np.linspace(0, len(photographs) - 1, min(_COUNT, len(photographs))).round().astype(int)
+    cut = [photographs.pixels_of(index)[:_LARGEST_SIDE, :_LARGEST_SIDE] for index in indices.tolist()]
+    for index, image in zip(indices, cut, strict=True):
+        if np.ptp(image) == 0:
+            name = photographs.paths[index].name
+            raise RequestError(f"check image {name} is of one colour; expected a photograph")
+    return [np.ascontiguousarray(image) for image in cut]
+
+
+def check_cases(images: Sequence[Pixels], bins: Sequence[Bin]) -> list[CheckCase]:
+    """Every bin once, with the pictures in turn; without bins, every picture as estimated and at extremes."""
+    turns = cycle(images)
+    if bins:
+        return [CheckCase(next(turns), {"noise": bin.noise, "blur": bin.blur}, bin.name) for bin in bins]
+    estimated = [CheckCase(image, {}) for image in images]
+    return estimated + [CheckCase(next(turns), dict(zip(AXES, corner, strict=True))) for corner in _CORNERS]

@@ -1,0 +1,206 @@
+"""Compares a bundle's stages with PyTorch's results and decides whether the bundle may be published."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from s3diff_export.verification.chain import Chain, run_chains, run_stage
+from s3diff_export.verification.reference import Array, Reference
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.interface import Engine, Session
+from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.options import Options, option
+from s3diff_runtime.progress import Steps
+from s3diff_runtime.stages import STAGES
+from s3diff_runtime.vocabulary import Precision
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest errors that a bundle may have."""
+
+    epsilon: float
+    """Norm of the error of ε over the norm of ε, of every prompt."""
+    psnr: float
+    """Lowest PSNR of the final image against PyTorch's, in dB."""
+    stage: float
+    """Relative error of any other stage on PyTorch's own inputs."""
+
+
+LIMITS: dict[Precision, Limits] = {"fp32": Limits(1e-4, 60.0, 1e-3), "fp16": Limits(5e-3, 40.0, 3e-2)}
+
+
+def _gate(name: str, help: str) -> Any:  # noqa: ANN401 - takes a field's place
+    usual = ", ".join(f"{precision}: {getattr(limits, name):g}" for precision, limits in LIMITS.items())
+    return option(None, help, flags=(f"--gate-{name}",), above=0, shown=usual)
+
+
+@dataclass(frozen=True)
+class Gates(Options):
+    """Limits in the place of the precision's own, which None takes."""
+
+    epsilon: float | None = _gate("epsilon", "Largest relative error of ε, of either prompt.")
+    psnr: float | None = _gate("psnr", "Lowest PSNR of the final image, dB.")
+    stage: float | None = _gate("stage", "Largest relative error of any other stage.")
+
+    def limits(self, precision: Precision) -> Limits:
+        """These, with the precision's own in the place of None."""
+        return replace(
+            LIMITS[precision], **{name: limit for name, limit in asdict(self).items() if limit is not None}
+        )
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The worst errors of one quantity over all cases, each stage fed with PyTorch's own inputs."""
+
+    quantity: str
+    relative: float
+    """Norm of the error over the norm of the truth."""
+    largest: float
+    mean: float
+    limit: float
+    cases: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the relative error keeps within the limit."""
+        return self.relative <= self.limit
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """How a bundle compares with PyTorch in fp32. True when every gate holds."""
+
+    quantities: tuple[Parity, ...]
+    """In the order of the stages."""
+    psnr: dict[str, float | None]
+    """Lowest PSNR of the final image by colour correction, end to end; None where all images are equal."""
+    gates: Limits
+    cases: int
+    machine: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.broken is None
+
+    @property
+    def broken(self) -> str | None:
+        """What broke first, in the order of the stages, in words."""
+        for parity in self.quantities:
+            if not parity.passed:
+                return f"{parity.quantity}: relative error {parity.relative:.2e}, limit {parity.limit:.0e}"
+        for fix, value in self.psnr.items():
+            if value is not None and value < self.gates.psnr:
+                return f"final image ({fix}): PSNR {value:.1f} dB, limit {self.gates.psnr:.0f} dB"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON types, as it stands in the manifest."""
+        return {**asdict(self), "passed": bool(self), "broken": self.broken}
+
+
+def verify(
+    bundle: Bundle,
+    references: Sequence[Reference],
+    gates: Gates,
+    progress: Steps = lambda _: None,
+    engine: Engine | None = None,
+) -> ParityReport:
+    """Run every stage on PyTorch's inputs, and the chain of all stages from picture to picture.
+
+    Args:
+        bundle: with the engines that `engine` runs, if it runs any.
+        references: PyTorch's results; for bundles with bins, one or more of every bin.
+        gates: limits.
+        progress: told of each stage.
+        engine: to run on; None is ONNX Runtime on the CPU.
+
+    Raises:
+        BuildError: when a stage's output is not finite, all equal or saturated; names stage and case.
+    """
+    manifest, limits = bundle.manifest, gates.limits(bundle.manifest.precision)
+    errors: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+
+    def compare(stage: str, session: Session, number: int) -> None:
+        reference = references[number]
+        for quantity, found in _quantities(manifest, stage, session, reference):
+            errors[quantity].append(errors_of(found, reference.tensors[quantity]))
+
+    chains = run_chains(
+        bundle,
+        [reference.case for reference in references],
+        engine or OnnxEngine(),
+        lambda stage: progress(f"verifying {stage}"),
+        compare,
+    )
+    rows = tuple(_worst(quantity, found, limits) for quantity, found in errors.items())
+    return ParityReport(rows, _lowest_psnr(manifest, references, chains), limits, len(references), machine())
+
+
+def errors_of(found: Array, truth: Array) -> tuple[float, float, float]:
+    """Relative, largest and mean absolute error, in float64; not a number counts as infinite."""
+    difference = np.abs(np.float64(found) - np.float64(truth))
+    norm = float(np.linalg.norm(np.float64(truth)))
+    relative = float(np.linalg.norm(difference)) / max(norm, 1e-30)
+    values = (relative, float(difference.max()), float(difference.mean()))
+    return values if np.isfinite(values).all() else (math.inf, math.inf, math.inf)
+
+
+def machine() -> dict[str, str]:
+    """Where figures were taken: processor, system, versions."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.platform(terse=True),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": version("torch"),
+    }
+
+
+def _quantities(
+    manifest: Manifest, stage: str, session: Session, reference: Reference
+) -> Iterator[tuple[str, Array]]:
+    """What a stage makes of PyTorch's inputs, by the names of `Reference.tensors`; pictures are left out.
+
+    A stage that predicts noise gives that of the positive prompt at guidance 1, of the negative one at 0.
+    """
+    kind = STAGES[stage]
+    if kind.color_fix is not None:
+        return
+    given = {**reference.tensors, "degradation": reference.tensors["applied"]}
+    if "x0" in kind.gives:
+        scales = {"positive": 1.0, "negative": 0.0} if manifest.guidance.mode == "on" else {"positive": 1.0}
+        for prompt, scale in scales.items():
+            guided = {**given, "guidance": np.asarray(scale, np.float32)}
+            x0 = run_stage(manifest, stage, session, guided)["x0"]
+            yield f"epsilon_{prompt}", reference.epsilon_of(x0)
+    yield from run_stage(manifest, stage, session, given).items()
+
+
+def _worst(quantity: str, errors: Sequence[tuple[float, float, float]], limits: Limits) -> Parity:
+    relative, largest, mean = (max(column) for column in zip(*errors, strict=True))
+    limit = limits.epsilon if quantity.startswith("epsilon") else limits.stage
+    return Parity(quantity, relative, largest, mean, limit, len(errors))
+
+
+def _lowest_psnr(
+    manifest: Manifest, references: Sequence[Reference], chains: Sequence[Chain]
+) -> dict[str, float | None]:
+    lowest: dict[str, float | None] = {}
+    for fix in manifest.color_fixes:
+        name = f"upscaled_{fix}"
+        squares = [
+            float(np.mean((np.float64(chain.tensors[name]) - np.float64(reference.tensors[name])) ** 2))
+            for reference, chain in zip(references, chains, strict=True)
+        ]
+        lowest[fix] = 10 * math.log10(255**2 / max(squares)) if max(squares) else None
+    return lowest
