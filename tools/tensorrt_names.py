@@ -24,7 +24,8 @@ from typing import Any
 
 import click
 
-from s3diff_runtime.files import replacing
+from s3diff_runtime.engines.flavours import FLAVOURS
+from s3diff_runtime.files import write_text
 
 TARGET = Path(__file__).resolve().parents[1] / "tests" / "export" / "tensorrt_names.json"
 WHEELS = {  # the oldest and the newest of each generation
@@ -33,7 +34,7 @@ WHEELS = {  # the oldest and the newest of each generation
     "11.0.0.114": "tensorrt-cu13-bindings",
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
-RTX = "tensorrt_rtx"
+RTX = FLAVOURS["tensorrt-rtx"].package
 CLASSES = (
     "Builder",
     "IBuilderConfig",
@@ -78,18 +79,12 @@ print(json.dumps({{
 """
 
 
-def looked_at(module: str, folders: tuple[Path, Path] | None = None) -> dict[str, Any]:
-    """The names of a module.
-
-    Args:
-        module: to import.
-        folders: where it is, and where the libraries are that it loads; None where it is installed.
-    """
-    environment = dict(os.environ)
-    if folders is not None:
-        environment |= {"PYTHONPATH": str(folders[0]), "LD_LIBRARY_PATH": str(folders[1])}
+def looked_at(module: str, **environment: str) -> dict[str, Any]:
+    """The names of a module, which is imported in a process of its own with some environment variables."""
     command = [sys.executable, "-c", _PROBE, module]
-    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        command, env={**os.environ, **environment}, check=True, capture_output=True, text=True
+    )
     result: dict[str, Any] = json.loads(found.stdout)
     return result
 
@@ -105,12 +100,7 @@ def unpacked(package: str, version: str, folder: Path) -> Path:
 
 
 def stub_libraries(binding: Path, folder: Path) -> Path:
-    """Make libraries of the names that a binding loads, with empty functions of the names that it calls.
-
-    Args:
-        binding: the shared object of the bindings.
-        folder: for the libraries.
-    """
+    """Make the libraries in `folder` that a binding loads, with empty functions of the names it calls."""
     described = subprocess.run(
         ["readelf", "--wide", "--dynamic", "--dyn-syms", binding], check=True, capture_output=True, text=True
     ).stdout
@@ -130,7 +120,9 @@ def names() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as scratch:
             folder = unpacked(package, version, Path(scratch))
             libraries = stub_libraries(folder / "tensorrt_bindings" / "tensorrt.so", Path(scratch))
-            bindings[f"tensorrt {version}"] = looked_at("tensorrt_bindings", (folder, libraries))
+            bindings[f"tensorrt {version}"] = looked_at(
+                "tensorrt_bindings", PYTHONPATH=str(folder), LD_LIBRARY_PATH=str(libraries)
+            )
     rtx = looked_at(RTX)
     bindings[f"{RTX} {rtx['version']}"] = rtx
     return {
@@ -166,9 +158,7 @@ def _by_version(name: str, bindings: Mapping[str, Mapping[str, Any]]) -> dict[st
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path), default=TARGET)
 def main(path: Path) -> None:
     """Write the file and print where it is."""
-    content = json.dumps(names(), indent=1) + "\n"
-    with replacing(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_text(path, json.dumps(names(), indent=1) + "\n")
     click.echo(path)
 
 

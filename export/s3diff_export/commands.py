@@ -109,11 +109,8 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes, guided)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)
-    ran = (
-        ""
-        if (request.engine, request.device) == ("onnx", "cpu")
-        else f" of {request.engine} on {request.device}"
-    )
+    as_in_builds = (request.engine, request.device) == (VerifyRequest.engine, VerifyRequest.device)
+    ran = "" if as_in_builds else f" of {request.engine} on {request.device}"
     reports = {**manifest.reports, f"parity{ran}": parity.to_dict()}
     manifest.model_copy(update={"reports": reports}).write(request.bundle)
     if request.as_json:

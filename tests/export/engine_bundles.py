@@ -12,7 +12,7 @@ from tests.export.models import Files
 
 from s3diff_export.bins import grid
 from s3diff_export.build import BuildRequest, build
-from s3diff_export.engines.building import BuildCost
+from s3diff_export.engines.building import BuildCost, EngineSource
 from s3diff_export.graphs import GraphOptions
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import FileRecord
@@ -53,17 +53,9 @@ class QuickBuilder:
     before: Callable[[str], None] = lambda _: None
     """Called with the stage's name before each."""
 
-    def __call__(
-        self,
-        graph: Path,
-        stage: object,
-        shapes: object,
-        path: Path,
-        name: str,
-        progress: Callable[[str], None],
-    ) -> BuildCost:
-        self.before(name)
-        self.built.append(name)
-        path.write_bytes(hashlib.sha256(graph.read_bytes()).digest() * 40 + bytes([len(self.built)]))
-        progress(f"building {name}: 50%")
+    def __call__(self, source: EngineSource, path: Path, progress: Callable[[str], None]) -> BuildCost:
+        self.before(source.name)
+        self.built.append(source.name)
+        path.write_bytes(hashlib.sha256(source.graph.read_bytes()).digest() * 40 + bytes([len(self.built)]))
+        progress(f"building {source.name}: 50%")
         return BuildCost(seconds=0.25, parse_seconds=0.05, peak_memory=2**20)

@@ -14,7 +14,7 @@ from tests.export.tensorrt_double import BINDINGS, CACHE, PLAN, Asked, members, 
 from tests.runtime.fake_cuda import FakeCuda
 
 from s3diff_export.engines import EngineOptions, require_builder
-from s3diff_export.engines.building import EngineBuilder
+from s3diff_export.engines.building import EngineBuilder, EngineSource
 from s3diff_export.engines.shapes import Shapes
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
@@ -71,7 +71,9 @@ def graph(tmp_path: Path) -> Path:
 def test_builds_with_the_names_of_every_binding(binding: str, found: Found, graph: Path) -> None:
     builder, asked = found(binding, workspace_mib=512, optimization_level=4)
     told: list[str] = []
-    built = builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder", told.append)
+    built = builder.build(
+        EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"), told.append
+    )
     assert graph.with_suffix(".engine").read_bytes() == PLAN
     assert built.peak_memory > 2**20 and 0 <= built.parse_seconds <= built.seconds
     assert asked.profiles == [{"image": tuple(SHAPES["image"])}]  # inputs without free axes need no shape
@@ -84,7 +86,7 @@ def test_builds_with_the_names_of_every_binding(binding: str, found: Found, grap
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_networks_are_typed_in_every_version(binding: str, found: Found, graph: Path) -> None:
     builder, asked = found(binding)
-    builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
     typed = 1 << int(builder.tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert asked.flags == [typed if binding.startswith("tensorrt 10.") else 0]
 
@@ -97,7 +99,7 @@ def test_timing_cache_and_hardware_compatibility(
     options = {"timing_cache": cache, "hardware_compatibility": "ampere_plus"}
     for expected in (b"", CACHE):
         builder, asked = found(binding, **options)
-        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
         (config,) = asked.configs
         levels = builder.tensorrt.module.HardwareCompatibilityLevel
         assert config.hardware_compatibility_level is levels.AMPERE_PLUS
@@ -105,12 +107,12 @@ def test_timing_cache_and_hardware_compatibility(
         assert cache.read_bytes() == CACHE
     asked.refuses_cache = True
     with pytest.raises(RequestError, match=r"a10\.cache is no timing cache of tensorrt .* delete it"):
-        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
 
 
 def test_rtx_builds_for_compute_capabilities(found: Found, graph: Path) -> None:
     builder, asked = found(RTX, compute_capabilities=("12.0", "8.0", "8.0"))
-    builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
     (config,) = asked.configs
     capabilities = builder.tensorrt.module.ComputeCapability
     assert config._targets == {0: capabilities.SM80, 1: capabilities.SM120}
@@ -126,7 +128,7 @@ def test_failures_carry_what_tensorrt_said(binding: str, found: Found, graph: Pa
     builder, asked = found(binding)
     asked.fails_with = "Error Code 10: Could not find any implementation for node /conv_in/Conv."
     with pytest.raises(BuildError, match=r"stage unet: .*node /conv_in/Conv\..*--workspace-mib.*--max-size"):
-        builder.build(graph, STAGE, SHAPES, graph.with_suffix(".engine"), "unet")
+        builder.build(EngineSource(graph, STAGE, SHAPES, "unet"), graph.with_suffix(".engine"))
     assert not graph.with_suffix(".engine").exists()
 
 
@@ -137,7 +139,7 @@ def test_a_graph_that_is_not_the_manifests_is_refused(found: Found, graph: Path)
     with pytest.raises(
         BuildError, match="outputs latent float32 of rank 4, the manifest says latent float16"
     ):
-        builder.build(graph, other, SHAPES, graph.with_suffix(".engine"), "vae_encoder")
+        builder.build(EngineSource(graph, other, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.11.0.33"])

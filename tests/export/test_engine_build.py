@@ -17,6 +17,7 @@ from tests.export.models import Files
 
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines, require_builder
+from s3diff_export.engines.building import EngineSource
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineSidecar
 from s3diff_runtime.bundle.manifest import Manifest
@@ -110,11 +111,10 @@ def test_a_profile_that_contradicts_itself_tells_what_tensorrt_says(merged: Path
         BuildError, match=r"could not build stage finish: .*batch.*Profile.*smaller --max-size"
     ):
         builder.build(
-            merged / stage.graphs["shared"],
-            stage,
-            {**shapes, "image": other["image"]},
+            EngineSource(
+                merged / stage.graphs["shared"], stage, {**shapes, "image": other["image"]}, "finish"
+            ),
             tmp_path / "never.engine",
-            "finish",
         )
     assert list(tmp_path.iterdir()) == []
 

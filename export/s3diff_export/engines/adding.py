@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from s3diff_export.engines.building import BuildCost, EngineBuilder, require_builder
+from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import stage_shapes
 from s3diff_runtime.bundle.engine_records import (
@@ -97,20 +97,27 @@ def add_engines(
     identity = _identity(builder, manifest)
     current = next((each for each in manifest.engines if each.identity == identity), None)
     jobs = list(_jobs(folder, manifest, None if force else current))
-    if current is not None and all(job.built for job in jobs):
-        reports = tuple(job.report(current.name, job.built) for job in jobs if job.built)
-        return AddedEngines(current, reports, manifest)
-    sets, name = folder / _FOLDER, _free_name(folder, identity)
+    if current is not None and all(job.sidecar for job in jobs):
+        kept = tuple(job.report(current.name, job.sidecar) for job in jobs if job.sidecar)
+        return AddedEngines(current, kept, manifest)
+    sets, name, reports = folder / _FOLDER, _free_name(folder, identity), list[EngineReport]()
     try:
         with replacing(sets / name) as scratch:
-            reports = tuple(
-                job.keep(sets / current.name, scratch, name, job.built)
-                if current is not None and job.built
-                else job.build(builder, folder, manifest, identity, scratch, name, progress)
-                for job in jobs
-            )
+            for job in jobs:
+                (scratch / job.file).parent.mkdir(parents=True, exist_ok=True)
+                if current is not None and job.sidecar is not None:
+                    for file in (job.file, sidecar_path(job.file)):
+                        shutil.copyfile(sets / current.name / file, scratch / file)
+                    reports.append(job.report(name, job.sidecar))
+                else:
+                    built = _build(job, builder, folder, manifest, scratch / job.file, progress)
+                    reports.append(job.report(name, *built))
             progress("hashing")
-            added = _engine_set(name, identity, reports)
+            graphs = {
+                stage: {each.graph: each.path for each in reports if each.stage == stage}
+                for stage in manifest.stages
+            }
+            added = EngineSet(name=name, identity=identity, graphs=graphs)
             manifest = _with_set(Manifest.read(folder), added, current, scratch)
         # The folder has its name now; until the manifest names it, the bundle is what it was.
         manifest.write(folder)
@@ -121,7 +128,7 @@ def add_engines(
         raise
     if current is not None:
         shutil.rmtree(sets / current.name, ignore_errors=True)
-    return AddedEngines(added, reports, manifest)
+    return AddedEngines(added, tuple(reports), manifest)
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,7 @@ class _GraphJob:
     graph: str
     onnx: dict[str, str]
     """The files of the graph with their hashes."""
-    built: EngineSidecar | None
+    sidecar: EngineSidecar | None
     """Of the engine that there is of it already."""
 
     @property
@@ -153,45 +160,6 @@ class _GraphJob:
             reused=cost is None,
         )
 
-    def keep(self, source: Path, target: Path, set_name: str, sidecar: EngineSidecar) -> EngineReport:
-        """Copy the engine and its sidecar from one set into another."""
-        (target / self.file).parent.mkdir(parents=True, exist_ok=True)
-        for file in (self.file, sidecar_path(self.file)):
-            shutil.copyfile(source / file, target / file)
-        return self.report(set_name, sidecar)
-
-    def build(
-        self,
-        builder: EngineBuilder,
-        bundle: Path,
-        manifest: Manifest,
-        identity: EngineIdentity,
-        target: Path,
-        set_name: str,
-        progress: Progress,
-    ) -> EngineReport:
-        """Build the engine into a set, and write its sidecar."""
-        stage, path = manifest.stages[self.stage], target / self.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shapes = stage_shapes(manifest, stage, identity.profile)
-        label = self.stage if self.graph == SHARED else f"{self.stage} of bin {self.graph}"
-        cost = builder.build(bundle / stage.graphs[self.graph], stage, shapes, path, label, progress)
-        sidecar = EngineSidecar(
-            identity=identity,
-            stage=self.stage,
-            graph=self.graph,
-            onnx=self.onnx,
-            inputs=stage.inputs,
-            outputs=stage.outputs,
-            shapes={tensor: (each.min, each.opt, each.max) for tensor, each in shapes.items()},
-            sha256=sha256(path),
-            size=path.stat().st_size,
-            built=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=round(cost.seconds, 3),
-        )
-        path.with_suffix(".json").write_text(sidecar.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        return self.report(set_name, sidecar, cost)
-
 
 def _file(stage: str, graph: str) -> str:
     return f"{stage}.engine" if graph == SHARED else f"bins/{graph}/{stage}.engine"
@@ -202,10 +170,36 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
         for graph, path in stage.graphs.items():
             files = (each for each in (path, f"{path}.data") if each in manifest.files)
             onnx = {file: manifest.files[file].sha256 for file in files}
-            built = None
+            sidecar = None
             if current is not None:
-                built = _sidecar(folder / _FOLDER / current.name / sidecar_path(_file(name, graph)))
-            yield _GraphJob(name, graph, onnx, built if built and built.onnx == onnx else None)
+                sidecar = _sidecar(folder / _FOLDER / current.name / sidecar_path(_file(name, graph)))
+            yield _GraphJob(name, graph, onnx, sidecar if sidecar and sidecar.onnx == onnx else None)
+
+
+def _build(
+    job: _GraphJob, builder: EngineBuilder, bundle: Path, manifest: Manifest, path: Path, progress: Progress
+) -> tuple[EngineSidecar, BuildCost]:
+    """Build an engine at `path`, and write its sidecar."""
+    stage, identity = manifest.stages[job.stage], _identity(builder, manifest)
+    shapes = stage_shapes(manifest, stage, identity.profile)
+    label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
+    source = EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
+    cost = builder.build(source, path, progress)
+    sidecar = EngineSidecar(
+        identity=identity,
+        stage=job.stage,
+        graph=job.graph,
+        onnx=job.onnx,
+        inputs=stage.inputs,
+        outputs=stage.outputs,
+        shapes={tensor: (each.min, each.opt, each.max) for tensor, each in shapes.items()},
+        sha256=sha256(path),
+        size=path.stat().st_size,
+        built=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(cost.seconds, 3),
+    )
+    path.with_suffix(".json").write_text(sidecar.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return sidecar, cost
 
 
 def _sidecar(path: Path) -> EngineSidecar | None:
@@ -247,13 +241,6 @@ def _free_name(folder: Path, identity: EngineIdentity) -> str:
     taken = {path.name for path in (folder / _FOLDER).glob("*")}
     numbered = (f"{name}.{number}" for number in range(2, len(taken) + 3))
     return next(each for each in (name, *numbered) if each not in taken)
-
-
-def _engine_set(name: str, identity: EngineIdentity, reports: tuple[EngineReport, ...]) -> EngineSet:
-    graphs: dict[str, dict[str, str]] = {}
-    for report in reports:
-        graphs.setdefault(report.stage, {})[report.graph] = report.path
-    return EngineSet(name=name, identity=identity, graphs=graphs)
 
 
 def _with_set(manifest: Manifest, added: EngineSet, outdated: EngineSet | None, scratch: Path) -> Manifest:

@@ -12,12 +12,11 @@ the names of the real bindings, and the tests drive this module through them.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from s3diff_export.engines.options import EngineOptions
-from s3diff_runtime.engines.tensorrt.api import TensorRt
+from s3diff_runtime.engines.tensorrt.api import TensorRt, version_numbers
 from s3diff_runtime.errors import RequestError
 
 _MIB = 2**20
@@ -26,7 +25,7 @@ _MIB = 2**20
 def require_version(tensorrt: TensorRt) -> None:
     """Raise `RequestError` for a version that is too old to build with."""
     oldest = tensorrt.flavour.oldest
-    if _numbers(tensorrt)[:2] < oldest:
+    if version_numbers(tensorrt.version)[:2] < oldest:
         raise RequestError(
             f"{tensorrt} is too old, expected {oldest[0]}.{oldest[1]} or later: "
             f"pip install --upgrade 's3diff-export[{tensorrt.flavour.extra}]'"
@@ -36,7 +35,7 @@ def require_version(tensorrt: TensorRt) -> None:
 def typed_network(tensorrt: TensorRt, builder: Any) -> Any:  # noqa: ANN401 - an INetworkDefinition
     """An empty network whose types are those of its tensors, never chosen by TensorRT."""
     flags = 0
-    if _numbers(tensorrt)[0] < tensorrt.flavour.typed_since:
+    if version_numbers(tensorrt.version)[0] < tensorrt.flavour.typed_since:
         flags = 1 << int(tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     return builder.create_network(flags)
 
@@ -91,8 +90,3 @@ def _read_timing_cache(tensorrt: TensorRt, config: Any, path: Path) -> None:  # 
             f"{path} is no timing cache of {tensorrt} for this GPU "
             f"({tensorrt.messages.reason()}); delete it, or name another --timing-cache"
         )
-
-
-def _numbers(tensorrt: TensorRt) -> tuple[int, ...]:
-    """The version for comparisons."""
-    return tuple(int(part) for part in re.findall(r"\d+", tensorrt.version))

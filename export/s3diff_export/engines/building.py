@@ -34,6 +34,20 @@ _STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
+class EngineSource:
+    """What an engine is built from."""
+
+    graph: Path
+    """The ONNX file; its weights lie beside it."""
+    stage: Stage
+    """What the manifest says of it."""
+    shapes: Mapping[str, Shapes]
+    """Of all its inputs."""
+    name: str
+    """How progress and errors call it."""
+
+
+@dataclass(frozen=True)
 class BuildCost:
     """What the build of an engine took."""
 
@@ -53,26 +67,15 @@ class EngineBuilder:
     """That engines are tuned on; None for a flavour that needs none."""
     options: EngineOptions
 
-    def build(
-        self,
-        graph: Path,
-        stage: Stage,
-        shapes: Mapping[str, Shapes],
-        path: Path,
-        name: str,
-        progress: Progress = lambda _: None,
-    ) -> BuildCost:
+    def build(self, source: EngineSource, path: Path, progress: Progress = lambda _: None) -> BuildCost:
         """Build the engine of one graph and write its plan to `path`.
 
         TensorRT works in a thread of its own, so that an exception in this one, an interruption above all,
         stops it at its next step; the call returns only when it has stopped.
 
         Args:
-            graph: the ONNX file; its weights lie beside it.
-            stage: what the manifest says of it.
-            shapes: of all its inputs.
+            source: the graph.
             path: of the plan; its folder exists.
-            name: how progress and errors call the stage.
             progress: told of the phases and percentages of the build.
 
         Raises:
@@ -82,47 +85,39 @@ class EngineBuilder:
         start = time.monotonic()
         monitor = BuildMonitor(self.tensorrt.module)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tensorrt") as pool:
-            work = pool.submit(self._build, graph, stage, shapes, path, name, monitor)
+            work = pool.submit(self._build, source, path, monitor)
             try:
-                peak = _follow(work, monitor, name, progress)
+                peak = _follow(work, monitor, source.name, progress)
             except BaseException:
                 monitor.cancelled.set()
                 raise
         return BuildCost(time.monotonic() - start, work.result(), peak)
 
-    def _build(
-        self,
-        graph: Path,
-        stage: Stage,
-        shapes: Mapping[str, Shapes],
-        path: Path,
-        name: str,
-        monitor: BuildMonitor,
-    ) -> float:
+    def _build(self, source: EngineSource, path: Path, monitor: BuildMonitor) -> float:
         """All that happens in TensorRT's thread; the seconds that reading the graph took."""
         tensorrt, start = self.tensorrt, time.monotonic()
         tensorrt.messages.clear()
         builder = tensorrt.module.Builder(tensorrt.logger)
         network = typed_network(tensorrt, builder)
-        self._parse(network, graph, name)
-        self._compare(network, stage, name)
+        self._parse(network, source)
+        _compare(network, source)
         parsed = time.monotonic() - start
         config = configuration(tensorrt, builder, self.options)
-        self._add_profile(builder, config, stage, shapes, name)
+        self._add_profile(builder, config, source)
         config.progress_monitor = monitor.of_tensorrt
         plan = builder.build_serialized_network(network, config)
         if monitor.cancelled.is_set():
             return parsed  # nobody waits for the result
         if plan is None:
-            raise self._failure(name)
+            raise self._failure(source)
         with path.open("wb") as file:
             file.write(memoryview(plan))
         self._keep_timing_cache(config)
         return parsed
 
-    def _parse(self, network: Any, graph: Path, name: str) -> None:  # noqa: ANN401
+    def _parse(self, network: Any, source: EngineSource) -> None:  # noqa: ANN401
         parser = self.tensorrt.module.OnnxParser(network, self.tensorrt.logger)
-        if parser.parse_from_file(str(graph)):
+        if parser.parse_from_file(str(source.graph)):
             return
         errors = [parser.get_error(number) for number in range(parser.num_errors)]
         nodes = dict.fromkeys(
@@ -130,42 +125,21 @@ class EngineBuilder:
         )
         where = f" at node {', '.join(nodes)}" if nodes else ""
         raise BuildError(
-            f"{self.tensorrt} cannot read the graph of stage {name}{where}: "
+            f"{self.tensorrt} cannot read the graph of stage {source.name}{where}: "
             f"{join_reasons([error.desc() for error in errors])}; check the bundle with s3diff-export "
             "inspect BUNDLE --check, or update TensorRT"
         )
 
-    def _compare(self, network: Any, stage: Stage, name: str) -> None:  # noqa: ANN401
-        """What TensorRT read must be what the manifest says: names, types and ranks."""
-        for side, specs, count, get in (
-            ("inputs", stage.inputs, network.num_inputs, network.get_input),
-            ("outputs", stage.outputs, network.num_outputs, network.get_output),
-        ):
-            tensors = [get(number) for number in range(count)]
-            found = {(tensor.name, dtype_name(tensor.dtype), len(tensor.shape)) for tensor in tensors}
-            expected = {(spec.name, str(spec.dtype), len(spec.shape)) for spec in specs}
-            if found != expected:
-                raise BuildError(
-                    f"the graph of stage {name} has the {side} {_listed(found)}, the manifest says "
-                    f"{_listed(expected)}; rebuild the bundle with s3diff-export build"
-                )
-
-    def _add_profile(
-        self,
-        builder: Any,  # noqa: ANN401
-        config: Any,  # noqa: ANN401
-        stage: Stage,
-        shapes: Mapping[str, Shapes],
-        name: str,
-    ) -> None:
-        free = [spec.name for spec in stage.inputs if any(isinstance(axis, str) for axis in spec.shape)]
+    def _add_profile(self, builder: Any, config: Any, source: EngineSource) -> None:  # noqa: ANN401
+        inputs = source.stage.inputs
+        free = [spec.name for spec in inputs if any(isinstance(axis, str) for axis in spec.shape)]
         if not free:
             return
         profile = builder.create_optimization_profile()
         for tensor in free:
-            profile.set_shape(tensor, *shapes[tensor])
+            profile.set_shape(tensor, *source.shapes[tensor])
         if config.add_optimization_profile(profile) < 0:
-            raise self._failure(name)
+            raise self._failure(source)
 
     def _keep_timing_cache(self, config: Any) -> None:  # noqa: ANN401
         path = self.options.timing_cache
@@ -174,10 +148,11 @@ class EngineBuilder:
         with replacing(path) as temporary:
             temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
-    def _failure(self, name: str) -> BuildError:
+    def _failure(self, source: EngineSource) -> BuildError:
         return BuildError(
-            f"{self.tensorrt} could not build stage {name}: {self.tensorrt.messages.reason()}; try a larger "
-            "--workspace-mib, a smaller --max-size or --max-batch, or free memory on the device and the host"
+            f"{self.tensorrt} could not build stage {source.name}: {self.tensorrt.messages.reason()}; try a "
+            "larger --workspace-mib, a smaller --max-size or --max-batch, or free memory on the device and "
+            "the host"
         )
 
 
@@ -280,9 +255,21 @@ def _resident() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-Signature = tuple[str, str, int]
-"""Name, dtype and rank of a tensor."""
+def _compare(network: Any, source: EngineSource) -> None:  # noqa: ANN401
+    """What TensorRT read must be what the manifest says: names, types and ranks."""
+    for side, specs, count, get in (
+        ("inputs", source.stage.inputs, network.num_inputs, network.get_input),
+        ("outputs", source.stage.outputs, network.num_outputs, network.get_output),
+    ):
+        tensors = [get(number) for number in range(count)]
+        found = {(tensor.name, dtype_name(tensor.dtype), len(tensor.shape)) for tensor in tensors}
+        expected = {(spec.name, str(spec.dtype), len(spec.shape)) for spec in specs}
+        if found != expected:
+            raise BuildError(
+                f"the graph of stage {source.name} has the {side} {_listed(found)}, the manifest says "
+                f"{_listed(expected)}; rebuild the bundle with s3diff-export build"
+            )
 
 
-def _listed(tensors: set[Signature]) -> str:
+def _listed(tensors: set[tuple[str, str, int]]) -> str:
     return ", ".join(f"{name} {dtype} of rank {rank}" for name, dtype, rank in sorted(tensors))

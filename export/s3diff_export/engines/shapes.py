@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from s3diff_runtime.bundle.engine_records import Profile, Range
+from s3diff_runtime.bundle.engine_records import Profile
 from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.vocabulary import SCALE
 
-_MOST_PROMPTS = 2  # positive and negative
+_PROMPTS = (1, 2, 2)  # with guidance, positive and negative
 
 
 class Shapes(NamedTuple):
@@ -35,31 +35,19 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str
         KeyError: for an axis that no stage of this version has.
     """
     axes = _free_axes(manifest, profile)
-    return {spec.name: _shapes(spec, axes) for spec in stage.inputs}
+
+    def shape(spec: TensorSpec, which: int) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else axes[axis][which] for axis in spec.shape)
+
+    return {spec.name: Shapes(*(shape(spec, which) for which in range(3))) for spec in stage.inputs}
 
 
-def _free_axes(manifest: Manifest, profile: Profile) -> dict[str, Range]:
-    """What every named axis may be."""
+def _free_axes(manifest: Manifest, profile: Profile) -> dict[str, tuple[int, ...]]:
+    """Least, tuned and largest size of every named axis."""
     padding = manifest.multiple // SCALE
-    axes = {"batch": profile.batch, "prompts": Range(min=1, opt=_MOST_PROMPTS, max=_MOST_PROMPTS)}
+    axes: dict[str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        axes[name] = Range(min=side.min - padding + 1, opt=side.opt, max=side.max)
-        axes[f"latent_{name}"] = _scaled(side, SCALE, manifest.vae_factor)
-        axes[f"decoded_{name}"] = _scaled(side, SCALE, 1)
+        axes[name] = side.min - padding + 1, side.opt, side.max
+        axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
+        axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
     return axes
-
-
-def _scaled(side: Range, factor: int, divisor: int) -> Range:
-    sizes = (size * factor // divisor for size in side.sizes())
-    return Range(**dict(zip(("min", "opt", "max"), sizes, strict=True)))
-
-
-def _shapes(spec: TensorSpec, axes: dict[str, Range]) -> Shapes:
-    ranges = [
-        Range(min=axis, opt=axis, max=axis) if isinstance(axis, int) else axes[axis] for axis in spec.shape
-    ]
-    return Shapes(
-        tuple(axis.min for axis in ranges),
-        tuple(axis.opt for axis in ranges),
-        tuple(axis.max for axis in ranges),
-    )

@@ -39,7 +39,6 @@ class Session(Protocol):
             JobError: when the engine fails, for example on shapes that do not fit; `OutOfMemory` for want of
                 memory.
         """
-        ...
 
 
 class Lane(Protocol):
@@ -47,11 +46,9 @@ class Lane(Protocol):
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """Bring a tensor to the device, once for all stages that read it. Raises `OutOfMemory`."""
-        ...
 
     def timed(self, stage: str) -> AbstractContextManager[None]:
         """Count the time of the block, or of the device on what the block asks of it, for `stage`."""
-        ...
 
 
 class Engine(Protocol):
@@ -65,7 +62,6 @@ class Engine(Protocol):
 
         Results must be brought to the host within. Callers on other threads get other lanes.
         """
-        ...
 
     def open(self, graph: Path, stage: Stage) -> Session:
         """Load a graph.
@@ -78,4 +74,3 @@ class Engine(Protocol):
             BundleError: when the graph cannot be loaded, or is not what the manifest says.
             RequestError: when the device cannot serve.
         """
-        ...

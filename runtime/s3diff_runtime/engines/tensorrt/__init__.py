@@ -2,7 +2,7 @@
 
 Modules: `cuda` (the calls of the CUDA runtime), `api` and `messages` (those of TensorRT, and what it says),
 `buffers` and `lanes` (memory and order on the device), `contexts` and `graphs` (what runs a stage there),
-`session` (a stage), `engine` (finds and loads them), `identity` (which engines fit a machine).
+`session` (a stage), `engine` (which engines of a bundle fit the machine, and their loading).
 """
 
 from __future__ import annotations

@@ -140,3 +140,8 @@ class TensorRt:
 def dtype_name(dtype: Any) -> str:  # noqa: ANN401 - a DataType
     """A type of TensorRT as the manifest calls it; as TensorRT does where the manifest has no name for it."""
     return _DTYPES.get(dtype.name, dtype.name)
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """A version for comparisons."""
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())

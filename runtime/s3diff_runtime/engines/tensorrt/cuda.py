@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,7 +157,8 @@ class Cuda:
         try:
             enqueue()
         except BaseException:
-            self._end_capture(stream, broken=True)
+            with suppress(JobError):  # a broken capture leaves no graph, and must end all the same
+                self._end_capture(stream).close()
             raise
         graph = self._end_capture(stream)
         try:
@@ -169,17 +171,8 @@ class Cuda:
         """Queue the work of a captured graph."""
         self._call("cudaGraphLaunch", graph.value, stream.value)
 
-    def _end_capture(self, stream: Handle, broken: bool = False) -> Handle:
-        """The captured graph; of a broken capture, whatever there is is thrown away."""
-        error, graph = self._runtime.cudaStreamEndCapture(stream.value)
-        if error == self._runtime.cudaError_t.cudaSuccess and int(graph):
-            owned = self._owned(graph, "cudaGraphDestroy")
-            if broken:
-                owned.close()
-            return owned
-        if broken:
-            return Handle(graph, lambda: None)
-        raise self._failure("cudaStreamEndCapture", error)
+    def _end_capture(self, stream: Handle) -> Handle:
+        return self._owned(self._call("cudaStreamEndCapture", stream.value), "cudaGraphDestroy")
 
     # --- calls ------------------------------------------------------------------------------------
 

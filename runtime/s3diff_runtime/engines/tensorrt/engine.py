@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -14,19 +15,17 @@ from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.tensorrt.api import IoTensor, TensorRt
-from s3diff_runtime.engines.tensorrt.cuda import Cuda, load_runtime
-from s3diff_runtime.engines.tensorrt.identity import build_command, mismatches
+from s3diff_runtime.engines.tensorrt.api import IoTensor, TensorRt, version_numbers
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
 from s3diff_runtime.engines.tensorrt.session import TensorRtSession
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
+_AMPERE = (8, 0)
+
 
 def open_engine(
-    bundle: Bundle,
-    flavour: FlavourTraits,
-    device: str,
-    threads: int | None,
+    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
 ) -> tuple[TensorRtEngine, EngineSet]:
     """Open the first set of engines of a flavour that this machine can load.
 
@@ -38,7 +37,7 @@ def open_engine(
     """
     everything = bundle.manifest.engines
     sets = [engines for engines in everything if engines.identity.flavour == flavour.name]
-    build = build_command(bundle.folder, flavour.name)
+    build = _build_command(bundle, flavour.name)
     if not sets:
         only = f" (only {', '.join(engines.name for engines in everything)})" if everything else ""
         raise RequestError(
@@ -63,7 +62,33 @@ def _loadable(identity: EngineIdentity, cuda: Cuda) -> TensorRt | str:
         api = TensorRt(identity.flavour)
     except RequestError as error:
         return str(error)
-    return ", ".join(mismatches(identity, cuda.gpu, api.version)) or api
+    return ", ".join(_mismatches(identity, cuda.gpu, api.version)) or api
+
+
+def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[str]:
+    """Everything that keeps an engine from being loaded here: what was expected, and what was found.
+
+    Args:
+        identity: of the engine.
+        gpu: that is to run it.
+        version: of the TensorRT of its flavour that is installed.
+    """
+    if version != identity.version:
+        yield f"expected {identity.flavour} {identity.version}, found {version}"
+    if identity.hardware_compatibility == "ampere_plus":
+        if version_numbers(gpu.compute_capability) < _AMPERE:
+            yield f"expected compute capability 8.0 or later, found {gpu.compute_capability} ({gpu.name})"
+    elif gpu.compute_capability not in identity.targets:
+        wanted = " or ".join(identity.targets)
+        yield f"expected compute capability {wanted}, found {gpu.compute_capability} ({gpu.name})"
+    elif identity.hardware_compatibility == "none" and identity.gpu not in (None, gpu.name):
+        yield f"expected the GPU {identity.gpu}, found {gpu.name}"
+    if identity.driver is not None and version_numbers(gpu.driver) < version_numbers(identity.driver):
+        yield f"expected a driver for CUDA {identity.driver} or later, found one for {gpu.driver}"
+
+
+def _build_command(bundle: Bundle, flavour: str) -> str:
+    return f"s3diff-export engines {bundle.folder} --engine {flavour}"
 
 
 class TensorRtEngine:
@@ -81,7 +106,7 @@ class TensorRtEngine:
         self.device = f"cuda:{cuda.gpu.index}"
         self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
         self._lanes = LanePool(cuda)
-        self._rebuild = f"build engines on this machine with {build_command(bundle.folder, self.name)}"
+        self._rebuild = f"build engines on this machine with {_build_command(bundle, self.name)}"
 
     def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
         """See `Engine.lane`. A chain that holds a lane must not ask for another one."""
