@@ -14,6 +14,7 @@ import click
 import pytest
 
 from s3diff_export import cli
+from s3diff_runtime.command_line import Member
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ROOMS = {
@@ -142,7 +143,7 @@ def test_runtime_loads_no_framework() -> None:
 def test_root_command_imports_no_room(arguments: list[str]) -> None:
     loaded = loaded_after(f"from s3diff_export import cli\ncli.run(cli.cli, {arguments})")
     assert "s3diff_export" in loaded
-    assert not loaded & (HEAVY | {"numpy", "s3diff_training", "s3diff_runtime", "s3diff_benchmarks"})
+    assert not loaded & (HEAVY | {"numpy", "pydantic", "PIL", "s3diff_training", "s3diff_benchmarks"})
 
 
 # --- how the code is kept -------------------------------------------------------------------------
@@ -236,10 +237,10 @@ def fake_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[cli.R
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # what an extra that is not installed looks like
     yield cli.RootGroup(
         {
-            "do": cli.Subcommand("fake_room:command", "Do it.", "export"),
-            "group": cli.Subcommand("fake_room:group", "Hold others.", "train"),
-            "unfurnished": cli.Subcommand("fake_torch_room:command", "Lacks an extra.", "export"),
-            "broken": cli.Subcommand("fake_broken_room:command", "Has a bug.", "export"),
+            "do": Member("fake_room:command", "Do it.", "export"),
+            "group": Member("fake_room:group", "Hold others.", "train"),
+            "unfurnished": Member("fake_torch_room:command", "Lacks an extra.", "export"),
+            "broken": Member("fake_broken_room:command", "Has a bug.", "export"),
         }
     )
     for name in ("fake_room", "fake_torch_room", "fake_broken_room"):

@@ -52,7 +52,15 @@ class AllRequest(Options):
 
 
 def run_all(request: AllRequest) -> None:
-    """Run every benchmark, write the index after each, and tell what became of them.
+    """Run every benchmark on BUNDLE: latency, throughput, quality, fidelity and control.
+
+    Each writes its report into a folder of its own below the output; index.md, and with --html
+    index.html, show the first table of each and lead to the rest. A benchmark that fails is told, the
+    others still run, and the exit code is then 1.
+
+    \b
+      s3diff-export bench all --demo -o bench-output --html
+      s3diff-export bench all s3diff.bundle --lr RealSR/LR --hr RealSR/HR --minutes 30 -o bench-output
 
     Raises:
         RequestError: when the folder is in the way.

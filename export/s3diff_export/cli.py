@@ -7,15 +7,15 @@ interrupted.
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 import click
+
+from s3diff_runtime.command_line import LazyGroup, Member
 
 # The top-level modules that only extras bring; any other missing module is a bug, not an incomplete install.
 OPTIONAL_MODULES = frozenset(
@@ -49,54 +49,43 @@ _EXIT_JOB = 1
 _EXIT_INTERRUPTED = 130
 
 
-@dataclass(frozen=True)
-class Subcommand:
-    """Where a subcommand lives, without importing it.
-
-    `target` is `module:attribute` of a click command, `summary` its line in `--help`, and `extra` the extras
-    of the distribution (with commas) that install what the command needs.
-    """
-
-    target: str
-    summary: str
-    extra: str
-
-
-SUBCOMMANDS: Mapping[str, Subcommand] = MappingProxyType(
+SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
     {
-        "build": Subcommand(
+        "build": Member(
             "s3diff_export.commands:build",
             "Turn S3Diff weights into a bundle that needs no torch.",
             "export,cpu",
         ),
-        "upscale": Subcommand(
-            "s3diff_runtime.commands:upscale", "Upscale photographs ×4 with a bundle.", "cpu"
+        "upscale": Member(
+            "s3diff_runtime.batch.upscaling:run_upscale", "Upscale photographs ×4 with a bundle.", "cpu"
         ),
-        "engines": Subcommand(
+        "engines": Member(
             "s3diff_export.engine_commands:engines",
             "Build TensorRT engines on this machine and add them to a bundle.",
             "tensorrt",
         ),
-        "verify": Subcommand(
+        "verify": Member(
             "s3diff_export.commands:verify", "Compare a bundle with PyTorch in fp32.", "export,cpu"
         ),
-        "bench": Subcommand(
+        "bench": Member(
             "s3diff_benchmarks.commands:bench",
             "Measure speed, memory and quality of bundles, beside the paper's figures.",
             "bench,cpu",
         ),
-        "inspect": Subcommand("s3diff_runtime.commands:inspect", "Show what a bundle is and can do.", "cpu"),
-        "convert-checkpoint": Subcommand(
+        "inspect": Member(
+            "s3diff_runtime.bundle.inspection:run_inspect", "Show what a bundle is and can do.", "cpu"
+        ),
+        "convert-checkpoint": Member(
             "s3diff_training.commands:convert_checkpoint",
             "Convert a checkpoint to our format, or to the released one.",
             "train",
         ),
-        "train": Subcommand(
+        "train": Member(
             "s3diff_training.train.commands:train",
             "Train LoRA, the degradation estimator, or a small base model.",
             "train",
         ),
-        "restore": Subcommand(
+        "restore": Member(
             "s3diff_training.commands:restore", "Upscale photographs ×4 with the PyTorch network.", "train"
         ),
     }
@@ -123,30 +112,18 @@ class Failure(Exception):
         self.exit_code: int = code
 
 
-class RootGroup(click.Group):
-    """The root command, which imports a subcommand only to run it; help needs its summary alone."""
+class RootGroup(LazyGroup):
+    """The root command, through which every error leaves."""
 
-    def __init__(self, subcommands: Mapping[str, Subcommand]) -> None:
+    def __init__(self, members: Mapping[str, Member]) -> None:
         super().__init__(
+            members,
             name="s3diff-export",
             help="Train S3Diff, and turn its weights into engines that upscale photographs ×4.",
-            commands=[click.Command(name, short_help=member.summary) for name, member in subcommands.items()],
             params=[click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")],
             callback=lambda debug: None,  # `invoke` reads the option
             context_settings={"help_option_names": ["-h", "--help"]},
         )
-        self.subcommands = subcommands
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the real command behind the name in `args`; raises `click.UsageError` for an unknown one."""
-        name, placeholder, rest = super().resolve_command(ctx, args)
-        if name is None or placeholder is None:
-            return name, placeholder, rest
-        ctx.invoked_subcommand = name  # known to `invoke` even when the import below fails
-        module, _, attribute = self.subcommands[name].target.partition(":")
-        return name, getattr(importlib.import_module(module), attribute), rest
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the subcommand; every exception that is not click's own becomes a `Failure`."""
@@ -157,7 +134,7 @@ class RootGroup(click.Group):
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            member = self.subcommands[ctx.invoked_subcommand or ""]
+            member = self.members[ctx.invoked_subcommand or ""]
             raise Failure(error, member.extra) from error
 
 

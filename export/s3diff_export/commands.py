@@ -22,7 +22,6 @@ from s3diff_export.verification.parity import verify as verify_bundle
 from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.command_line import takes
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
@@ -31,8 +30,6 @@ from s3diff_runtime.progress import steps
 from s3diff_training.weights import ModelSource, differing
 
 
-@click.command()
-@takes(BuildRequest)
 def build(request: BuildRequest) -> None:
     """Turn S3Diff weights into a bundle that upscales without torch.
 
@@ -78,8 +75,6 @@ class VerifyRequest(Options):
             yield f"{', '.join(idle)} with --layers: it needs no weights, and no gate but --gate-stage"
 
 
-@click.command()
-@takes(VerifyRequest)
 def verify(request: VerifyRequest) -> None:
     """Compare BUNDLE with PyTorch in fp32, stage by stage and end to end.
 

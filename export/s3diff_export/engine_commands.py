@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from s3diff_export.engines import AddedEngines, EngineOptions, add_engines
-from s3diff_runtime.command_line import takes
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import steps
 
@@ -26,8 +25,6 @@ class EnginesRequest(Options):
     as_json: bool = option(False, "Print the result as JSON.", flags=("--json",))
 
 
-@click.command()
-@takes(EnginesRequest)
 def engines(request: EnginesRequest) -> None:
     """Build TensorRT engines of BUNDLE and add them to it.
 

@@ -1,14 +1,16 @@
-"""Commands made from `Options`: every option is a field, and a command takes one instance."""
+"""Commands made from functions of one `Options`: every option is a field, and the docstring is the help."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -55,6 +57,56 @@ def takes(cls: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
         return with_options
 
     return decorate
+
+
+@dataclass(frozen=True)
+class Member:
+    """A command of a `LazyGroup`, without importing it.
+
+    `target` is `module:name` of a function that takes one `Options`, or of a click command; `summary` its
+    line in `--help`; `extra` the extras of the distribution (with commas) that install what it needs.
+    """
+
+    target: str
+    summary: str
+    extra: str = ""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only to run it; help needs the summaries alone."""
+
+    def __init__(self, members: Mapping[str, Member], **named: Any) -> None:  # noqa: ANN401 - click.Group's
+        """Of commands by name, in the order in which help lists them."""
+        placeholders = [click.Command(name, short_help=member.summary) for name, member in members.items()]
+        super().__init__(commands=placeholders, **named)
+        self.members = members
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, in the order of the table."""
+        return list(self.members)
+
+    def work_of(self, name: str) -> Any:  # noqa: ANN401 - a function, or a click command
+        """Import what a name stands for."""
+        module, _, attribute = self.members[name].target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the real command behind the name in `args`; raises `click.UsageError` for an unknown one."""
+        name, placeholder, rest = super().resolve_command(ctx, args)
+        if name is None or placeholder is None:
+            return name, placeholder, rest
+        ctx.invoked_subcommand = name  # known to `invoke` even when the import below fails
+        work = self.work_of(name)
+        return name, work if isinstance(work, click.Command) else command_of(work, name), rest
+
+
+def command_of(work: Callable[[T], None], name: str) -> click.Command:
+    """The command that calls a function of one `Options`; its docstring, without `Raises`, is the help."""
+    (cls,) = (hint for key, hint in get_type_hints(work).items() if key != "return")
+    text = (inspect.getdoc(work) or "").partition("\nRaises:")[0]
+    return click.command(name, help=text)(takes(cls)(work))
 
 
 def typed_command() -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.bundle.manifest import SHARED, Bin
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.engines.interface import Lane, Value
-from s3diff_runtime.errors import JobError
+from s3diff_runtime.engines.interface import Lane, Value, shape_of
+from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.prompts import PromptEncoder
 from s3diff_runtime.settings import Conditions, Degradation
@@ -24,6 +24,8 @@ T = TypeVar("T", bound=np.generic)
 
 UPLOAD, DOWNLOAD = "upload", "download"
 """Under which the copies to the device and back are timed, beside the stages."""
+_SLACK = 1e-3  # of scores, for rounding
+_REBUILD = "the bundle's graphs are not what its manifest says: rebuild it with s3diff-export build"
 
 
 class Network:
@@ -59,6 +61,11 @@ class Network:
             scores = _downloaded(lane, tensors["degradation"])[: len(images)]
         if not np.isfinite(scores).all():
             raise JobError("stage estimator gave scores that are not finite; set noise and blur by hand")
+        if np.abs(scores - 0.5).max() > 0.5 + _SLACK:
+            raise BundleError(
+                f"stage estimator gave scores from {scores.min():.3g} to {scores.max():.3g}, "
+                f"expected from 0 to 1; {_REBUILD}"
+            )
         axes = self._bundle.manifest.degradation_axes
         return [Degradation(**dict(zip(axes, row, strict=True))) for row in scores.tolist()]
 
@@ -93,6 +100,11 @@ class Network:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
                 self._run(stage, bin, tensors, lane)
+            count, height, width, channels = shape_of(tensors["image"])
+            scale = self._bundle.manifest.scale
+            expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
+            if found != expected:
+                raise BundleError(f"the last stage gave {list(found)}, expected {list(expected)}; {_REBUILD}")
             return _downloaded(lane, tensors["upscaled"])[: len(images)]
 
     def _given(
@@ -119,6 +131,8 @@ class Network:
         spec = self._bundle.manifest.stages[stage]
         with lane.timed(stage):
             outputs = session.run({tensor.name: tensors[tensor.name] for tensor in spec.inputs})
+        for problem in _shape_problems(spec, tensors, outputs):
+            raise BundleError(f"stage {stage} gave {problem}; {_REBUILD}")
         for name, value in outputs.items() if self._check_finite else ():
             if not np.isfinite(np.asarray(value)).all():
                 raise JobError(
@@ -126,6 +140,22 @@ class Network:
                     "build one with --precision fp32"
                 )
         tensors |= outputs
+
+
+def _shape_problems(spec: Stage, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> Iterator[str]:
+    """Outputs that have not the shapes of the manifest, where axes of one name have one size."""
+    sizes: dict[int | str, int] = {}
+    for tensor in spec.inputs:
+        sizes |= dict(zip(tensor.shape, shape_of(inputs[tensor.name]), strict=True))
+    for tensor in spec.outputs:
+        found = shape_of(outputs[tensor.name])
+        expected = [axis if isinstance(axis, int) else sizes.get(axis, axis) for axis in tensor.shape]
+        fits = len(found) == len(expected) and all(
+            size >= 1 and (size == axis or isinstance(axis, str))
+            for size, axis in zip(found, expected, strict=True)
+        )
+        if not fits:
+            yield f"{tensor.name} of shape {list(found)}, expected {expected}"
 
 
 def _uploaded(lane: Lane, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Value]:

@@ -1,6 +1,6 @@
 """Stands in for the bindings of TensorRT: it has exactly their names, and remembers what it was asked for.
 
-The names and numbers are those of real bindings, see tools/tensorrt_names.py. Any other attribute that is
+The names and numbers are those of real bindings, see tests/export/tensorrt_names.py. Any other attribute
 read or set is an error, so code that passes here calls nothing that a version lacks.
 """
 

@@ -168,7 +168,7 @@ def test_a_gpu_is_looked_for_before_anything_of_tensorrt_is_made(monkeypatch: py
 
 def test_the_installed_rtx_is_the_recorded_one() -> None:
     module = importlib.import_module("tensorrt_rtx")
-    assert f"tensorrt_rtx {module.__version__}" == RTX, "run python tools/tensorrt_names.py"
+    assert f"tensorrt_rtx {module.__version__}" == RTX, "run python tests/export/tensorrt_names.py"
     for name in ("Builder", "IBuilderConfig", "OnnxParser", "IProgressMonitor", "ITimingCache"):
         real = {member for member in dir(getattr(module, name)) if not member.startswith("_")}
         assert members(name, RTX) == real

@@ -18,7 +18,8 @@ from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_tensorrt import add_engines, install_fakes
 
 from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.commands import upscale
+from s3diff_runtime.batch.upscaling import run_upscale
+from s3diff_runtime.command_line import command_of
 from s3diff_runtime.engines.devices import Device, listed_devices
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -135,7 +136,7 @@ def test_folders_are_shared_by_all_gpus(tmp_path: Path, monkeypatch: pytest.Monk
     asked = ["--device", "all", "--engine", "tensorrt", "--color-fix", "none", "--noise", "0", "--blur", "0"]
     paths = [str(tmp_path / name) for name in ("in", "out", "bundle", "report.json")]
     arguments = [paths[0], "-o", paths[1], "--bundle", paths[2], "--report", paths[3], *asked]
-    result = CliRunner().invoke(upscale, arguments, catch_exceptions=False)
+    result = CliRunner().invoke(command_of(run_upscale, "upscale"), arguments, catch_exceptions=False)
     assert result.exit_code == 0
     for number, pixels in enumerate(pictures):
         with Image.open(tmp_path / "out" / f"{number}.png") as image:

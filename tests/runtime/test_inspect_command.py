@@ -12,8 +12,9 @@ from s3diff_export import cli
 from s3diff_runtime.bundle.integrity import HASHED_BELOW
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.command_line import Member
 
-ROOT = cli.RootGroup({"inspect": cli.Subcommand("s3diff_runtime.commands:inspect", "Show.", "cpu")})
+ROOT = cli.RootGroup({"inspect": Member("s3diff_runtime.bundle.inspection:run_inspect", "Show.", "cpu")})
 PARITY = {
     "passed": True,
     "stages": {"unet": {"relative": 4.2e-6}, "vae_decoder": {"relative": 6e-05}},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +90,69 @@ def test_json_of_something_else(bundle: Path, content: str) -> None:
     assert "is not the manifest of a bundle" in problem(bundle)
 
 
+def test_manifest_that_is_no_file_of_the_bundle(bundle: Path, tmp_path: Path) -> None:
+    path = bundle / "manifest.json"
+    path.rename(tmp_path / "elsewhere.json")
+    path.symlink_to(tmp_path / "elsewhere.json")
+    assert "manifest.json is a link that leaves the bundle" in problem(bundle)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert "manifest.json is a link that leaves the bundle" in problem(bundle)
+    path.unlink()
+    path.symlink_to("manifest.json")
+    assert "manifest.json is a circle of links" in problem(bundle)
+    path.unlink()
+    os.mkfifo(path)
+    assert "manifest.json is no regular file" in problem(bundle)
+
+
+def test_manifest_of_many_bytes(bundle: Path) -> None:
+    with (bundle / "manifest.json").open("r+b") as file:
+        file.truncate(65 * 2**20)
+    assert "more than 64 MiB" in problem(bundle)
+
+
+@pytest.mark.parametrize("depth", [70, 300, 1100, 200_000])
+def test_nested_manifest(bundle: Path, depth: int) -> None:
+    text = (bundle / "manifest.json").read_text().rstrip().removesuffix("}")
+    nested = "[" * depth + "]" * depth
+    (bundle / "manifest.json").write_text(
+        text.replace('"reports": {}', f'"reports": {{"deep": {nested}}}') + "}"
+    )
+    assert re.search(r"is damaged, it is .*nested", problem(bundle))
+
+
+def test_text_that_is_none(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"reports": {}', '"reports": {"name": "\\ud800"}'))
+    assert "surrogates not allowed" in problem(bundle)
+
+
+def test_pipe_and_circle_in_the_place_of_files(bundle: Path) -> None:
+    (bundle / UNET).unlink()
+    os.mkfifo(bundle / UNET)
+    (bundle / f"{UNET}.data").unlink()
+    (bundle / f"{UNET}.data").symlink_to("unet.onnx.data")
+    message = problem(bundle)
+    assert f"{UNET} is no regular file" in message
+    assert f"{UNET}.data is a circle of links" in message
+
+
+def test_folder_of_graphs_that_lies_elsewhere_is_not_looked_into(bundle: Path, tmp_path: Path) -> None:
+    (bundle / "onnx").rename(tmp_path / "onnx")
+    (tmp_path / "onnx" / "secret.txt").touch()
+    (bundle / "onnx").symlink_to(tmp_path / "onnx")
+    assert "secret" not in problem(bundle)
+
+
+def test_bundle_that_a_killed_build_moved_aside_comes_back(bundle: Path) -> None:
+    aside = bundle.parent / ".s3diff-0123456789abcdef.partial" / "replaced"
+    aside.mkdir(parents=True)
+    bundle.rename(aside / "bundle")
+    assert Manifest.read(bundle).lora_mode == "dynamic"
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
 def test_newer_revision(bundle: Path) -> None:
     edit_manifest(bundle, lambda content: content.update(revision=2, novelty="unknown to us"))
     assert "has revision 2 and this version reads 1: update s3diff-export" in problem(bundle)
@@ -128,7 +193,11 @@ def test_all_problems_at_once(bundle: Path) -> None:
         (lambda c: c["stages"]["finish_none"]["inputs"].pop(), "stage finish_none lacks the input image"),
         (
             lambda c: c["stages"]["estimator"]["inputs"][0].update(dtype="float32"),
-            "image of stage estimator is float32, expected uint8",
+            "image of stage estimator is float32 ['N', 'H', 'W', 3], expected uint8 ['batch', 'height', ",
+        ),
+        (
+            lambda c: c["stages"]["estimator"]["outputs"][0].update(shape=["N", 3]),
+            "degradation of stage estimator is float32 ['N', 3], expected float32 ['batch', 2]",
         ),
         (
             lambda c: c["stages"]["vae_decoder"]["inputs"].append(
@@ -260,7 +329,7 @@ def test_large_files_are_hashed_on_request(bundle: Path) -> None:
 def test_folder_in_the_place_of_a_file(bundle: Path) -> None:
     (bundle / UNET).unlink()
     (bundle / UNET).mkdir()
-    assert f"{UNET} is missing" in problem(bundle)
+    assert f"{UNET} is no regular file" in problem(bundle)
 
 
 def test_size_cannot_be_negative() -> None:

@@ -184,3 +184,48 @@ def test_out_of_memory(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("s3diff_runtime.pictures.tiling.TilePlan.blend", exhaust)
     with pytest.raises(JobError, match=r"out of memory"):
         upscale(bundles["dynamic"], dark_noise(80, 80), UpscaleOptions(tile=32))
+
+
+# --- what a graph gives ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("output", "wrong", "message"),
+    [
+        (
+            "degradation",
+            np.full((1, 3), 0.5, np.float32),
+            r"estimator gave degradation of shape \[1, 3\]",
+        ),
+        ("degradation", np.float32(0.5), r"estimator gave degradation of shape \[\]"),
+        (
+            "degradation",
+            np.full((2, 2), 0.5, np.float32),
+            r"of shape \[2, 2\], expected \[1, 2\]",
+        ),
+        (
+            "degradation",
+            np.full((1, 2), 1e30, np.float32),
+            r"gave scores from 1e\+30 to 1e\+30",
+        ),
+        ("degradation", np.array([[0.5, -0.1]], np.float32), r"gave scores from -0.1 to 0.5"),
+        ("x0", np.zeros((1, 5, 8, 8), np.float32), r"stage unet gave x0 of shape \[1, 5, 8, 8\]"),
+        (
+            "upscaled",
+            np.zeros((1, 0, 32, 3), np.uint8),
+            r"gave upscaled of shape \[1, 0, ",
+        ),
+        ("upscaled", np.zeros((1, 32, 31, 3), np.uint8), r"gave \[1, 32, 31, 3\], expected \[1, 32, 32"),
+    ],
+)
+def test_outputs_that_are_not_what_the_manifest_says(
+    bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch, output: str, wrong: np.ndarray, message: str
+) -> None:
+    run = OnnxSession.run
+
+    def altered(session: OnnxSession, inputs: Any) -> Any:  # noqa: ANN401
+        return {name: wrong if name == output else value for name, value in run(session, inputs).items()}
+
+    monkeypatch.setattr(OnnxSession, "run", altered)
+    with pytest.raises(BundleError, match=message):
+        upscale(bundles["dynamic"], dark_noise(8, 8))

@@ -18,8 +18,9 @@ from tests.runtime.fake_bundle import enlarged, write_fake_bundle
 from tests.runtime.pictures import GREY, PICTURE, exif_with, png
 
 from s3diff_export import cli
+from s3diff_runtime.command_line import Member
 
-ROOT = cli.RootGroup({"upscale": cli.Subcommand("s3diff_runtime.commands:upscale", "Upscale.", "cpu")})
+ROOT = cli.RootGroup({"upscale": Member("s3diff_runtime.batch.upscaling:run_upscale", "Upscale.", "cpu")})
 EXACT = ["--noise", "0", "--blur", "0", "--color-fix", "none"]
 """Settings under which the fake network repeats pixels."""
 
@@ -254,8 +255,8 @@ def test_limit_of_pillow_is_lifted_for_results_and_restored(
 
 
 RUN = (
-    "import sys; from s3diff_export import cli; "
-    "member = cli.Subcommand('s3diff_runtime.commands:upscale', 'Upscale.', 'cpu'); "
+    "import sys; from s3diff_export import cli; from s3diff_runtime.command_line import Member; "
+    "member = Member('s3diff_runtime.batch.upscaling:run_upscale', 'Upscale.', 'cpu'); "
     "root = cli.RootGroup({'upscale': member}); "
     "sys.exit(cli.run(root))"
 )

@@ -357,5 +357,5 @@ def test_a_wrong_configuration_names_every_field() -> None:
     with pytest.raises(RequestError) as refusal:
         NetworkConfig(**wrong)
     assert [name for name in wrong if f"{name} is" not in str(refusal.value)] == []
-    with pytest.raises(RequestError, match="degradation_axes is .*expected blur and noise"):
+    with pytest.raises(RequestError, match=r"degradation_axes is .*expected blur and noise"):
         NetworkConfig(degradation_axes=("noise", "noise"))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_training.checkpoints import read_checkpoint, write_checkpoint, write_released
@@ -38,8 +37,6 @@ class RestoreRequest(Options):
     force: bool = option(False, "Replace an existing OUTPUT.")
 
 
-@click.command()
-@takes(ConvertRequest)
 def convert_checkpoint(request: ConvertRequest) -> None:
     """Convert SOURCE, a checkpoint in our format or the released one, to the format of OUTPUT's suffix.
 
@@ -62,8 +59,6 @@ def convert_checkpoint(request: ConvertRequest) -> None:
         click.echo(file)
 
 
-@click.command()
-@takes(RestoreRequest)
 def restore(request: RestoreRequest) -> None:
     """Upscale IMAGE x4 with the PyTorch network."""
     set_up_logging()

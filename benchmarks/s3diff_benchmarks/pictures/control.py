@@ -64,7 +64,13 @@ class Setting:
 
 
 def run_control(request: ControlRequest) -> Findings:
-    """Load what the request names, or draw an image, and measure it.
+    """Restore IMAGE with every pair of noise and blur scores of a grid, as the paper's Figure 11.
+
+    The report shows the grid as one sheet, and the fine detail left in each cell. Without an IMAGE one is
+    drawn. A merged bundle answers every setting with its nearest bin; the table says which.
+
+    \b
+      s3diff-export bench control s3diff.bundle photograph.jpg --steps 5 -o control
 
     Raises:
         RequestError, BundleError, JobError: see `measure_control`.

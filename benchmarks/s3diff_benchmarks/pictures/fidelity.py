@@ -111,7 +111,14 @@ Exact = Callable[[Trial], Pixels]
 
 
 def run_fidelity(request: FidelityRequest) -> Findings:
-    """Load what the request names, and compare it.
+    """Measure how far BUNDLE is from what PyTorch computes in fp32, and what brings it there.
+
+    The error of the nearest bin against the number of bins; of each bundle, with its mode and precision,
+    on every engine that runs here; and of tiles against the image in one piece, by their overlap.
+    Without weights (--demo, or --base and --checkpoint) only tiles can be compared.
+
+    \b
+      s3diff-export bench fidelity dynamic-fp16.bundle --vs merged-fp16.bundle --demo -o fidelity
 
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.

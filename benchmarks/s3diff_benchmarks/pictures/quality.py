@@ -121,9 +121,13 @@ class QualityRequest(BenchmarkRequest):
 
 
 def run_quality(request: QualityRequest) -> Findings:
-    """Restore every image with every method and score the results; with weights, PyTorch is a method too.
+    """Score what BUNDLE makes of photographs: PSNR, SSIM, LPIPS, DISTS against truths, and more without.
 
-    The card and its picture are written here.
+    Rows of the same run stand beside: bicubic, other bundles, PyTorch where weights are named, and any
+    folder of another method's outputs. Of the first four photographs the report shows before and after.
+
+    \b
+      s3diff-export bench quality s3diff.bundle --lr RealSR/LR --hr RealSR/HR --dataset RealSR -o quality
 
     Raises:
         RequestError: for folders that do not fit (see `pairs`), and for a card without LPIPS.

@@ -36,7 +36,12 @@ class CompareRequest(Options):
 
 
 def show_changes(request: CompareRequest) -> None:
-    """Compare two reports and show what changed.
+    """Tell what became worse or better from the report OLD to NEW: report.json files, or their folders.
+
+    A figure with a confidence interval changed only where the two intervals do not overlap.
+
+    \b
+      s3diff-export bench compare main/latency/report.json branch/latency/report.json --fail-on 5
 
     Raises:
         RequestError: for what is no report.

@@ -79,7 +79,15 @@ class LatencyRequest(BundlesRequest):
 
 
 def run_latency(request: LatencyRequest) -> Findings:
-    """Measure everything that was asked for; with weights, the network in PyTorch runs beside.
+    """Time BUNDLE: seconds for one call, by stage, and what it achieves of this machine.
+
+    Engines, other bundles and, where weights are named, PyTorch (as released, and tuned) run in the same
+    rounds, in an order drawn anew each time, so that drift hits all alike. Images are never cut into
+    tiles. The paper's Table 3 stands beside; ratios only between what this run measured.
+
+    \b
+      s3diff-export bench latency s3diff.bundle --size 128,256 --batch 1,4 -o latency
+      s3diff-export bench latency s3diff.bundle --engine onnx,tensorrt --device cuda --demo
 
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`.

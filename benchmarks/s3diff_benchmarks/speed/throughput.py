@@ -88,7 +88,15 @@ class _FolderRun:
 
 
 def run_throughput(request: ThroughputRequest) -> Findings:
-    """Measure everything that was asked for.
+    """Images per second of BUNDLE: from a folder, with callers that wait, and with arrivals that do not.
+
+    Callers of the first device each ask for one image after another (closed loop). Then images arrive at
+    fixed rates, whether or not the earlier ones are done (open loop): waiting times count from the
+    arrival, and the knee is the highest rate that is served in time.
+
+    \b
+      s3diff-export bench throughput s3diff.bundle -o throughput
+      s3diff-export bench throughput s3diff.bundle --device all --seconds 300 -o throughput --html
 
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`.

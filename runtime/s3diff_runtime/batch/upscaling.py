@@ -77,7 +77,10 @@ class UpscaleRequest(Options):
 
 
 def run_upscale(request: UpscaleRequest) -> None:
-    """Do what `s3diff-export upscale` was asked for.
+    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of PNG, JPEG, WebP and TIFF.
+
+    One bad image is reported and skipped, and the exit code is then 1. Ctrl-C leaves only whole results;
+    --resume goes on from there.
 
     Raises:
         RequestError: before any work, for a request that cannot be met.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,8 +15,31 @@ from rich.table import Table
 from s3diff_runtime.bundle.engine_records import EngineSet, Range
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.options import Options, argument, option
 
 _LONGEST_LIST = 6
+
+
+@dataclass(frozen=True)
+class InspectRequest(Options):
+    """What `s3diff-export inspect` can be asked for."""
+
+    bundle: Path = argument("Folder of the bundle.")
+    as_json: bool = option(False, "Print the manifest as JSON.", flags=("--json",))
+    check: bool = option(False, "Compare the hash of every file, large ones too.")
+
+
+def run_inspect(request: InspectRequest) -> None:
+    """Show what BUNDLE was built from, what it can do, and how well it was verified.
+
+    Raises:
+        BundleError: for a damaged bundle.
+    """
+    manifest = Manifest.read(request.bundle, check="hashes" if request.check else "sizes")
+    if request.as_json:
+        click.echo(manifest.model_dump_json(indent=2))
+    else:
+        show_manifest(manifest, request.bundle, checked=request.check)
 
 
 def show_manifest(manifest: Manifest, folder: Path, checked: bool) -> None:
@@ -82,9 +107,9 @@ def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]
     yield "runs on", runs_on
     for name in ("batch", "height", "width"):
         yield name, "{} to {}, tuned for {}".format(*_ends(getattr(identity.profile, name)))
-    for option, value in identity.options.items():
+    for name, value in identity.options.items():
         if value is not None:
-            yield option.replace("_", " "), str(value)
+            yield name.replace("_", " "), str(value)
     yield "engines", f"{len(paths)} with {_bytes(sum(manifest.files[path].size for path in paths))}"
 
 

@@ -1,12 +1,15 @@
-"""Compares the files of a bundle with what its manifest says of them."""
+"""Compares the files of a bundle with what its manifest says of them, and reads none that is not inside."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
-from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.bundle.records import MANIFEST_NAME, FileRecord
 from s3diff_runtime.errors import BundleError
 
 HASHED_BELOW = 4 * 2**20
@@ -36,29 +39,61 @@ def file_problems(
         if problem:
             yield problem
     for directory in sorted(graph_folders):
+        if not (root / directory).resolve().is_relative_to(root):
+            continue  # nothing out there is looked at; the files that would be in it are problems already
         for path in sorted((root / directory).glob("[!.]*")):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and name not in files and name != "manifest.json":
+            if path.is_file() and name not in files and name != MANIFEST_NAME:
                 yield f"{name} is not in the manifest"
 
 
 def _problem(root: Path, name: str, record: FileRecord, hash_all: bool) -> str | None:
-    path = root / name
     try:
-        if not path.resolve().is_relative_to(root):
-            return f"{name} is a link that leaves the bundle"
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != record.size:
-            return f"{name} has {size} bytes, expected {record.size}"
-        if hash_all or size < HASHED_BELOW:
-            found = sha256(path)
-            if found != record.sha256:
-                return f"{name} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…)"
+        with opened_inside(root, name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != record.size:
+                return f"{name} has {size} bytes, expected {record.size}"
+            if hash_all or size < HASHED_BELOW:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+                if found != record.sha256:
+                    return f"{name} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…)"
+    except FileNotFoundError:
+        return f"{name} is missing"
     except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
+        return f"{name} {unreadable(error)}"
     return None
+
+
+class UnsafeFile(OSError):
+    """A file that is not opened, because of what it is."""
+
+
+def unreadable(error: OSError) -> str:
+    """What is the matter with a file that `opened_inside` did not open, as the rest of a sentence."""
+    return str(error) if isinstance(error, UnsafeFile) else f"cannot be read ({error.strerror})"
+
+
+def opened_inside(root: Path, name: str) -> BufferedReader:
+    """Open a file of a bundle to read, if it is a regular one that lies in it; waits for nothing.
+
+    Args:
+        root: of the bundle, resolved.
+        name: relative to it.
+
+    Raises:
+        OSError: for anything else; see `unreadable`.
+    """
+    try:
+        real = (root / name).resolve(strict=True)
+    except RuntimeError as error:  # how Python below 3.13 calls it
+        raise UnsafeFile("is a circle of links") from error
+    if not real.is_relative_to(root):
+        raise UnsafeFile("is a link that leaves the bundle")
+    descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UnsafeFile("is no regular file")
+    return os.fdopen(descriptor, "rb")
 
 
 def sha256(path: Path) -> str:
@@ -76,17 +111,14 @@ def checked_content(folder: Path, name: str, record: FileRecord | None) -> bytes
     again = "copy the bundle again, or rebuild it"
     if record is None:
         raise BundleError(f"{name} is not among the files of the manifest of {folder}; {again}")
-    path = folder / name
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise BundleError(f"{name} is a link that leaves the bundle {folder}; {again}")
-        with path.open("rb") as file:
+        with opened_inside(folder.resolve(), name) as file:
             content = file.read(record.size + 1)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}); {again}") from error
+        raise BundleError(f"{folder / name} {unreadable(error)}; {again}") from error
     found = hashlib.sha256(content).hexdigest()
     if len(content) != record.size or found != record.sha256:
         raise BundleError(
-            f"{path} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…); {again}"
+            f"{folder / name} was altered (sha256 {found[:12]}…, expected {record.sha256[:12]}…); {again}"
         )
     return content

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from s3diff_runtime.bundle.engine_records import EngineSet, sidecar_path
-from s3diff_runtime.bundle.integrity import file_problems
+from s3diff_runtime.bundle.integrity import file_problems, opened_inside, unreadable
 from s3diff_runtime.bundle.records import (
     MANIFEST_NAME,
     FileRecord,
@@ -22,9 +22,9 @@ from s3diff_runtime.bundle.records import (
     UtcTime,
 )
 from s3diff_runtime.errors import BundleError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, StageKind
+from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind
 from s3diff_runtime.vocabulary import SCALE, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
@@ -32,6 +32,12 @@ REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
 SHARED = "shared"
 """Key of a stage's only graph where it serves every bin."""
+
+
+_MOST_BYTES = 64 * 2**20
+"""Of a manifest; one of 36 bins and several sets of engines has less than 1 MiB."""
+_DEEPEST = 64
+"""Levels of lists and objects in a manifest; ours have fewer than 10."""
 
 
 class Stage(Part):
@@ -160,11 +166,21 @@ class Manifest(Part):
         path = folder / MANIFEST_NAME
         rebuild = "rebuild the bundle with s3diff-export build"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            if not folder.exists():
+                tidy_up(folder.parent, again=True)  # a build that was killed may have moved it aside
+            with opened_inside(folder.resolve(), MANIFEST_NAME) as file:
+                text = file.read(_MOST_BYTES + 1)
+            if len(text) > _MOST_BYTES:
+                raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+            content = json.loads(text)
+            _require_plain(content)
         except FileNotFoundError as error:
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
-        except OSError as error:
-            raise BundleError(f"could not read {path}: {error.strerror}") from error
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RecursionError):
+                raise BundleError(f"{path} is damaged, it is nested too deeply; {rebuild}") from error
+            reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read ({error})"
+            raise BundleError(f"{path} {reason}; {rebuild}") from error
         except ValueError as error:
             raise BundleError(f"{path} is damaged, it is not JSON ({error}); {rebuild}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -240,9 +256,11 @@ class Manifest(Part):
                 for tensor in sorted(missing):
                     yield f"stage {name} lacks {what} {tensor}"
             for spec in (*stage.inputs, *stage.outputs):
-                if spec.name in TENSORS and spec.dtype != TENSORS[spec.name].dtype:
-                    expected = TENSORS[spec.name].dtype
-                    yield f"{spec.name} of stage {name} is {spec.dtype}, expected {expected}"
+                tensor_kind = TENSORS.get(spec.name)
+                if tensor_kind is not None and not _is_of_kind(spec, tensor_kind):
+                    found = f"{spec.dtype} {list(spec.shape)}"
+                    expected = f"{tensor_kind.dtype} {list(tensor_kind.axes)}"
+                    yield f"{spec.name} of stage {name} is {found}, expected {expected}"
             given |= outputs
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
@@ -276,6 +294,29 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
+    """Whether a tensor has the type and the fixed sizes of its kind; its named axes may have any size."""
+    sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
+    fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
+    return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
+
+
+def _require_plain(content: object) -> None:
+    """Raise `ValueError` for JSON that those who show it could not: nested deeply, or text that is none."""
+    level = [content]
+    for _ in range(_DEEPEST):
+        texts = [each for each in level if isinstance(each, str)]
+        objects = [each for each in level if isinstance(each, dict)]
+        for text in (*texts, *(key for each in objects for key in each)):
+            text.encode()
+        level = [inner for each in objects for inner in each.values()] + [
+            inner for each in level if isinstance(each, list) for inner in each
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

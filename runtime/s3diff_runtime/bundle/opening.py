@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 from s3diff_runtime.bundle.engine_records import EngineSet
+from s3diff_runtime.bundle.external_weights import external_files
 from s3diff_runtime.bundle.integrity import checked_content
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
+from s3diff_runtime.errors import BundleError
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,27 @@ class Bundle:
         """Name of the file that runs: an ONNX graph or an engine."""
         graphs = self.engines.graphs[stage] if self.engines else self.manifest.stages[stage].graphs
         return graphs[key]
+
+    def checked_graph(self, stage: str, key: str) -> Path:
+        """Path of what runs, after the weights that a graph reads were found in the manifest.
+
+        Raises:
+            BundleError: for an ONNX graph that names other files, wherever they are.
+        """
+        name = self.graph(stage, key)
+        if self.engines is None:
+            try:
+                named = external_files(self.read(name))
+            except ValueError as error:
+                raise BundleError(f"{name} is no ONNX graph ({error}); rebuild the bundle") from error
+            folder = PurePosixPath(name).parent
+            strays = sorted(each for each in named if str(folder / each) not in self.manifest.files)
+            if strays:
+                raise BundleError(
+                    f"{name} reads weights from {', '.join(strays)}, which the manifest does not name; "
+                    "rebuild the bundle with s3diff-export build"
+                )
+        return self.folder / name
 
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""

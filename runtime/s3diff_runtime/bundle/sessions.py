@@ -69,5 +69,5 @@ class SessionPool:
             self._binned.popitem(last=False)
 
     def _open(self, stage: str, key: str) -> Session:
-        path = self._bundle.folder / self._bundle.graph(stage, key)
-        return self.engine.open(path, self._bundle.manifest.stages[stage])
+        graph = self._bundle.checked_graph(stage, key)
+        return self.engine.open(graph, self._bundle.manifest.stages[stage])

@@ -23,6 +23,12 @@ class Value(Protocol):
     def __array__(self) -> NDArray[Any]: ...
 
 
+def shape_of(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - a Value; ONNX Runtime's have a method for it
+    """The shape of a tensor, which stays where it is."""
+    shape = value.shape
+    return tuple(shape() if callable(shape) else shape)
+
+
 class Session(Protocol):
     """One graph, ready to run. Sessions of one engine take each other's outputs without a copy to the host.
 

@@ -1,6 +1,6 @@
 """Write the names that the Python bindings of TensorRT have, tests/export/tensorrt_names.json.
 
-    python tools/tensorrt_names.py
+    python tests/export/tensorrt_names.py
 
 The tests drive our calls of TensorRT through these names, where TensorRT itself is not installed. The
 wheels of the bindings are small and install everywhere, but load libraries of gigabytes. So each is
@@ -27,7 +27,7 @@ import click
 from s3diff_runtime.engines.flavours import FLAVOURS
 from s3diff_runtime.files import write_text
 
-TARGET = Path(__file__).resolve().parents[1] / "tests" / "export" / "tensorrt_names.json"
+TARGET = Path(__file__).with_name("tensorrt_names.json")
 WHEELS = {  # the oldest and the newest of each generation
     "10.12.0.36": "tensorrt-cu12-bindings",
     "10.16.1.11": "tensorrt-cu12-bindings",
