@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -126,8 +126,10 @@ def compare_layers(
         if engine is not None or _computes_in_fp16(path):
             progress(f"comparing the layers of {stage}")
             errors = list(_engine_errors(path, feed, engine) if engine else _precision_errors(path, feed))
-            names = (engine, "ONNX Runtime") if engine else ("fp16", "fp32")
-            reports.append(_report(stage, key, names, limit, errors))
+            found, truth = (engine, "ONNX Runtime") if engine else ("fp16", "fp32")
+            first = next((layer for layer in errors if not layer.relative <= limit), None)
+            worst = sorted(errors, key=lambda layer: layer.relative, reverse=True)[:_WORST]
+            reports.append(LayerReport(stage, key, found, truth, limit, len(errors), first, tuple(worst)))
         try:
             chain.advance(stage, OnnxEngine().open(path, manifest.stages[stage]))
         except BuildError:
@@ -135,14 +137,6 @@ def compare_layers(
                 raise
             break  # the report says which layer it was; the stages after it have nothing to read
     return reports
-
-
-def _report(
-    stage: str, graph: str, names: tuple[str, str], limit: float, errors: Sequence[LayerError]
-) -> LayerReport:
-    first = next((layer for layer in errors if not layer.relative <= limit), None)
-    worst = sorted(errors, key=lambda layer: layer.relative, reverse=True)[:_WORST]
-    return LayerReport(stage, graph, *names, limit, len(errors), first, tuple(worst))
 
 
 # --- fp16 against fp32 ----------------------------------------------------------------------------
