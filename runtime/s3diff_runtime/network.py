@@ -25,6 +25,8 @@ T = TypeVar("T", bound=np.generic)
 UPLOAD, DOWNLOAD = "upload", "download"
 """Under which the copies to the device and back are timed, beside the stages."""
 _SLACK = 1e-3  # of scores, for rounding
+_FLAT, _OVERDRIVEN = 1e-5, 1e3
+"""Between them is the contrast of every picture: the mean deviation from its mean, in a range of -1 to 1."""
 _REBUILD = "the bundle's graphs are not what its manifest says: rebuild it with s3diff-export build"
 
 
@@ -90,7 +92,7 @@ class Network:
             uint8 `[N, 4H, 4W, 3]`.
 
         Raises:
-            JobError: when a stage fails, or its output is not finite and that is checked.
+            JobError: when a stage fails, or what it gave is no picture: not finite, or of one colour.
         """
         specs = self._bundle.manifest.stages
         stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
@@ -105,7 +107,10 @@ class Network:
             expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
             if found != expected:
                 raise BundleError(f"the last stage gave {list(found)}, expected {list(expected)}; {_REBUILD}")
-            return _downloaded(lane, tensors["upscaled"])[: len(images)]
+            upscaled = _downloaded(lane, tensors["upscaled"])[: len(images)]
+            contrast = _downloaded(lane, tensors["contrast"]) if "contrast" in tensors else None
+        _require_pictures(images, upscaled, contrast)
+        return upscaled
 
     def _given(
         self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
@@ -156,6 +161,23 @@ def _shape_problems(spec: Stage, inputs: Mapping[str, Value], outputs: Mapping[s
         )
         if not fits:
             yield f"{tensor.name} of shape {list(found)}, expected {expected}"
+
+
+def _require_pictures(images: Pixels, upscaled: Pixels, contrast: NDArray[np.float32] | None) -> None:
+    """Raise `JobError` where the network gave no picture; clamped to bytes, NaN looks like black.
+
+    Bundles from before that measured no contrast show it by their bytes alone: one colour out of several.
+    """
+    if contrast is None:
+        pairs = zip(images, upscaled, strict=True)
+        dead = [result.min() == result.max() and image.min() < image.max() for image, result in pairs]
+    else:
+        dead = [not _FLAT < found < _OVERDRIVEN for found in contrast[: len(images)].tolist()]
+    if any(dead):
+        raise JobError(
+            "the network gave no picture, but values that are not finite or one flat colour: its weights are "
+            "damaged (s3diff-export inspect BUNDLE --check), or too large for fp16 (--precision fp32)"
+        )
 
 
 def _uploaded(lane: Lane, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Value]:

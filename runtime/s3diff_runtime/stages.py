@@ -43,6 +43,7 @@ TENSORS: Mapping[str, TensorKind] = MappingProxyType(
         "latent": TensorKind("float32", _LATENT),
         "x0": TensorKind("float32", _LATENT),
         "decoded": TensorKind("float32", ("batch", 3, "decoded_height", "decoded_width")),
+        "contrast": TensorKind("float32", ("batch",)),
         "upscaled": TensorKind("uint8", ("batch", "upscaled_height", "upscaled_width", 3)),
     }
 )
@@ -84,7 +85,7 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
             ),
             StageKind("vae_encoder", ("image",), ("latent",), ("vae_modulation",)),
             StageKind("unet", ("latent",), ("x0",), ("guidance", "unet_modulation", "prompts")),
-            StageKind("vae_decoder", ("x0",), ("decoded",), ("vae_modulation",)),
+            StageKind("vae_decoder", ("x0",), ("decoded",), ("vae_modulation",), ("contrast",)),
             *(
                 StageKind(
                     f"finish_{fix}",

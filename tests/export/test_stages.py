@@ -151,7 +151,12 @@ def test_other_vaes(
     for name, given, truth in (("vae_encoder", image, latent), ("vae_decoder", latent, decoded)):
         graph = stage(network, name, mode)
         extra = [matrices] if "vae_modulation" in [spec.name for spec in graph.inputs] else []
-        assert error(graph.module(given, *extra), truth) <= 1e-5, name
+        found = graph.module(given, *extra)
+        if name == "vae_decoder":
+            found, contrast = found
+            deviations = (truth - truth.mean((1, 2, 3), True)).abs().mean((1, 2, 3))
+            assert error(contrast, deviations) <= 0.05  # of what was not clamped yet
+        assert error(found, truth) <= 1e-5, name
 
 
 def test_bytes_meet_nothing_but_casts(networks: dict[str, S3Diff], tmp_path: Path) -> None:

@@ -83,13 +83,14 @@ def write_fake_bundle(
     color_fixes: Sequence[ColorFix] = ("wavelet", "adain", "none"),
     bins: Sequence[Bin] = BINS,
     external_data: bool = False,
+    contrast: bool = False,
 ) -> Path:
     """Write a bundle into `folder` (made if missing) and return the folder.
 
     `axes` is the order of the estimator's outputs, and with `external_data` the weights of the UNet are
-    beside its graph in `<name>.onnx.data`.
+    beside its graph in `<name>.onnx.data`. With `contrast` the decoder measures that, as in bundles of today.
     """
-    graphs = _Graphs(lora_mode, prompts, guidance, axes)
+    graphs = _Graphs(lora_mode, prompts, guidance, axes, contrast)
     used_bins = tuple(bins) if lora_mode == "merged" else ()
     stages = {}
     for name, build in graphs.builders(color_fixes).items():
@@ -206,6 +207,7 @@ class _Graphs:
     prompts: Literal["folded", "runtime"]
     guidance: Literal["on", "off"]
     axes: Axes
+    contrast: bool
 
     IMAGE = ("uint8", "N", "H", "W", 3)
     LATENT = ("float32", "N", 3, "h", "w")
@@ -295,7 +297,12 @@ class _Graphs:
         options = {"mode": "nearest", "nearest_mode": "floor", "coordinate_transformation_mode": "asymmetric"}
         large = b.node("Resize", signed, "", scales, **options)
         b.node("Clip", large, b.constant(-1), b.constant(1), output="decoded")
-        return b.model({"x0": self.LATENT}, {"decoded": self.DECODED})
+        outputs: dict[str, tuple[Any, ...]] = {"decoded": self.DECODED}
+        if self.contrast:
+            deviations = b.node("Abs", b.node("Sub", large, b.mean(large, 1, 2, 3)))
+            b.node("ReduceMean", deviations, b.constant([1, 2, 3], np.int64), keepdims=0, output="contrast")
+            outputs["contrast"] = ("float32", "N")
+        return b.model({"x0": self.LATENT}, outputs)
 
     def finish(self, fix: ColorFix, _bin: Bin | None) -> onnx.ModelProto:
         b = _Builder()

@@ -19,6 +19,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "dynamic": write_fake_bundle(folder / "dynamic", "dynamic"),
+        "contrast": write_fake_bundle(folder / "contrast", "dynamic", contrast=True),
         "prompts": write_fake_bundle(folder / "prompts", "dynamic", prompts="runtime"),
         "one prompt": write_fake_bundle(folder / "one", "fused", prompts="runtime", guidance="off"),
         "unguided": write_fake_bundle(folder / "off", "merged", guidance="off", color_fixes=["none"]),
@@ -165,7 +166,35 @@ def test_values_that_are_not_finite(
     monkeypatch.setattr(OnnxSession, "run", spoiled)
     with pytest.raises(JobError, match=rf"stage {stage} gave values of .* that are not finite"):
         upscale(bundles["dynamic"], dark_noise(8, 8), UpscaleOptions(check_finite=True))
-    assert upscale(bundles["dynamic"], dark_noise(8, 8)).pixels.shape == (32, 32, 3)
+    for bundle in ("dynamic", "contrast"):
+        with pytest.raises(JobError, match="the network gave no picture"):
+            upscale(bundles[bundle], dark_noise(8, 8))
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"), [(0.0, "one flat colour"), (1e30, "values that are not finite")]
+)
+def test_finite_values_that_are_no_picture(
+    bundles: dict[str, Path], scale: float, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = OnnxSession.run
+
+    def spoiled(session: OnnxSession, inputs: dict[str, Any]) -> dict[str, Any]:
+        if session._stage == "vae_decoder":
+            inputs = {**inputs, "x0": np.asarray(inputs["x0"]) * np.float32(scale)}
+        return run(session, inputs)
+
+    picture = dark_noise(8, 8)
+    assert upscale(bundles["contrast"], picture).pixels.std() > 0
+    monkeypatch.setattr(OnnxSession, "run", spoiled)
+    with pytest.raises(JobError, match=message):
+        upscale(bundles["contrast"], picture)
+
+
+def test_picture_of_one_colour_is_one(bundles: dict[str, Path]) -> None:
+    """A bundle that measures no contrast may make one colour of one colour."""
+    black = np.zeros((8, 8, 3), np.uint8)
+    assert upscale(bundles["dynamic"], black).pixels.shape == (32, 32, 3)
 
 
 def test_estimate_that_is_not_finite(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,11 +235,13 @@ class _StageMaker:
         quantise = derive(vae.post_quant_conv or nn.Identity(), self.dtype, layers.make)
         scale = vae.config.scaling_factor
 
-        def compute(x0: Tensor) -> Tensor:
-            decoded: Tensor = decoder(quantise((x0 / scale).to(self.dtype))).float().clamp(-1, 1)
-            return decoded
+        def compute(x0: Tensor) -> tuple[Tensor, Tensor]:
+            decoded: Tensor = decoder(quantise((x0 / scale).to(self.dtype))).float()
+            # The mean deviation from the mean shows what clamping would hide: NaN, infinity, one flat colour.
+            contrast = (decoded - decoded.mean((1, 2, 3), keepdim=True)).abs().mean((1, 2, 3))
+            return decoded.clamp(-1, 1), contrast
 
-        return self._graph("vae_decoder", compute, [decoder, quantise], layers)
+        return self._graph("vae_decoder", compute, [decoder, quantise], layers, ["contrast"])
 
     def finish(self, fix: ColorFix) -> StageGraph:
         def compute(decoded: Tensor, image: Tensor) -> Tensor:

@@ -169,7 +169,9 @@ def machine() -> dict[str, str]:
 def _quantities(
     manifest: Manifest, stage: str, session: Session, reference: Reference
 ) -> Iterator[tuple[str, Array]]:
-    """What a stage makes of PyTorch's inputs, by the names of `Reference.tensors`; pictures are left out.
+    """What a stage makes of PyTorch's inputs, by the names of `Reference.tensors`.
+
+    Pictures are left out, and the contrast, which the network in PyTorch does not measure.
 
     A stage that predicts noise gives that of the positive prompt at guidance 1, of the negative one at 0.
     """
@@ -183,7 +185,8 @@ def _quantities(
             guided = {**given, "guidance": np.asarray(scale, np.float32)}
             x0 = run_stage(manifest, stage, session, guided)["x0"]
             yield f"epsilon_{prompt}", reference.epsilon_of(x0)
-    yield from run_stage(manifest, stage, session, given).items()
+    outputs = run_stage(manifest, stage, session, given)
+    yield from ((name, value) for name, value in outputs.items() if name != "contrast")
 
 
 def _worst(quantity: str, errors: Sequence[tuple[float, float, float]], limits: Limits) -> Parity:
