@@ -155,7 +155,8 @@ def test_other_vaes(
         if name == "vae_decoder":
             found, contrast = found
             deviations = (truth - truth.mean((1, 2, 3), True)).abs().mean((1, 2, 3))
-            assert error(contrast, deviations) <= 0.05  # of what was not clamped yet
+            assert (contrast > 0.999 * deviations).all()  # of what was not clamped yet
+            assert (contrast < 2 * deviations).all()
         assert error(found, truth) <= 1e-5, name
 
 
