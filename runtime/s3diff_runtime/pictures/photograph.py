@@ -171,7 +171,7 @@ def _decoded(picture: OpenedPicture) -> Photograph:
         alpha,
         grey=plain.mode in ("L", "LA"),
         metadata=replace(metadata, icc=icc, lossless=picture.lossless),
-        notes=(*picture.png.notes, *notes, *plain_notes, *metadata_notes),
+        notes=(*picture.notes, *notes, *plain_notes, *metadata_notes),
     )
 
 

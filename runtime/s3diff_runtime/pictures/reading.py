@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures import jpeg, png, tiff
+from s3diff_runtime.pictures import jpeg, png, tiff, webp
 from s3diff_runtime.pictures.formats import READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
 from s3diff_runtime.pictures.png import PngFile
@@ -42,6 +42,7 @@ EXPECTED = (
 )
 
 _HEAD = 64
+_WITHOUT_END = "the end marker of the JPEG is missing"
 _MARKS: tuple[tuple[int, bytes, str], ...] = (
     (4, b"ftypheic", "HEIF"), (4, b"ftypheix", "HEIF"), (4, b"ftyphevc", "HEIF"), (4, b"ftyphevx", "HEIF"),
     (4, b"ftypmif1", "HEIF"), (4, b"ftypmsf1", "HEIF"), (4, b"ftypheim", "HEIF"), (4, b"ftypheis", "HEIF"),
@@ -83,6 +84,8 @@ class OpenedPicture:
     """How the file packs its channels, in Pillow's words, for example `RGB;16B`."""
     lossless: bool = False
     """Whether it is a WebP without loss."""
+    notes: list[str] = field(default_factory=list)
+    """What opening it has lost."""
 
 
 @contextmanager
@@ -126,8 +129,9 @@ def opened(
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's words, or its kind where it has none."""
-    return str(error) or f"it is damaged ({type(error).__name__})"
+    """An error's words where they were meant for people, else its kind."""
+    meant = isinstance(error, OSError | ValueError | SyntaxError) and str(error)
+    return str(error) if meant else f"it is damaged ({type(error).__name__})"
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -205,9 +209,23 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) -> OpenedPicture:
     head = file.read(_HEAD)
+    _require_all_boxes(name, file, head)
     file.seek(0)
     if tiff.is_tiff(head):
         return _from_tiff(name, file, max_pixels)
+    if webp.is_webp(head):
+        found, missing = webp.whole(file)
+        if found is None:
+            raise RequestError(f"{name} is cut off: {missing}")
+        found.seek(0)
+        picture = _from_pillow(name, _identified(name, found, head), max_pixels, found)
+        picture.notes += filter(None, [missing])
+        return picture
+    if head.startswith(jpeg.START):
+        found, notes = jpeg.readable(file)
+        picture = _from_pillow(name, _identified(name, found, head), max_pixels, found)
+        picture.notes += notes
+        return picture
     if not head.startswith(png.SIGNATURE):
         return _from_pillow(name, _identified(name, file, head), max_pixels, file)
     parts = png.take_apart(file, pixels)
@@ -215,6 +233,7 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
         raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
     picture = _from_pillow(name, _identified(name, parts.sound, head), max_pixels, parts.sound)
     picture.png = parts
+    picture.notes += parts.notes
     return picture
 
 
@@ -253,11 +272,13 @@ def _from_pillow(
     def decode() -> Decoded:
         try:
             image.load()
-            return image, None, [f"{depth} bits per channel reduced to 8"] if depth > 8 else []
         except OSError as error:
             if file is None or "truncated" not in str(error):
                 raise
-            return _cut(name, image, file), None, ["the end marker of the JPEG is missing"]
+            return _cut(name, image, file), None, [_WITHOUT_END]
+        if file is not None and image.format == "JPEG" and jpeg.ends_unwritten(file):
+            return _cut(name, image, file), None, [_WITHOUT_END]
+        return image, None, [f"{depth} bits per channel reduced to 8"] if depth > 8 else []
 
     return OpenedPicture(
         name,
@@ -267,7 +288,7 @@ def _from_pillow(
         decode,
         lambda: exif_of(image),
         depth=_stored_depth(image),
-        lossless=file is not None and image.format == "WEBP" and _is_lossless_webp(file),
+        lossless=file is not None and image.format == "WEBP" and webp.is_lossless(file),
     )
 
 
@@ -317,14 +338,23 @@ def _loaded_tiff(name: str, image: Image.Image, page: TiffPage) -> Decoded:
     return image, None, [tiff.CHANNELS_DROPPED] if dropped else []
 
 
-def _is_lossless_webp(file: BinaryIO) -> bool:
-    file.seek(12)
-    while len(header := file.read(8)) == 8:
-        if header[:4] in (b"VP8 ", b"VP8L", b"ANMF"):
-            return header[:4] == b"VP8L"
-        length = int.from_bytes(header[4:], "little")
-        file.seek(length + length % 2, 1)
-    return False
+def _require_all_boxes(name: str, file: BinaryIO, head: bytes) -> None:
+    """Refuse a cut file of boxes (AVIF, HEIF, JPEG XL; ISO/IEC 14496-12, 4.2), which say their length."""
+    if head[4:8] not in (b"ftyp", b"JXL "):
+        return
+    file.seek(0, 2)
+    size, end = file.tell(), 0
+    while end < size:
+        file.seek(end)
+        length = int.from_bytes(file.read(4), "big")
+        if length == 1:
+            file.seek(end + 8)
+            length = int.from_bytes(file.read(8), "big")
+        if length < 8:  # 0: to the end of the file
+            return
+        end += length
+    if end > size:
+        raise RequestError(f"{name} is cut off: about {size / end:.0%} of it is there")
 
 
 def _require_size(name: str, width: int, height: int, max_pixels: int | None) -> None:

@@ -26,6 +26,9 @@ MOST_DIRECTORIES = 100
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MOST_SAMPLES = 16
 _UNCOMPRESSED, _DEFLATE = 1, (8, 32946)
+_PREDICTED = (5, *_DEFLATE, 50000)  # LZW, Deflate, Zstandard: where libtiff knows predictors
+_OF_PILLOW = (1, 2, 3, 4, 6, 7, 32773, 34925, *_PREDICTED)
+"""Compressions that Pillow's wheels have: fax, JPEG, PackBits and LZMA besides."""
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR, _CIELAB, _ICCLAB = 0, 1, 2, 3, 5, 6, 8, 9
 _CHANNELS = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3, _PALETTE: 1, _CMYK: 4, _CIELAB: 3, _ICCLAB: 3}
 _MODES = {_RGB: "RGB", _PALETTE: "RGB", _CMYK: "CMYK", _CIELAB: "LAB", _ICCLAB: "LAB"}
@@ -51,8 +54,11 @@ def only_page(file: BinaryIO, name: str) -> TiffPage:
     from tifffile import TiffFile, TiffPage
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it tells of every odd tag
-    pages = TiffFile(file).pages
-    first = pages[0]
+    try:
+        pages = TiffFile(file).pages
+        first = pages[0]
+    except Exception as error:  # tifffile raises many kinds for damaged files
+        raise RequestError(f"{name} is cut off or damaged: its directory cannot be read") from error
     if not isinstance(first, TiffPage):
         raise RequestError(f"{name} holds no picture")
     if _DNG_VERSION in first.tags:
@@ -73,7 +79,10 @@ def only_page(file: BinaryIO, name: str) -> TiffPage:
 
 def pillow_is_right(page: TiffPage) -> bool:
     """Whether Pillow, if it opens the file at all, decodes it rightly."""
-    if page.sampleformat != _UNSIGNED:
+    deep = not isinstance(page.bitspersample, int) or page.bitspersample > 16
+    if page.sampleformat != _UNSIGNED or deep or page.compression not in _OF_PILLOW:
+        return False
+    if page.predictor != 1 and page.compression not in (_UNCOMPRESSED, *_PREDICTED):
         return False
     if page.photometric == _YCBCR and page.compression == _UNCOMPRESSED:
         return bool(page.tags.valueof(_SUBSAMPLING, (2, 2)) == (1, 1))
@@ -134,9 +143,10 @@ def decode(page: TiffPage, name: str) -> tuple[Image.Image, Pixels | None, list[
         RequestError: for a cut file, a compression that needs the extra `formats`, and numbers or colours
             whose meaning is not plain.
     """
-    channels = _CHANNELS.get(page.photometric)
-    extra = page.samplesperpixel - (channels or 0)
-    if channels is None or extra < 0 or not isinstance(page.bitspersample, int) or page.dtype is None:
+    channels = _CHANNELS.get(page.photometric, 0)
+    extra = page.samplesperpixel - channels
+    even = isinstance(page.bitspersample, int) and page.dtype is not None
+    if not channels or extra < 0 or not even or (page.bitspersample == 1 and page.samplesperpixel > 1):
         raise RequestError(
             f"{name} holds {contents(page)}; expected grey, palette, RGB, CMYK or CIELAB: convert it to RGB"
         )
