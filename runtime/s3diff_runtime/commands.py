@@ -17,7 +17,7 @@ from s3diff_runtime.options import Options, argument, option
 @click.command()
 @takes(UpscaleRequest)
 def upscale(request: UpscaleRequest) -> None:
-    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of PNG, JPEG, WebP and TIFF.
+    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of pictures.
 
     One bad image is reported and skipped, and the exit code is then 1. Ctrl-C leaves only whole results;
     --resume goes on from there.

@@ -157,7 +157,7 @@ def _decoded(picture: OpenedPicture) -> Photograph:
         exif = picture.exif()
     except Exception:  # Pillow's parser raises many kinds for damaged EXIF
         exif = None
-    metadata, metadata_notes = read_metadata(image, exif, picture.png.texts, picture.png.colors)
+    metadata, metadata_notes = read_metadata(image, exif, picture.texts, picture.colors)
     plain, icc, plain_notes = _plain(image, picture.depth)
     if alpha is not None:
         plain.putalpha(Image.fromarray(alpha))

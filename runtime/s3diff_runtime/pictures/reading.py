@@ -20,7 +20,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures import jpeg, png, tiff, webp
 from s3diff_runtime.pictures.formats import READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
-from s3diff_runtime.pictures.png import PngFile
+from s3diff_runtime.pictures.png import Chunk
 from s3diff_runtime.vocabulary import Pixels
 
 if TYPE_CHECKING:  # see tiff.py
@@ -78,8 +78,10 @@ class OpenedPicture:
     decode: Callable[[], Decoded]
     exif: Callable[[], Image.Exif]
     """Reads EXIF, or the tags of a TIFF; raises many kinds for damaged ones."""
-    png: PngFile = field(default_factory=PngFile)
-    """What stands beside the pixels in a PNG."""
+    texts: list[Chunk] = field(default_factory=list)
+    """Text of a PNG."""
+    colors: list[Chunk] = field(default_factory=list)
+    """What the numbers of a PNG without an ICC profile stand for."""
     depth: str = ""
     """How the file packs its channels, in Pillow's words, for example `RGB;16B`."""
     lossless: bool = False
@@ -208,32 +210,32 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
 
 
 def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) -> OpenedPicture:
+    """Find out what a file is, and leave aside what of it would stop the decoder."""
     head = file.read(_HEAD)
-    _require_all_boxes(name, file, head)
     file.seek(0)
     if tiff.is_tiff(head):
         return _from_tiff(name, file, max_pixels)
-    if webp.is_webp(head):
-        found, missing = webp.whole(file)
-        if found is None:
-            raise RequestError(f"{name} is cut off: {missing}")
-        found.seek(0)
-        picture = _from_pillow(name, _identified(name, found, head), max_pixels, found)
-        picture.notes += filter(None, [missing])
-        return picture
+    if head.startswith(png.SIGNATURE):
+        return _from_png(name, file, max_pixels, pixels)
+    notes = list[str]()
     if head.startswith(jpeg.START):
-        found, notes = jpeg.readable(file)
-        picture = _from_pillow(name, _identified(name, found, head), max_pixels, found)
-        picture.notes += notes
-        return picture
-    if not head.startswith(png.SIGNATURE):
-        return _from_pillow(name, _identified(name, file, head), max_pixels, file)
+        file, notes = jpeg.readable(file)
+    elif webp.is_webp(head):
+        file, notes = webp.readable(file, name)
+    elif head[4:8] in (b"ftyp", b"JXL "):
+        notes = _of_boxes(name, file)
+    file.seek(0)
+    picture = _from_pillow(name, _identified(name, file, head), max_pixels, file)
+    picture.notes += notes
+    return picture
+
+
+def _from_png(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) -> OpenedPicture:
     parts = png.take_apart(file, pixels)
     if parts.frames > 1:
         raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
-    picture = _from_pillow(name, _identified(name, parts.sound, head), max_pixels, parts.sound)
-    picture.png = parts
-    picture.notes += parts.notes
+    picture = _from_pillow(name, _identified(name, parts.sound, png.SIGNATURE), max_pixels, parts.sound)
+    picture.texts, picture.colors, picture.notes = parts.texts, parts.colors, parts.notes
     return picture
 
 
@@ -338,23 +340,29 @@ def _loaded_tiff(name: str, image: Image.Image, page: TiffPage) -> Decoded:
     return image, None, [tiff.CHANNELS_DROPPED] if dropped else []
 
 
-def _require_all_boxes(name: str, file: BinaryIO, head: bytes) -> None:
-    """Refuse a cut file of boxes (AVIF, HEIF, JPEG XL; ISO/IEC 14496-12, 4.2), which say their length."""
-    if head[4:8] not in (b"ftyp", b"JXL "):
-        return
-    file.seek(0, 2)
-    size, end = file.tell(), 0
-    while end < size:
-        file.seek(end)
-        length = int.from_bytes(file.read(4), "big")
+def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Kind and end of each box of AVIF, HEIF and JPEG XL files (ISO/IEC 14496-12, 4.2)."""
+    file.seek(0)
+    end = 0
+    while len(header := file.read(16)) >= 8:
+        length = int.from_bytes(header[:4], "big")
         if length == 1:
-            file.seek(end + 8)
-            length = int.from_bytes(file.read(8), "big")
+            length = int.from_bytes(header[8:], "big")
         if length < 8:  # 0: to the end of the file
             return
         end += length
+        yield header[4:8], end
+        file.seek(end)
+
+
+def _of_boxes(name: str, file: BinaryIO) -> list[str]:
+    """Refuse a file whose boxes reach beyond its end; a note on what no decoder here gives out."""
+    size = file.seek(0, 2)
+    ends = dict(_boxes(file))
+    end = max(ends.values(), default=0)
     if end > size:
         raise RequestError(f"{name} is cut off: about {size / end:.0%} of it is there")
+    return ["XMP of a JPEG XL, dropped"] if b"JXL " in ends and {b"xml ", b"brob"} & set(ends) else []
 
 
 def _require_size(name: str, width: int, height: int, max_pixels: int | None) -> None:

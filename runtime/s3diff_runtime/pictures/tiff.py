@@ -54,6 +54,7 @@ def only_page(file: BinaryIO, name: str) -> TiffPage:
     from tifffile import TiffFile, TiffPage
 
     logging.getLogger("tifffile").addHandler(logging.NullHandler())  # it tells of every odd tag
+    file.seek(0)
     try:
         pages = TiffFile(file).pages
         first = pages[0]
@@ -160,24 +161,29 @@ def decode(page: TiffPage, name: str) -> tuple[Image.Image, Pixels | None, list[
         notes.append(CHANNELS_DROPPED)
     if page.photometric == _PALETTE:
         table = np.asarray(page.colormap)
-        colors = (table.T >> 8).astype(np.uint8)[levels[..., 0]]
-        alpha = None if alpha is None else _eight_bits(alpha, page, name)
-        return Image.fromarray(colors), alpha, notes
-    levels = levels[..., :channels]
-    if alpha is not None and page.extrasamples[:1] == (_ASSOCIATED,):
-        levels = _unassociated(levels, alpha, page)
+        pixels = (table.T >> 8).astype(np.uint8)[levels[..., 0]]
+    else:
+        pixels = _colors(levels[..., :channels], alpha, page, name)
     if page.bitspersample != 8:
         notes.append(f"{page.bitspersample} bits per channel reduced to 8")
-    pixels = _eight_bits(levels, page, name)
     alpha = None if alpha is None else _eight_bits(alpha, page, name)
+    height, width = pixels.shape[:2]
+    image = Image.frombytes(_MODES.get(page.photometric, "L"), (width, height), pixels.tobytes())
+    if page.iccprofile:
+        image.info["icc_profile"] = page.iccprofile
+    return image, alpha, notes
+
+
+def _colors(levels: NDArray[Any], alpha: NDArray[Any] | None, page: TiffPage, name: str) -> Pixels:
+    """The channels of colour `[H, W, channels]` as Pillow has them."""
+    if alpha is not None and page.extrasamples[:1] == (_ASSOCIATED,):
+        levels = _unassociated(levels, alpha, page)
+    pixels = _eight_bits(levels, page, name)
     if page.photometric == _WHITE_IS_ZERO:
         pixels = 255 - pixels
     if page.photometric == _CIELAB:  # a* and b* are signed there, and begin at 128 in Pillow
         pixels = pixels ^ np.array([0, 128, 128], np.uint8)
-    mode = _MODES.get(page.photometric, "L")
-    pixels = np.ascontiguousarray(pixels[..., 0] if channels == 1 else pixels)
-    height, width = pixels.shape[:2]
-    return Image.frombytes(mode, (width, height), pixels.tobytes()), alpha, notes
+    return pixels
 
 
 def _samples(page: TiffPage, name: str) -> NDArray[Any]:

@@ -25,7 +25,7 @@ def without_hidden_colors(pixels: Pixels, alpha: Pixels) -> Pixels:
     if alpha.min() >= _TRUSTED_ALPHA or not alpha.any():
         return pixels
     weight = np.minimum(alpha, _TRUSTED_ALPHA)[..., None].astype(np.float32)
-    weight *= np.float32(1 / _TRUSTED_ALPHA)
+    weight = np.square(weight / np.float32(_TRUSTED_ALPHA), dtype=np.float32)
     filled = np.rint(_spread(pixels.astype(np.float32), weight)).astype(np.uint8)
     result = pixels.copy()
     faint = alpha < _TRUSTED_ALPHA

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import BinaryIO
 
+from s3diff_runtime.errors import RequestError
+
 _PIXELS = (b"VP8 ", b"VP8L", b"ANMF")
 _EXTENDED, _FLAGS = b"VP8X", {b"EXIF": 0x08, b"XMP ": 0x04}
 _HEADER = 12
@@ -22,22 +24,21 @@ def is_lossless(file: BinaryIO) -> bool:
     return next((kind == b"VP8L" for kind, _, _ in _chunks(file) if kind in _PIXELS), False)
 
 
-def whole(file: BinaryIO) -> tuple[BinaryIO | None, str]:
-    """A WebP file as it is, or, where it was cut behind its pixels, without what was cut.
+def readable(file: BinaryIO, name: str) -> tuple[BinaryIO, list[str]]:
+    """A WebP file as it is; or, where it was cut behind its pixels, without what was cut, and a note.
 
-    Returns:
-        The file, and a note where something is missing; or None, and how much is there.
+    Raises:
+        RequestError: for a file that was cut before.
     """
-    file.seek(0, 2)
-    size = file.tell()
+    size = file.seek(0, 2)
     file.seek(4)
     declared = int.from_bytes(file.read(4), "little") + 8
     if size >= declared:
-        return file, ""
+        return file, []
     complete = [chunk for chunk in _chunks(file) if chunk[1] + chunk[2] <= size]
-    if not any(kind in _PIXELS for kind, _, _ in complete):
-        return None, f"about {size / declared:.0%} of it is there"
     kinds = [kind for kind, _, _ in complete]
+    if not any(kind in _PIXELS for kind in kinds):
+        raise RequestError(f"{name} is cut off: about {size / declared:.0%} of it is there")
     lacking = sum(flag for kind, flag in _FLAGS.items() if kind not in kinds)
     body = bytearray(b"WEBP")
     for kind, start, length in complete:
@@ -46,9 +47,8 @@ def whole(file: BinaryIO) -> tuple[BinaryIO | None, str]:
         if kind == _EXTENDED and content:
             content[0] &= ~lacking
         body += kind + struct.pack("<I", length) + content + bytes(length % 2)
-    return BytesIO(
-        b"RIFF" + struct.pack("<I", len(body)) + body
-    ), "the end of the WebP is missing, and what it said"
+    rest = BytesIO(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return rest, ["the end of the WebP is missing, and what it said"]
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
