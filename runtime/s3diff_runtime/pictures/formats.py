@@ -54,7 +54,8 @@ class ReadFormat:
 READ: Mapping[str, ReadFormat] = MappingProxyType(
     {
         **{format.name: ReadFormat(format.suffixes) for format in FORMATS.values()},
-        "BMP": ReadFormat((".bmp", ".dib")),
+        "BMP": ReadFormat((".bmp",)),
+        "DIB": ReadFormat((".dib",)),
         "GIF": ReadFormat((".gif",)),
         "AVIF": ReadFormat((".avif",)),
         "HEIF": ReadFormat((".heic", ".heif", ".hif"), "pillow_heif"),
@@ -76,7 +77,7 @@ def missing_plugin(name: str) -> str:
     module = READ[name].module
     if module is None or importlib.util.find_spec(module):
         return ""
-    return "which needs: pip install 's3diff-export[formats]'"
+    return "needs: pip install 's3diff-export[formats]'"
 
 
 def not_read(path: Path) -> str:

@@ -244,7 +244,7 @@ def _identified(name: str, file: BinaryIO, head: bytes) -> Image.Image:
     plugin = next((plugin for at, mark, plugin in _MARKS if head[at:].startswith(mark)), None)
     if plugin:
         if lacking := missing_plugin(plugin):
-            raise RequestError(f"{name} is a {plugin} picture, {lacking}")
+            raise RequestError(f"{name} is a {plugin} picture, which {lacking}")
         module = importlib.import_module(READ[plugin].module or "")
         getattr(module, "register_heif_opener", lambda: None)()
     try:
