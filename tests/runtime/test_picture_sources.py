@@ -133,6 +133,20 @@ def test_what_plugins_read(
     assert "formats" in formats.not_read(tmp_path / name)
 
 
+def test_deep_heic_of_another_colour_space_says_so() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    deep = PICTURE.astype(np.uint16) * 257
+    heif = pillow_heif.from_bytes(mode="RGB;16", size=PICTURE.shape[1::-1], data=deep.tobytes())
+    file = BytesIO()
+    heif.save(file, color_primaries=9, transfer_characteristics=16)
+    photograph = open_photograph(file.getvalue())
+    assert photograph.notes == ("10 bits per channel reduced to 8",)
+    assert [chunk.content for chunk in photograph.metadata.colors] == [bytes([9, 16, 0, 1])]
+    half = file.getvalue()[: len(file.getvalue()) // 2]
+    with pytest.raises(RequestError, match=r"is cut off: at most \d\d% of it is there"):
+        open_photograph(half)
+
+
 def test_animated_gif_is_refused(tmp_path: Path) -> None:
     frames = [Image.fromarray(PICTURE), Image.fromarray(PICTURE[::-1].copy())]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])

@@ -104,12 +104,16 @@ def require_fit(path: Path, width: int, height: int, transparent: bool) -> None:
     if format is None:
         raise RequestError(f"{path} names no format; expected a suffix of {', '.join(sorted(_WRITTEN))}")
     if transparent and not format.transparency:
-        raise RequestError(f"{path}: {format.name} holds no transparency; choose png, webp or tiff")
+        raise RequestError(
+            f"{path}: {format.name} holds no transparency; choose png, webp or tiff (--format)"
+        )
     too_large = max(width, height) > format.max_side
     if format.name == "TIFF" and width * height * (4 if transparent else 3) > _TIFF_BYTES:
         too_large = True
     if too_large:
-        raise RequestError(f"{path}: {format.name} cannot hold {width}x{height} pixels; choose png")
+        raise RequestError(
+            f"{path}: {format.name} cannot hold {width}x{height} pixels; choose png (--format)"
+        )
 
 
 def is_transparent(image: Image.Image) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures import jpeg, png, tiff, webp
+from s3diff_runtime.pictures import boxes, jpeg, png, tiff, webp
 from s3diff_runtime.pictures.formats import READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
 from s3diff_runtime.pictures.png import Chunk
@@ -81,7 +81,7 @@ class OpenedPicture:
     texts: list[Chunk] = field(default_factory=list)
     """Text of a PNG."""
     colors: list[Chunk] = field(default_factory=list)
-    """What the numbers of a PNG without an ICC profile stand for."""
+    """What the numbers stand for without an ICC profile, as PNG says it."""
     depth: str = ""
     """How the file packs its channels, in Pillow's words, for example `RGB;16B`."""
     lossless: bool = False
@@ -131,9 +131,10 @@ def opened(
 
 
 def reason_of(error: BaseException) -> str:
-    """An error's words where they were meant for people, else its kind."""
-    meant = isinstance(error, OSError | ValueError | SyntaxError) and str(error)
-    return str(error) if meant else f"it is damaged ({type(error).__name__})"
+    """An error's words, in one line, where they were meant for people; else its kind."""
+    words = " ".join(str(error).split())
+    meant = words and isinstance(error, OSError | ValueError | SyntaxError)
+    return words if meant else f"it is damaged ({type(error).__name__})"
 
 
 # --- sources --------------------------------------------------------------------------------------
@@ -217,16 +218,16 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
         return _from_tiff(name, file, max_pixels)
     if head.startswith(png.SIGNATURE):
         return _from_png(name, file, max_pixels, pixels)
-    notes = list[str]()
+    notes, colors = list[str](), list[Chunk]()
     if head.startswith(jpeg.START):
         file, notes = jpeg.readable(file)
     elif webp.is_webp(head):
         file, notes = webp.readable(file, name)
-    elif head[4:8] in (b"ftyp", b"JXL "):
-        notes = _of_boxes(name, file)
+    elif boxes.is_boxed(head):
+        notes, colors = boxes.said_in_boxes(name, file)
     file.seek(0)
     picture = _from_pillow(name, _identified(name, file, head), max_pixels, file)
-    picture.notes += notes
+    picture.notes, picture.colors = notes, colors
     return picture
 
 
@@ -269,8 +270,6 @@ def _from_pillow(
     if image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False):
         raise RequestError(f"{name} is animated or has several pages; expected a single one")
 
-    depth = image.info.get("bit_depth", 8)  # of HEIF alone
-
     def decode() -> Decoded:
         try:
             image.load()
@@ -280,7 +279,7 @@ def _from_pillow(
             return _cut(name, image, file), None, [_WITHOUT_END]
         if file is not None and image.format == "JPEG" and jpeg.ends_unwritten(file):
             return _cut(name, image, file), None, [_WITHOUT_END]
-        return image, None, [f"{depth} bits per channel reduced to 8"] if depth > 8 else []
+        return image, None, []
 
     return OpenedPicture(
         name,
@@ -338,31 +337,6 @@ def _loaded_tiff(name: str, image: Image.Image, page: TiffPage) -> Decoded:
         raise
     dropped = any(kind == 0 for kind in page.extrasamples)
     return image, None, [tiff.CHANNELS_DROPPED] if dropped else []
-
-
-def _boxes(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Kind and end of each box of AVIF, HEIF and JPEG XL files (ISO/IEC 14496-12, 4.2)."""
-    file.seek(0)
-    end = 0
-    while len(header := file.read(16)) >= 8:
-        length = int.from_bytes(header[:4], "big")
-        if length == 1:
-            length = int.from_bytes(header[8:], "big")
-        if length < 8:  # 0: to the end of the file
-            return
-        end += length
-        yield header[4:8], end
-        file.seek(end)
-
-
-def _of_boxes(name: str, file: BinaryIO) -> list[str]:
-    """Refuse a file whose boxes reach beyond its end; a note on what no decoder here gives out."""
-    size = file.seek(0, 2)
-    ends = dict(_boxes(file))
-    end = max(ends.values(), default=0)
-    if end > size:
-        raise RequestError(f"{name} is cut off: about {size / end:.0%} of it is there")
-    return ["XMP of a JPEG XL, dropped"] if b"JXL " in ends and {b"xml ", b"brob"} & set(ends) else []
 
 
 def _require_size(name: str, width: int, height: int, max_pixels: int | None) -> None:
