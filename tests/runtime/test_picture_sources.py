@@ -63,7 +63,7 @@ def test_bytes_and_open_files_are_taken(tmp_path: Path) -> None:
         (None, "the image is None; expected a path, the bytes of a file"),
         ([[1, 2], [3, 4]], "the image is of type list; expected a path"),
         (7, "the image is of type int; expected"),
-        (StringIO("words"), "the file gives of type str; open it in binary mode"),
+        (StringIO("words"), "what the file gives is of type str; open it in binary mode"),
         (b"", r"the image is empty \(0 bytes\)"),
     ],
 )

@@ -189,7 +189,7 @@ def _in_memory(file: Any) -> BytesIO:  # noqa: ANN401 - whatever has `read`
         file.seek(0)
     content = file.read()
     if not isinstance(content, bytes | bytearray | memoryview):
-        raise RequestError(f"the file gives {_kind_of(content)}; open it in binary mode, as 'rb'")
+        raise RequestError(f"what the file gives is {_kind_of(content)}; open it in binary mode, as 'rb'")
     return BytesIO(content)
 
 
