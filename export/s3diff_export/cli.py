@@ -7,6 +7,8 @@ interrupted.
 
 from __future__ import annotations
 
+import codecs
+import io
 import signal
 import sys
 import traceback
@@ -44,6 +46,9 @@ OPTIONAL_MODULES = frozenset(
         "transformers",
     }
 )
+_LINES = {chr(code): "+" for code in range(0x2500, 0x2580)} | {"─": "-", "━": "-", "╸": "-", "│": "|"}
+_SPELLED = _LINES | {"×": "x", "–": "-", "…": "...", "→": "->", "²": "^2"}
+"""What is said to terminals that know no other letters than ASCII's."""
 _EXIT_REQUEST = 2
 _EXIT_JOB = 1
 _EXIT_INTERRUPTED = 130
@@ -129,8 +134,8 @@ class RootGroup(LazyGroup):
         """Run the subcommand; every exception that is not click's own becomes a `Failure`."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # the last, when whoever reads has read enough, ends quietly in click
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
@@ -171,7 +176,38 @@ def _report(message: str, exit_code: int) -> int:
     return exit_code
 
 
+class _AsciiStream(io.TextIOWrapper):
+    """Writes ASCII; click takes a stream that says so for a misconfigured one, and would write UTF-8."""
+
+    encoding = "utf-8"
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What a stream writes for letters that its encoding lacks, and for names of files that are not UTF-8."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letter = error.object[error.start]
+    if 0xDC80 <= ord(letter) <= 0xDCFF and error.encoding != "ascii":  # a byte of such a name, as it is
+        return bytes([ord(letter) - 0xDC00]), error.start + 1
+    return _SPELLED.get(letter) or f"\\u{ord(letter):04x}", error.start + 1
+
+
+def _suit_terminal() -> None:
+    """Let the standard streams write everything: terminals of ASCII get ASCII, and no name is an error."""
+    codecs.register_error("spelled out", _spelled_out)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):
+            continue
+        if codecs.lookup(stream.encoding).name == "ascii":
+            ascii_stream = _AsciiStream(stream.buffer, "ascii", "spelled out", line_buffering=True)
+            setattr(sys, name, ascii_stream)
+        else:
+            stream.reconfigure(errors="spelled out")
+
+
 def main() -> None:
     """Entry point of the console script `s3diff-export`; a termination tidies up like an interruption."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _suit_terminal()
     sys.exit(run(cli))

@@ -9,10 +9,9 @@ from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Self, TypeVar, Unpack, cast, overload
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_runtime.bundle.manifest import Bin, Manifest
@@ -26,12 +25,13 @@ from s3diff_runtime.errors import OutOfMemory, RequestError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.network import Network
 from s3diff_runtime.pictures.photograph import Photograph, open_photograph
+from s3diff_runtime.pictures.reading import PictureSource
 from s3diff_runtime.pictures.tiling import TilePlan, estimate_windows
 from s3diff_runtime.settings import Conditions, Degradation, PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
-ImageLike = str | Path | Image.Image | NDArray[Any]
+ImageLike = PictureSource | Photograph
 T = TypeVar("T")
 
 
@@ -155,7 +155,8 @@ class Upscaler:
         """Upscale an image, or a list of them in batches.
 
         Args:
-            images: a path, a PIL image, or a uint8 array `[H, W]`, `[H, W, 3]` or `[H, W, 4]`; or a list.
+            images: one of what `open_photograph` takes (a path, bytes, a binary file, a PIL image, a uint8
+                array, a photograph), or a list of them.
             settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, for all images;
                 see `UpscaleSettings`.
 
@@ -167,9 +168,9 @@ class Upscaler:
                 read.
             JobError: when the network fails.
         """
-        if isinstance(images, str | Path | Image.Image | np.ndarray):
+        if isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
             return self([images], **settings)[0]
-        photographs = [open_photograph(image) for image in images]
+        photographs = [open_photograph(image) for image in cast(Sequence[ImageLike], images)]
         return self._upscale([photograph.pixels for photograph in photographs], photographs, settings)
 
     def upscale_pixels(self, images: Sequence[Pixels], **settings: Unpack[UpscaleSettings]) -> list[Result]:

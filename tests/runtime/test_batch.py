@@ -169,12 +169,13 @@ def test_results_that_wait_for_the_disk_are_bounded(jobs: list[Job], monkeypatch
             most = max(most, waiting)
         return unbounded_call(images, **settings)
 
-    def slow_save(*given: object) -> None:
+    def slow_save(*given: object) -> tuple[str, ...]:
         nonlocal waiting
         time.sleep(0.03)
-        save(*given)  # type: ignore[arg-type]
+        notes = save(*given)  # type: ignore[arg-type]
         with lock:
             waiting -= 1
+        return notes
 
     monkeypatch.setattr(upscaler, "upscale_pixels", counted)
     monkeypatch.setattr(batch_module, "save", slow_save)

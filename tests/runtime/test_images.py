@@ -41,7 +41,8 @@ def test_pictures_come_back_in_their_mode(tmp_path: Path, mode: str, suffix: str
     original.save(tmp_path / f"in.{suffix}")
     photograph = open_photograph(tmp_path / f"in.{suffix}")
     expected = PICTURE if "RGB" in mode else np.stack([GREY] * 3, axis=-1)
-    assert np.array_equal(photograph.pixels, expected)
+    seen = ALPHA >= 32 if "A" in mode else np.ones_like(ALPHA, bool)
+    assert np.array_equal(photograph.pixels[seen], expected[seen])
     assert photograph.notes == ()
     assert photograph.size == (WIDTH, HEIGHT)
     save(photograph.finish(enlarged(photograph.pixels)), tmp_path / f"out.{suffix}")
@@ -83,8 +84,9 @@ def test_palettes_become_colours(tmp_path: Path, transparent: bool) -> None:
     image = Image.fromarray(PICTURE).quantize(16)
     image.save(tmp_path / "p.png", transparency=3 if transparent else None)
     photograph = open_photograph(tmp_path / "p.png")
-    assert np.array_equal(photograph.pixels, np.asarray(image.convert("RGB")))
     assert not photograph.grey
+    seen = np.ones_like(ALPHA, bool) if photograph.alpha is None else photograph.alpha > 0
+    assert np.array_equal(photograph.pixels[seen], np.asarray(image.convert("RGB"))[seen])
     if transparent:
         assert photograph.alpha is not None
         assert np.array_equal(photograph.alpha == 0, np.asarray(image) == 3)
@@ -132,8 +134,10 @@ def test_sixteen_bit_channels_are_reduced(tmp_path: Path, channels: int) -> None
     photograph = open_photograph(tmp_path / "deep.png")
     assert photograph.notes == ("16 bits per channel reduced to 8",)
     assert photograph.grey == (channels == 2)
-    assert np.array_equal(photograph.pixels, PICTURE if channels > 2 else np.stack([GREY] * 3, -1))
     assert (photograph.alpha is not None) == (channels != 3)
+    seen = np.ones_like(ALPHA, bool) if channels == 3 else ALPHA >= 32
+    expected = PICTURE if channels > 2 else np.stack([GREY] * 3, -1)
+    assert np.array_equal(photograph.pixels[seen], expected[seen])
     if photograph.alpha is not None:
         assert np.array_equal(photograph.alpha, ALPHA)
 
@@ -167,16 +171,16 @@ def truncated(path: Path) -> None:
 
 
 REFUSED: list[tuple[str, Callable[[Path], object], str]] = [
-    ("animated.png", animated, r"is animated or has several pages \(2\)"),
-    ("animated.webp", animated, r"is animated or has several pages \(2\)"),
-    ("pages.tif", animated, r"is animated or has several pages \(2\)"),
+    ("animated.png", animated, "is animated"),
+    ("animated.webp", animated, "is animated"),
+    ("pages.tif", animated, "has several pages"),
     ("cut.png", truncated, "cannot be read: image file is truncated"),
     ("cut.jpg", truncated, "cannot be read: image file is truncated"),
-    ("cut.webp", truncated, "cannot be read"),
-    ("cut.tif", truncated, "cannot be read|is not a PNG"),
-    ("text.png", lambda path: path.write_text("not a picture"), "is not a PNG, JPEG, WebP or TIFF picture"),
-    ("empty.jpg", lambda path: path.touch(), "is not a PNG, JPEG, WebP or TIFF picture"),
-    ("other.bmp", lambda path: Image.fromarray(PICTURE).save(path), "is not a PNG, JPEG, WebP or TIFF"),
+    ("cut.webp", truncated, "is cut off: about 67% of it is there"),
+    ("cut.tif", truncated, "is cut off: about 66 % of its pixels are there"),
+    ("text.png", lambda path: path.write_text("not a picture"), "is not a PNG, JPEG, WEBP, TIFF, BMP"),
+    ("empty.jpg", lambda path: path.touch(), "is empty"),
+    ("other.ppm", lambda path: Image.fromarray(PICTURE).save(path), "is not a PNG, JPEG, WEBP, TIFF, BMP"),
     ("zero.png", lambda path: path.write_bytes(png(0, 5, 8, 2, b"")), "zero.png"),
     ("folder.png", lambda path: path.mkdir(), "cannot be read: Is a directory"),
     ("missing.png", lambda path: None, "does not exist"),
@@ -213,7 +217,7 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     (tmp_path / "bomb.png").write_bytes(png(9000, 9000, 8, 2, b"no such rows"))
     with pytest.raises(RequestError, match=f"9000x9000 pixels, more than the limit of {MAX_PIXELS} pixels"):
         open_photograph(tmp_path / "bomb.png")
-    with pytest.raises(RequestError, match="limit of 2399 pixels"):
+    with pytest.raises(RequestError, match="limit of 2399 pixels; take it with --max-pixels 2400"):
         open_photograph(PICTURE, max_pixels=2399)
     (tmp_path / "huge.png").write_bytes(png(100_000, 100_000, 8, 2, b"no such rows"))
     with pytest.raises(RequestError, match=r"huge\.png"):  # Pillow's own limit
@@ -245,7 +249,8 @@ def test_arrays_come_back_at_any_size_and_factor(
     photograph = open_photograph(array)
     image = photograph.finish(photograph.pixels.repeat(scale, 0).repeat(scale, 1))
     assert image.mode == {None: "L", 3: "RGB", 4: "RGBA"}[channels]
-    assert np.array_equal(np.asarray(image)[::scale, ::scale][..., :3], array[..., :3])
+    seen = array[..., 3] >= 32 if channels == 4 else np.ones(shape[:2], bool)
+    assert np.array_equal(np.asarray(image)[::scale, ::scale][seen][..., :3], array[seen][..., :3])
 
 
 @pytest.mark.parametrize("shape", [(160, 241, 3), (160, 180, 3), (40, 240, 3), (10, 15, 3), (160, 240)])

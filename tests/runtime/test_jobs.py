@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,6 +94,89 @@ def test_results_inside_an_input_folder_are_not_inputs(photos: Path) -> None:
     assert len(planned(["in"], "in/out")) == 4
 
 
+def test_pattern_s_part_that_exists_as_it_stands_is_no_pattern(photos: Path) -> None:
+    folder = photos / "scans [2019]" / "a*b"
+    folder.mkdir(parents=True)
+    for name in ("1.jpg", "2.jpg", "3.png"):
+        (folder / name).touch()
+    (photos / "scans 2").mkdir()
+    (photos / "scans 2" / "4.jpg").touch()
+    assert planned(["scans [2019]/*/*.jpg"]) == {
+        f"scans [2019]/a*b/{name}.jpg": f"out/a*b/{name}.jpg" for name in "12"
+    }
+    assert planned(["scans [2019]/**/3.png"]) == {"scans [2019]/a*b/3.png": "out/a*b/3.png"}
+    assert planned(["scans [0-9]/*.jpg"]) == {"scans 2/4.jpg": "out/scans 2/4.jpg"}
+
+
+def test_linked_folders_are_followed_once_and_never_in_a_circle(photos: Path) -> None:
+    (photos / "elsewhere" / "more").mkdir(parents=True)
+    (photos / "elsewhere" / "more" / "e.png").touch()
+    for link, target in (
+        ("in/circle", "in"),
+        ("in/trip/up", "."),
+        ("in/0first", "in/trip"),
+        ("in/link", "elsewhere"),
+        ("in/again", "elsewhere"),
+        ("elsewhere/back", "elsewhere"),
+        ("in/dead.png", "nowhere"),
+    ):
+        (photos / link).symlink_to(photos / target)
+    jobs = plan_jobs(["in"], Path("out"))
+    assert {str(job.target) for job in jobs} == {
+        "out/a.png", "out/b.JPG", "out/trip/a.png", "out/trip/deep/c.webp", "out/again/more/e.png",
+    }  # fmt: skip
+    counts = {(each.kind, each.reason): each.count for each in jobs.left_out}
+    assert counts == {
+        (".txt", "not a picture that is read"): 1,
+        ("hidden file", "hidden"): 1,
+        ("hidden folder", "hidden"): 1,
+        ("link", "leads nowhere"): 1,
+        ("linked folder", "searched already, or around itself"): 5,
+    }
+
+
+def test_what_is_not_taken_is_counted(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.TXT", "c.heic", "README"):
+        (photos / "in" / name).touch()
+    os.mkfifo(photos / "in" / "pipe.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    left_out = plan_jobs(["in"], Path("out")).left_out
+    assert [each.as_json() for each in left_out if "hidden" not in each.kind] == [
+        {"kind": ".txt", "reason": "not a picture that is read", "count": 2},
+        {"kind": "no suffix", "reason": "not a picture that is read", "count": 1},
+        {"kind": ".heic", "reason": "needs: pip install 's3diff-export[formats]'", "count": 1},
+        {"kind": "pipe, socket or device", "reason": "not a regular file", "count": 1},
+    ]
+
+
+def test_formats_that_are_read_and_not_written_become_png(photos: Path) -> None:
+    for name in ("x.bmp", "y.gif", "y.avif", "a.bmp", "p.jfif", "q.jpe"):
+        (photos / "in" / name).touch()
+    targets = planned(["in/x.bmp", "in/y.gif", "in/y.avif", "in/a.bmp", "in/a.png", "in/p.jfif", "in/q.jpe"])
+    assert [Path(target).name for target in targets.values()] == [
+        "x.png", "y.gif.png", "y.avif.png", "a.bmp.png", "a.png", "p.jfif", "q.jpe",
+    ]  # fmt: skip
+    with pytest.raises(RequestError, match="expected a folder, or a new file of"):
+        planned(["in/x.bmp"], "in/x.bmp")
+
+
+def test_comparisons_that_would_share_a_name_get_their_own(photos: Path) -> None:
+    for name in ("a.jpg", "b.compare.png"):
+        (photos / "in" / name).touch()
+    jobs = plan_jobs(["in/a.png", "in/a.jpg", "in/b.JPG", "in/b.compare.png"], Path("out"), compare=True)
+    assert [job.comparison and job.comparison.name for job in jobs] == [
+        "a.png.compare.png", "a.jpg.compare.png", "b.JPG.compare.png", "b.compare.compare.png",
+    ]  # fmt: skip
+
+
+def test_names_that_become_too_long_are_refused_before_the_work(photos: Path) -> None:
+    name = "n" * 244 + ".jpg"
+    (photos / "in" / name).touch()
+    assert planned([f"in/{name}"]) == {f"in/{name}": f"out/{name}"}
+    with pytest.raises(RequestError, match=r"n\.compare\.png has 256 bytes, and file names end at 255"):
+        plan_jobs([f"in/{name}"], Path("out"), compare=True)
+
+
 def test_comparisons_lie_beside_the_results() -> None:
     jobs = plan_jobs(["in/b.JPG"], Path("out"), compare=True)
     assert jobs[0].outputs == (Path("out/b.JPG"), Path("out/b.compare.png"))
@@ -120,7 +204,7 @@ def test_impossible_plans_are_refused(
 ) -> None:
     if inputs == ["in/.cache"]:  # named outright, a hidden folder is searched
         (photos / "in" / ".cache" / "d.png").unlink()
-        message = "in/.cache holds no .jpeg, .jpg, .png, .tif, .tiff, .webp files"
+        message = "in/.cache holds no .avif, .bmp, .dib, .gif, "
     with pytest.raises(RequestError, match=re.escape(message)):
         planned(inputs, output, format)
 

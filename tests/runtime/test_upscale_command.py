@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tests.runtime.fake_bundle import enlarged, write_fake_bundle
 from tests.runtime.pictures import GREY, PICTURE, exif_with, png
 
@@ -140,6 +142,44 @@ def test_report_says_what_was_done_to_each_picture(photos: Path, upscale: Upscal
     blur = PICTURE.reshape(-1, 3).mean(0)[1] / 255
     assert colour["degradation"]["estimated"]["blur"] == pytest.approx(blur, abs=1e-5)
     assert {"read", "estimator", "unet", "finish_wavelet", "write"} <= set(colour["seconds"])
+
+
+def test_what_is_left_out_is_told_and_names_need_not_be_text(photos: Path, upscale: Upscale) -> None:
+    odd = os.fsdecode(b"\xff\xfe.png")
+    Image.fromarray(PICTURE).save(photos / "in" / odd)
+    (photos / "in" / "notes.txt").touch()
+    (photos / "in" / ".hidden").touch()
+    code, out, _ = upscale("in", "-o", "out", "--report", "r.json", *EXACT)
+    assert code == 0
+    assert out.splitlines()[1] == "left out: 1 hidden file (hidden); 1 .txt (not a picture that is read)"
+    assert Path("out", odd).exists()
+    report = json.loads(Path("r.json").read_text())
+    assert {"kind": ".txt", "reason": "not a picture that is read", "count": 1} in report["left_out"]
+    assert f"in/{odd}" in [entry["input"] for entry in report["images"]]
+
+
+def test_dry_run_and_run_agree_on_transparency(photos: Path, upscale: Upscale) -> None:
+    for name, alpha in (("opaque", 255), ("clear", 128)):
+        Image.fromarray(np.dstack([PICTURE, np.full_like(GREY, alpha)])).save(photos / f"{name}.png")
+    for arguments in ([], ["--dry-run"]):
+        code, out, err = upscale(
+            "opaque.png", "clear.png", "-o", "out", "--format", "jpeg", *arguments, *EXACT
+        )
+        assert code == 1
+        assert "out/clear.jpg: JPEG holds no transparency" in out + err
+        assert "opaque" not in err
+        shutil.rmtree("out", ignore_errors=True)
+
+
+def test_notes_tell_what_the_format_of_the_result_cannot_hold(photos: Path, upscale: Upscale) -> None:
+    text = PngInfo()
+    text.add_text("parameters", "Steps: 20")
+    Image.fromarray(PICTURE).save(photos / "in" / "text.png", pnginfo=text, dpi=(300, 300))
+    assert upscale("in/text.png", "-o", "out", "--format", "jpeg", "--report", "r.json")[0] == 0
+    (entry,) = json.loads(Path("r.json").read_text())["images"]
+    assert entry["notes"] == ["text (parameters) dropped: JPEG cannot hold it"]
+    with Image.open("out/text.jpg") as result:
+        assert result.info["dpi"] == (300, 300)
 
 
 def test_dry_run_lists_and_writes_nothing(photos: Path, upscale: Upscale) -> None:
@@ -307,3 +347,35 @@ def test_disk_that_takes_no_more_keeps_the_old_file(photos: Path) -> None:
     assert "Traceback" not in result.stderr
     assert (photos / "out" / "noise.png").read_bytes() == b"what was there"
     assert files(photos / "out") == {"noise.png"}
+
+
+# --- terminals ------------------------------------------------------------------------------------
+
+MAIN = "from s3diff_export.cli import main; main()"
+
+
+def test_ascii_terminal_gets_ascii(photos: Path) -> None:
+    name = os.fsdecode(b"\xff\xe9.png")
+    Image.fromarray(PICTURE).save(photos / name)
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    for arguments, words in (
+        (["upscale", "--help"], b"Upscale every INPUT x4"),
+        (["inspect", os.environ["S3DIFF_BUNDLE"]], b"| x4;"),
+        (["upscale", name, "-o", "out"], rb"out/\udcff\udce9.png"),
+    ):
+        result = subprocess.run([sys.executable, "-c", MAIN, *arguments], capture_output=True, env=ascii_only)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert words in result.stdout
+        result.stdout.decode("ascii")
+    names = [sys.executable, "-c", MAIN, "upscale", name, "-o", "out", "--force"]
+    assert subprocess.run(names, capture_output=True).stdout == os.fsencode(f"out/{name}\n")
+
+
+@pytest.mark.parametrize("arguments", [["inspect"], ["upscale", "in", "-o", "out", "--dry-run", "--bundle"]])
+def test_reader_that_has_read_enough_ends_it_quietly(photos: Path, arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", MAIN, *arguments, os.environ["S3DIFF_BUNDLE"]]
+    result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert result.stderr == ""

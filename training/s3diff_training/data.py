@@ -21,7 +21,7 @@ from s3diff_runtime.pictures.formats import SUFFIXES, save
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 from s3diff_runtime.vocabulary import Pixels
 
-IMAGE_SUFFIXES = SUFFIXES | {".bmp"}
+IMAGE_SUFFIXES = SUFFIXES
 MAX_PIXELS = 200_000_000
 """Photographs above this are refused before they are decoded."""
 _MARGIN, _CAPTION = 8, 22

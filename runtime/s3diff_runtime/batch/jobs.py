@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from s3diff_runtime.batch.search import LeftOut, Search
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, Format
+from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
 
 _SHOWN = 3
 """Problems that an error spells out; of the others it gives the number."""
+_LONGEST_NAME = 255
+"""Bytes of a file's name, on all file systems in use."""
+_COMPARISON = ".compare.png"
 
 
 @dataclass(frozen=True)
@@ -30,29 +34,45 @@ class Job:
         return (self.target,) if self.comparison is None else (self.target, self.comparison)
 
 
+class Jobs(list[Job]):
+    """The jobs of a batch, in order.
+
+    Attributes:
+        left_out: what lies in the folders that were searched and is not taken.
+    """
+
+    def __init__(self, jobs: Iterable[Job], left_out: Sequence[LeftOut]) -> None:
+        super().__init__(jobs)
+        self.left_out = tuple(left_out)
+
+
 def plan_jobs(
     inputs: Sequence[str], output: Path, format: Format | None = None, compare: bool = False
-) -> list[Job]:
+) -> Jobs:
     """Find the pictures and name their results.
 
-    A file's result lies directly in `output`. A folder is searched at every depth, hidden files and `output`
-    itself left out, and the results keep its structure; so do those of a glob pattern, below the part of the
-    pattern that is fixed. Results have the names of their inputs, under the suffix of `format` if one is
-    given. One input file and an `output` with the suffix of a picture make that file. Inputs named twice
-    count once.
+    A file's result lies directly in `output`. A folder is searched at every depth, links to folders too, each
+    folder once; hidden files and `output` itself are left out, and the results keep its structure. So do
+    those of a glob pattern, below the part of the pattern that is fixed. Results have the names of their
+    inputs, under the suffix of `format` if one is given. One input file and an `output` with the suffix of a
+    format that is written make that file. Inputs named twice count once.
 
     Args:
-        inputs: files, folders and glob patterns (`**` for any depth); what exists is no pattern.
+        inputs: files, folders and glob patterns (`**` for any depth); a part of a pattern that exists as it
+            stands is no pattern.
         output: a folder, or for one input file a file.
-        format: a key of `FORMATS`; by default that of each input, PNG where its name shows none.
-        compare: whether each job also writes `<name>.compare.png` beside its result.
+        format: a key of `FORMATS`; by default that of each input, PNG where its name shows none that is
+            written.
+        compare: whether each job also writes `<name>.compare.png` beside its result, or, where two would
+            share that name, `<name>.<suffix>.compare.png`.
 
     Raises:
         RequestError: for inputs that do not exist or hold no pictures, results that would replace an input or
-            each other, and an `output` that cannot be what it must be.
+            each other, names that are too long, and an `output` that cannot be what it must be.
     """
-    found, problems = _find(inputs, output)
-    _refuse(problems)
+    search = Search(output)
+    found = {source: relative for text in inputs for source, relative in search.pictures(text)}
+    _refuse(search.problems)
     if _names_file(output):
         if len(inputs) != 1 or not Path(inputs[0]).is_file():
             raise RequestError(
@@ -62,14 +82,13 @@ def plan_jobs(
         targets = {path: output for path in found}
     else:
         if output.exists() and not output.is_dir():
-            raise RequestError(f"{output} is a file; expected a folder, or a new file of {_suffix_list()}")
-        targets = {path: _target(output / relative, format) for path, relative in found.items()}
-    jobs = [
-        Job(source, target, target.with_name(f"{target.stem}.compare.png") if compare else None)
-        for source, target in targets.items()
-    ]
+            suffixes = ", ".join(sorted(WRITTEN_SUFFIXES))
+            raise RequestError(f"{output} is a file; expected a folder, or a new file of {suffixes}")
+        targets = _targets({path: output / relative for path, relative in found.items()}, format)
+    comparisons = _comparisons(targets) if compare else {}
+    jobs = [Job(source, target, comparisons.get(source)) for source, target in targets.items()]
     _refuse(list(_clashes(jobs)))
-    return jobs
+    return Jobs(jobs, search.left_out())
 
 
 def output_folder(output: Path) -> Path:
@@ -87,68 +106,39 @@ def refuse_existing(jobs: Iterable[Job]) -> None:
         )
 
 
-def _find(inputs: Sequence[str], output: Path) -> tuple[dict[Path, Path], list[str]]:
-    """The pictures with their paths relative to the output, in order, and problems."""
-    found: dict[Path, Path] = {}
-    seen: set[Path] = set()
-    problems: list[str] = []
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            below = _pictures_below(path, output, problems)
-            matches = {picture: picture.relative_to(path) for picture in below}
-        elif path.exists():
-            matches = {path: Path(path.name)}
-        else:
-            matches = _matches(text)
-        if not matches:
-            reason = (
-                f"holds no {_suffix_list()} files" if path.is_dir() else "does not exist, and matches nothing"
-            )
-            problems.append(f"{text} {reason}")
-        for source, relative in matches.items():
-            if (real := source.resolve()) not in seen:
-                seen.add(real)
-                found[source] = relative
-    return found, problems
+def _targets(paths: dict[Path, Path], format: Format | None) -> dict[Path, Path]:
+    """Where each result goes, by source; `paths` are the names of the inputs there."""
+    suffixes = FORMATS[format].suffixes if format else ()
+    if format:
+        return {
+            source: path if path.suffix.lower() in suffixes else path.with_suffix(suffixes[0])
+            for source, path in paths.items()
+        }
+    kept = {path for path in paths.values() if path.suffix.lower() in WRITTEN_SUFFIXES}
+    others = Counter(path.with_suffix(".png") for path in paths.values() if path not in kept)
+    targets = {}
+    for source, path in paths.items():
+        target = path.with_suffix(".png")
+        if path in kept:
+            target = path
+        elif path.suffix.lower() not in SUFFIXES or target in kept or others[target] > 1:
+            target = path.with_name(f"{path.name}.png")
+        targets[source] = target
+    return targets
 
 
-def _pictures_below(folder: Path, output: Path, problems: list[str]) -> Iterator[Path]:
-    own_results = output.resolve()
-
-    def note(error: OSError) -> None:
-        problems.append(f"{error.filename} cannot be searched: {error.strerror}")
-
-    for root, folders, files in os.walk(folder, onerror=note):
-        below = Path(root)
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and (below / name).resolve() != own_results
-        )
-        for name in sorted(files):
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES:
-                yield below / name
-
-
-def _matches(pattern: str) -> dict[Path, Path]:
-    """The files that a glob pattern matches, relative to its leading folders without wildcards."""
-    if not glob.has_magic(pattern):
-        return {}
-    fixed = Path(pattern)
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
-    paths = (Path(match) for match in sorted(glob.glob(pattern, recursive=True)))  # noqa: PTH207
-    return {path: path.relative_to(fixed) for path in paths if path.is_file()}
-
-
-def _target(path: Path, format: Format | None) -> Path:
-    if format is not None:
-        suffixes = FORMATS[format].suffixes
-        return path if path.suffix.lower() in suffixes else path.with_suffix(suffixes[0])
-    return path if path.suffix.lower() in SUFFIXES else path.with_name(f"{path.name}.png")
+def _comparisons(targets: dict[Path, Path]) -> dict[Path, Path]:
+    """Where each comparison goes, by source: beside the result, under a name that is its alone."""
+    names = {source: target.with_name(target.stem + _COMPARISON) for source, target in targets.items()}
+    wanted = Counter([*names.values(), *targets.values()])
+    return {
+        source: name if wanted[name] == 1 else name.with_name(targets[source].name + _COMPARISON)
+        for source, name in names.items()
+    }
 
 
 def _names_file(output: Path) -> bool:
-    return output.suffix.lower() in SUFFIXES and not output.is_dir()
+    return output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
 
 
 def _require_suffix(output: Path, format: Format | None) -> None:
@@ -161,6 +151,9 @@ def _clashes(jobs: Sequence[Job]) -> Iterator[str]:
     writers: dict[Path, Path] = {}
     for job in jobs:
         for path in job.outputs:
+            if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
+                yield f"{path.name} has {length} bytes, and file names end at {_LONGEST_NAME}"
+                continue
             real = path.resolve()
             if real in sources:
                 yield f"the result of {job.source} would replace the input {sources[real]}"
@@ -175,7 +168,3 @@ def _refuse(problems: Sequence[str]) -> None:
     if problems:
         more = len(problems) - _SHOWN
         raise RequestError("; ".join(problems[:_SHOWN]) + (f"; and {more} more problems" if more > 0 else ""))
-
-
-def _suffix_list() -> str:
-    return ", ".join(sorted(SUFFIXES))

@@ -12,14 +12,19 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
-from PIL import Image
-
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
-from s3diff_runtime.errors import JobError, S3DiffError
+from s3diff_runtime.errors import JobError, RequestError, S3DiffError
 from s3diff_runtime.pictures.comparison import before_and_after
-from s3diff_runtime.pictures.formats import QUALITY, require_fit, save
-from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph, photograph_size
+from s3diff_runtime.pictures.formats import QUALITY, holds_transparency, require_fit, save
+from s3diff_runtime.pictures.photograph import (
+    MAX_PIXELS,
+    Photograph,
+    open_photograph,
+    photograph_size,
+    result_needs,
+)
+from s3diff_runtime.pictures.reading import opened
 from s3diff_runtime.settings import PictureSettings
 from s3diff_runtime.upscaler import Result, Upscaler
 
@@ -71,7 +76,7 @@ class Outcome:
     """Name of the bin whose weights were used, for merged bundles."""
     tiles: int | None = None
     notes: tuple[str, ...] = ()
-    """What reading the picture lost or converted."""
+    """What reading or writing the picture lost or converted."""
     seconds: dict[str, float] = field(default_factory=dict)
     """`read`, the stages of the network, `host` (between the stages) and `write`."""
 
@@ -189,7 +194,7 @@ class Batch:
             photograph = open_photograph(outcome.job.source, self._options.max_pixels)
             self._fleet.check_size(*photograph.pixels.shape[:2])
             width, height = (side * self._scale for side in photograph.size)
-            require_fit(outcome.job.target, width, height, photograph.alpha is not None)
+            require_fit(outcome.job.target, width, height, photograph.transparent)
         except S3DiffError as error:
             self._settle(number, replace(outcome, status="failed", error=str(error)))
             return None
@@ -250,7 +255,7 @@ class Batch:
         )
         try:
             image = picture.photograph.finish(result.pixels)
-            save(image, outcome.job.target, self._options.quality)
+            notes = save(image, outcome.job.target, self._options.quality)
             if outcome.job.comparison is not None:
                 save(before_and_after(picture.photograph, image), outcome.job.comparison)
         except (S3DiffError, MemoryError) as error:
@@ -260,7 +265,9 @@ class Batch:
             self._settle(picture.number, replace(outcome, status="failed", error=reason))
             return
         seconds = outcome.seconds | result.seconds | {"write": perf_counter() - start}
-        self._settle(picture.number, replace(outcome, status="done", seconds=seconds))
+        self._settle(
+            picture.number, replace(outcome, status="done", seconds=seconds, notes=outcome.notes + notes)
+        )
 
     def _settle(self, number: int, outcome: Outcome) -> None:
         self.outcomes[number] = outcome
@@ -269,6 +276,18 @@ class Batch:
     def _raise_disk_error(self) -> None:
         if self._disk_error is not None:
             raise self._disk_error
+
+
+def size_of_result(job: Job, scale: int, max_pixels: int) -> tuple[int, int]:
+    """`(width, height)` that the result of a job will have, judging by the header of its input.
+
+    Raises:
+        RequestError: when the input cannot be read, or the format of the result cannot hold it.
+    """
+    only_opaque = not holds_transparency(job.target)
+    (width, height), transparent = result_needs(job.source, max_pixels, only_opaque)
+    require_fit(job.target, width * scale, height * scale, transparent)
+    return width * scale, height * scale
 
 
 def is_whole(job: Job, scale: int, max_pixels: int) -> bool:
@@ -286,10 +305,10 @@ def is_whole(job: Job, scale: int, max_pixels: int) -> bool:
 
 def _decoded_size(path: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except Exception:  # Pillow's decoders raise many kinds for damaged files
+        with opened(path, max_pixels=None) as picture:
+            _, _, notes = picture.decode()
+            return None if notes else picture.size
+    except RequestError:
         return None
 
 

@@ -30,15 +30,16 @@ from rich.progress import (
 from rich.text import Text
 
 from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.batch.jobs import Job, output_folder, plan_jobs, refuse_existing
-from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole
+from s3diff_runtime.batch.jobs import Job, Jobs, output_folder, plan_jobs, refuse_existing
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole, size_of_result
+from s3diff_runtime.batch.search import LeftOut
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.pictures.formats import QUALITY, Format, require_fit
-from s3diff_runtime.pictures.photograph import MAX_PIXELS, photograph_size
+from s3diff_runtime.pictures.formats import QUALITY, Format
+from s3diff_runtime.pictures.photograph import MAX_PIXELS
 from s3diff_runtime.settings import Conditions, PictureSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 
@@ -77,7 +78,7 @@ class UpscaleRequest(Options):
 
 
 def run_upscale(request: UpscaleRequest) -> None:
-    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of PNG, JPEG, WebP and TIFF.
+    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of pictures.
 
     One bad image is reported and skipped, and the exit code is then 1. Ctrl-C leaves only whole results;
     --resume goes on from there.
@@ -107,7 +108,7 @@ def run_upscale(request: UpscaleRequest) -> None:
             _run(request, fleet, jobs)
 
 
-def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
+def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs) -> None:
     options = BatchOptions(request.settings, request.quality, request.resume, request.max_pixels)
     started, start = datetime.now(UTC), perf_counter()
     ending: BaseException | None = None
@@ -119,9 +120,13 @@ def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
             ending = error
     seconds = perf_counter() - start
     _print_summary(batch.outcomes, seconds, ending)
+    _print_left_out(jobs.left_out)
     if request.report:
         report = _report(request, fleet, batch.outcomes, started, seconds, ending)
-        write_text(request.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        report["left_out"] = [each.as_json() for each in jobs.left_out]
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        # What is not UTF-8 in a file's name becomes \udcXX, as JSON escapes it and Python reads it back.
+        write_text(request.report, text.encode("utf-8", "backslashreplace").decode())
     if ending is not None:
         raise ending
     failed = [outcome for outcome in batch.outcomes if outcome.status == "failed"]
@@ -129,20 +134,20 @@ def _run(request: UpscaleRequest, fleet: Fleet, jobs: Sequence[Job]) -> None:
         raise JobError(f"{len(failed)} of {len(jobs)} images failed; the first: {failed[0].error}")
 
 
-def _show_plan(request: UpscaleRequest, jobs: Sequence[Job], scale: int) -> None:
+def _show_plan(request: UpscaleRequest, jobs: Jobs, scale: int) -> None:
     failed = 0
     for job in jobs:
         try:
-            width, height = photograph_size(job.source, request.max_pixels)
-            require_fit(job.target, width * scale, height * scale, transparent=False)
+            width, height = size_of_result(job, scale, request.max_pixels)
             kept = request.resume and is_whole(job, scale, request.max_pixels)
         except S3DiffError as error:
             failed += 1
             click.echo(f"failing: {error}")
             continue
         what = "is whole" if kept else "replaced" if job.target.exists() else "new"
-        sizes = f"{width}x{height} -> {width * scale}x{height * scale}"
+        sizes = f"{width // scale}x{height // scale} -> {width}x{height}"
         click.echo(f"{job.source} -> {job.target} ({sizes}, {what})")
+    _print_left_out(jobs.left_out)
     if failed:
         raise JobError(f"{failed} of {len(jobs)} images would fail")
 
@@ -188,6 +193,15 @@ def _print_summary(outcomes: Sequence[Outcome], seconds: float, ending: BaseExce
     parts += [f"{counts[status]} {status}" for status in ("skipped", "failed", "not done") if counts[status]]
     hint = "; --resume goes on from here" if isinstance(ending, KeyboardInterrupt) else ""
     click.echo(", ".join(parts) + hint, err=ending is not None)
+
+
+def _print_left_out(left_out: Sequence[LeftOut]) -> None:
+    """One line on what the folders hold besides, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for each in left_out:
+        reasons.setdefault(each.reason, []).append(f"{each.count} {each.kind}")
+    if reasons:
+        click.echo("left out: " + "; ".join(f"{', '.join(kinds)} ({why})" for why, kinds in reasons.items()))
 
 
 def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -1,24 +1,22 @@
-"""Writes pictures: formats, their limits, and files that are whole or not there at all."""
+"""Formats of pictures: what is read, what is written, their limits, and files that are whole or not there."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from PIL import Image
 
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.metadata import encoder_options
 
 QUALITY = 95
 """Of JPEG and WebP where none is asked for."""
-
-_EXIF_IN_JPEG = 65_533
-"""Bytes that one JPEG marker holds."""
-
 
 Format = Literal["png", "jpeg", "webp", "tiff"]
 """What results are written as."""
@@ -37,16 +35,61 @@ class FileFormat:
 FORMATS: Mapping[Format, FileFormat] = MappingProxyType(
     {
         "png": FileFormat("PNG", (".png",), 2**31 - 1),
-        "jpeg": FileFormat("JPEG", (".jpg", ".jpeg"), 65_500, transparency=False),
+        "jpeg": FileFormat("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"), 65_500, transparency=False),
         "webp": FileFormat("WEBP", (".webp",), 16_383),
         "tiff": FileFormat("TIFF", (".tif", ".tiff"), 2**31 - 1),
     }
 )
-_BY_SUFFIX = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
-SUFFIXES = frozenset(_BY_SUFFIX)
-"""Of the files that are read and written, in lower case."""
+_WRITTEN = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
+
+
+@dataclass(frozen=True)
+class ReadFormat:
+    """A file format that is read: suffixes, and the plugin of Pillow that must be there."""
+
+    suffixes: tuple[str, ...]
+    module: str | None = None
+
+
+READ: Mapping[str, ReadFormat] = MappingProxyType(
+    {
+        **{format.name: ReadFormat(format.suffixes) for format in FORMATS.values()},
+        "BMP": ReadFormat((".bmp",)),
+        "DIB": ReadFormat((".dib",)),
+        "GIF": ReadFormat((".gif",)),
+        "AVIF": ReadFormat((".avif",)),
+        "HEIF": ReadFormat((".heic", ".heif", ".hif"), "pillow_heif"),
+        "JXL": ReadFormat((".jxl",), "pillow_jxl"),
+    }
+)
+"""By Pillow's names. Content tells what a file is; suffixes, which files of a folder are pictures."""
+_READ_BY_SUFFIX = {suffix: name for name, format in READ.items() for suffix in format.suffixes}
+SUFFIXES = frozenset(_READ_BY_SUFFIX)
+"""Of the files that are read, in lower case."""
+WRITTEN_SUFFIXES = frozenset(_WRITTEN)
+"""Of those that are written."""
 _TIFF_BYTES = 2**32 - 2**20
 """Offsets in a TIFF file have 32 bits; a little is left for its tags."""
+
+
+def missing_plugin(name: str) -> str:
+    """What must be installed to read one of `READ`, in words; empty where nothing is missing."""
+    module = READ[name].module
+    if module is None or importlib.util.find_spec(module):
+        return ""
+    return "needs: pip install 's3diff-export[formats]'"
+
+
+def not_read(path: Path) -> str:
+    """Why a file of a folder is not taken for a picture, judging by its name; empty where it is."""
+    name = _READ_BY_SUFFIX.get(path.suffix.lower())
+    return missing_plugin(name) if name else "not a picture that is read"
+
+
+def holds_transparency(path: Path) -> bool:
+    """Whether the format of `path` holds it."""
+    format = _WRITTEN.get(path.suffix.lower())
+    return format is None or format.transparency
 
 
 def require_fit(path: Path, width: int, height: int, transparent: bool) -> None:
@@ -55,49 +98,62 @@ def require_fit(path: Path, width: int, height: int, transparent: bool) -> None:
     Args:
         path: its suffix is the format.
         width, height: in pixels.
-        transparent: whether the picture has alpha.
+        transparent: whether some of it can be seen through.
     """
-    format = _BY_SUFFIX.get(path.suffix.lower())
+    format = _WRITTEN.get(path.suffix.lower())
     if format is None:
-        raise RequestError(f"{path} names no format; expected a suffix of {', '.join(sorted(SUFFIXES))}")
+        raise RequestError(f"{path} names no format; expected a suffix of {', '.join(sorted(_WRITTEN))}")
     if transparent and not format.transparency:
-        raise RequestError(f"{path}: {format.name} holds no transparency; choose png, webp or tiff")
+        raise RequestError(
+            f"{path}: {format.name} holds no transparency; choose png, webp or tiff (--format)"
+        )
     too_large = max(width, height) > format.max_side
     if format.name == "TIFF" and width * height * (4 if transparent else 3) > _TIFF_BYTES:
         too_large = True
     if too_large:
-        raise RequestError(f"{path}: {format.name} cannot hold {width}x{height} pixels; choose png")
+        raise RequestError(
+            f"{path}: {format.name} cannot hold {width}x{height} pixels; choose png (--format)"
+        )
 
 
-def save(image: Image.Image, path: Path, quality: int = QUALITY) -> None:
-    """Write a picture with the profile and EXIF in its `info`, atomically.
+def is_transparent(image: Image.Image) -> bool:
+    """Whether an image of mode L, LA, RGB or RGBA can be seen through somewhere."""
+    return "A" in image.mode and image.getchannel("A").getextrema() != (255, 255)
 
-    JPEG is written without chroma subsampling. TIFF is not compressed: Pillow's compressed writer hides a
-    full disk and stops all other threads. EXIF that is too long for a JPEG is left out.
+
+def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, ...]:
+    """Write a picture with the profile and all else that its `info` holds, atomically.
+
+    JPEG is written without chroma subsampling, and without an alpha channel that is opaque throughout. TIFF
+    is not compressed: Pillow's compressed writer hides a full disk and stops all other threads.
 
     Args:
         image: of mode L, LA, RGB or RGBA.
         path: its suffix is the format; missing folders are made.
-        quality: 1 to 100, for JPEG and WebP.
+        quality: 1 to 100, for JPEG and WebP with loss.
+
+    Returns:
+        A note on each thing in `info` that the format cannot hold.
 
     Raises:
         RequestError: when the format cannot hold the picture.
         JobError: when the disk refuses, or the encoder fails.
     """
-    require_fit(path, image.width, image.height, "A" in image.mode)
-    format = _BY_SUFFIX[path.suffix.lower()].name
-    exif = image.info.get("exif")
-    options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
-    if exif and not (format == "JPEG" and len(exif) > _EXIF_IN_JPEG):
-        options["exif"] = exif
-    if format == "JPEG":
+    transparent = is_transparent(image)
+    require_fit(path, image.width, image.height, transparent)
+    format = _WRITTEN[path.suffix.lower()]
+    if "A" in image.mode and not format.transparency:
+        image = image.convert(image.mode.removesuffix("A"))
+    options, notes = encoder_options(image, format.name)
+    if format.name == "JPEG":
         options |= {"quality": quality, "subsampling": "4:4:4"}
-    elif format == "WEBP":
+    elif format.name == "WEBP" and not options.get("lossless"):
         options["quality"] = quality
     with replacing(path) as temporary:
         try:
-            image.save(temporary, format=format, **options)
+            image.save(temporary, format=format.name, **options)
         except OSError:
             raise  # of the disk: `replacing` says what to do
         except Exception as error:  # encoders raise many kinds, for example for tags they cannot write
-            raise JobError(f"could not encode {path}: {error}") from error
+            raise JobError(f"could not encode {path}: {error or type(error).__name__}") from error
+    return tuple(notes)

@@ -5,31 +5,19 @@ docs/upscaling.md says for each kind what happens to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.pictures.metadata import kept_exif, orientation_of, resized_exif
+from s3diff_runtime.pictures.metadata import Metadata, read_metadata
 from s3diff_runtime.pictures.profiles import fits, to_srgb
+from s3diff_runtime.pictures.reading import MAX_PIXELS, OpenedPicture, PictureSource, opened
+from s3diff_runtime.pictures.transparency import without_hidden_colors
 from s3diff_runtime.vocabulary import Pixels
 
-MAX_PIXELS = 64_000_000
-"""Larger images are refused before they are decoded: a small file can unpack to gigabytes, and the result has
-16 times the pixels."""
-
-_OPENED = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "TIFF",
-)  # JPEG stands for MPO too: a JPEG with further pictures, as of phones
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,8 +31,7 @@ _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 _SIXTEEN_BIT_MODES = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
 _CONVERTED_MODES = frozenset({"CMYK", "LAB"})
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _SUBFILE = 258, 262, 254  # TIFF tags
-_WHITE_IS_ZERO, _REDUCED_COPY = 0, 1
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF tags, and a value of the second
 
 
 @dataclass(frozen=True)
@@ -52,17 +39,30 @@ class Photograph:
     """A decoded picture, upright, and what its result must get back."""
 
     pixels: Pixels
-    """uint8 RGB `[H, W, 3]`, read-only."""
+    """uint8 RGB `[H, W, 3]`, read-only. Where nobody sees them, the colours are those of what lies around."""
     alpha: Pixels | None = None
     """uint8 `[H, W]`, 0 for transparent; None for a picture without transparency."""
     grey: bool = False
     """Whether the picture had no colour, so that the result must have none."""
-    icc: bytes | None = None
-    """The profile of the numbers in `pixels`; None means sRGB."""
-    exif: bytes | None = None
-    """The EXIF block that the result inherits."""
+    metadata: Metadata = field(default_factory=Metadata)
+    """What the result inherits beside pixels."""
     notes: tuple[str, ...] = ()
     """What was lost or converted in decoding, for the user."""
+
+    @property
+    def icc(self) -> bytes | None:
+        """The profile of the numbers in `pixels`; None means sRGB."""
+        return self.metadata.icc
+
+    @property
+    def exif(self) -> bytes | None:
+        """The EXIF block that the result inherits."""
+        return self.metadata.exif
+
+    @property
+    def transparent(self) -> bool:
+        """Whether some of it can be seen through: alpha may be opaque throughout."""
+        return self.alpha is not None and bool(self.alpha.min() < 255)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -72,14 +72,15 @@ class Photograph:
     def finish(self, upscaled: Pixels) -> Image.Image:
         """The upscaled picture as this one was: grey, with alpha, profile and EXIF where this one had them.
 
-        Grey is the luma of the network's colours (Rec. 601). Alpha is resized beside, with Lanczos.
+        Grey is the luma of the network's colours (Rec. 601). Alpha is resized beside, bicubically: what the
+        kernel overshoots falls off at 0 and 255, and there are no ripples further out.
 
         Args:
             upscaled: uint8 RGB `[s·H, s·W, 3]` for any whole factor s.
 
         Returns:
-            An image of mode L, LA, RGB or RGBA, the profile and EXIF in `info` under Pillow's names, which
-            `save` writes into the file.
+            An image of mode L, LA, RGB or RGBA. Its `info` holds profile, EXIF and all else that the result
+            inherits, which `save` writes into the file.
 
         Raises:
             RequestError: for an array that is no upscaled version of this picture.
@@ -95,31 +96,29 @@ class Photograph:
         if self.grey:
             image = image.convert("L")
         if self.alpha is not None:
-            image.putalpha(Image.fromarray(self.alpha).resize(image.size, Image.Resampling.LANCZOS))
-        if self.icc:
-            image.info["icc_profile"] = self.icc
-        if self.exif:
-            image.info["exif"] = resized_exif(self.exif, image.width, image.height)
+            image.putalpha(Image.fromarray(self.alpha).resize(image.size, Image.Resampling.BICUBIC))
+        image.info.update(self.metadata.info_for(image.width, image.height, scale))
         return image
 
 
-def open_photograph(
-    source: str | Path | Image.Image | NDArray[Any], max_pixels: int = MAX_PIXELS
-) -> Photograph:
+def open_photograph(source: PictureSource | Photograph, max_pixels: int = MAX_PIXELS) -> Photograph:
     """Decode a picture, turned upright by its EXIF orientation.
 
     Args:
-        source: a path to a PNG, JPEG, WebP or TIFF file; a PIL image; or a uint8 array `[H, W]`, `[H, W, 3]`
-            or `[H, W, 4]`.
+        source: a path; the bytes of a file, or a binary file; a PIL image; a uint8 array `[H, W]`,
+            `[H, W, 3]` or `[H, W, 4]`; or a photograph, which is returned as it is.
         max_pixels: larger pictures are refused, before decoding. Pillow's own `Image.MAX_IMAGE_PIXELS` holds
             as well.
 
     Raises:
-        RequestError: when the file is missing, damaged, truncated, or none of these formats; when the picture
-            is empty, too large, animated, has several pages, or has 32 bits per channel.
+        RequestError: when the file is missing, damaged, cut off, no regular file, or of no format that is
+            read; when the picture is empty, too large, animated, has several pages, or its numbers have no
+            plain meaning as colours.
     """
-    with _opened(source, max_pixels) as image:
-        return _decoded(image)
+    if isinstance(source, Photograph):
+        return source
+    with opened(source, max_pixels) as picture:
+        return _decoded(picture)
 
 
 def photograph_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -128,99 +127,52 @@ def photograph_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
     Raises:
         RequestError: as `open_photograph`, for what the header shows.
     """
-    with _opened(path, max_pixels) as image:
-        sideways = orientation_of(image) >= 5
-        return (image.height, image.width) if sideways else image.size
+    with opened(path, max_pixels, pixels=False) as picture:
+        return _upright_size(picture)
 
 
-@contextmanager
-def _opened(source: str | Path | Image.Image | NDArray[Any], max_pixels: int) -> Iterator[Image.Image]:
-    """An opened picture; all ways in which Pillow can fail, there or in the block, become a RequestError."""
-    if isinstance(source, np.ndarray):
-        name, source = "the array", _from_array(source)
-    else:
-        name = "the image" if isinstance(source, Image.Image) else str(source)
+def result_needs(
+    path: Path, max_pixels: int = MAX_PIXELS, opaque_wanted: bool = False
+) -> tuple[tuple[int, int], bool]:
+    """What the format of a result must hold: `(width, height)` of the upright input, and transparency.
+
+    The header alone is read, unless it matters (`opaque_wanted`) whether an alpha channel hides anything.
+
+    Raises:
+        RequestError: as `open_photograph`, for what was read.
+    """
+    with opened(path, max_pixels, pixels=False) as picture:
+        size, maybe = _upright_size(picture), picture.maybe_transparent
+    return size, maybe and (not opaque_wanted or open_photograph(path, max_pixels).transparent)
+
+
+def _upright_size(picture: OpenedPicture) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if picture.orientation >= 5 else (width, height)
+
+
+def _decoded(picture: OpenedPicture) -> Photograph:
+    image, alpha, notes = picture.decode()
     try:
-        if isinstance(source, Image.Image):
-            _require_single_picture(name, source, max_pixels)
-            yield source
-        else:
-            with Image.open(source, formats=_OPENED) as image:
-                _require_single_picture(name, image, max_pixels)
-                yield image
-    except RequestError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise RequestError(f"{name} is not a PNG, JPEG, WebP or TIFF picture, or is damaged") from error
-    except FileNotFoundError as error:
-        raise RequestError(f"{name} does not exist") from error
-    except OSError as error:
-        raise RequestError(f"{name} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise RequestError(f"{name} cannot be read as a picture: {error}") from error
-
-
-def _from_array(array: NDArray[Any]) -> Image.Image:
-    if (
-        array.dtype != np.uint8
-        or array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] not in (3, 4))
-    ):
-        raise RequestError(
-            f"the array is {array.dtype} {list(array.shape)}; expected uint8 [H, W], [H, W, 3] or [H, W, 4]"
-        )
-    if not array.size:
-        raise RequestError(f"the array is empty ({array.shape[1]}x{array.shape[0]} pixels)")
-    return Image.fromarray(array)
-
-
-def _require_single_picture(name: str, image: Image.Image, max_pixels: int) -> None:
-    size = f"{image.width}x{image.height} pixels"
-    if not image.width or not image.height:
-        raise RequestError(f"{name} is empty ({size})")
-    if image.width * image.height > max_pixels:
-        raise RequestError(f"{name} has {size}, more than the limit of {max_pixels} pixels")
-    pictures = _count_pictures(image)
-    if pictures > 1:
-        raise RequestError(f"{name} is animated or has several pages ({pictures}); expected a single picture")
-
-
-def _count_pictures(image: Image.Image) -> int:
-    """Pictures of their own right: neither thumbnails in a TIFF nor what follows the first in an MPO."""
-    frames = getattr(image, "n_frames", 1)
-    if image.format == "MPO":
-        return 1
-    if image.format != "TIFF" or frames == 1:
-        return frames
-    reduced = 0
-    for page in range(1, frames):
-        image.seek(page)
-        reduced += image.tag_v2.get(_SUBFILE, 0) & _REDUCED_COPY  # type: ignore[attr-defined]
-    image.seek(0)
-    return frames - reduced
-
-
-def _decoded(image: Image.Image) -> Photograph:
-    depth = _stored_depth(image)  # decoding forgets it
-    image.load()
-    exif, exif_note = kept_exif(image)
-    plain, icc, notes = _plain(image, depth)
-    method = _UPRIGHT.get(orientation_of(image))
+        exif = picture.exif()
+    except Exception:  # Pillow's parser raises many kinds for damaged EXIF
+        exif = None
+    metadata, metadata_notes = read_metadata(image, exif, picture.texts, picture.colors)
+    plain, icc, plain_notes = _plain(image, picture.depth)
+    if alpha is not None:
+        plain.putalpha(Image.fromarray(alpha))
+    method = _UPRIGHT.get(picture.orientation)
     if method is not None:
         plain = plain.transpose(method)
+    pixels = np.asarray(plain.convert("RGB"))
     alpha = np.asarray(plain.getchannel("A")) if "A" in plain.mode else None
-    if exif_note:
-        notes.append(exif_note)
     return Photograph(
-        np.asarray(plain.convert("RGB")), alpha, plain.mode in ("L", "LA"), icc, exif, tuple(notes)
+        pixels if alpha is None else without_hidden_colors(pixels, alpha),
+        alpha,
+        grey=plain.mode in ("L", "LA"),
+        metadata=replace(metadata, icc=icc, lossless=picture.lossless),
+        notes=(*picture.notes, *notes, *plain_notes, *metadata_notes),
     )
-
-
-def _stored_depth(image: Image.Image) -> str:
-    """How the file packs its channels, in Pillow's words, for example `RGB;16B`; empty once decoded."""
-    tile = getattr(image, "tile", None)
-    arguments = tile[0].args if tile else ""
-    return str(arguments if isinstance(arguments, str) else arguments[0]) if arguments else ""
 
 
 def _plain(image: Image.Image, depth: str) -> tuple[Image.Image, bytes | None, list[str]]:

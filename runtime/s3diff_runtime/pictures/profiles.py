@@ -15,7 +15,8 @@ from PIL import Image, ImageCms
 _SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
 
 
-def _srgb_bytes() -> bytes:
+def srgb_profile() -> bytes:
+    """The sRGB profile, always the same bytes."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return (
         profile[:24] + bytes(12) + profile[36:]
@@ -49,7 +50,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, bytes | None, str]:
             None,
             "CMYK without a usable profile, converted to RGB by the plain formula",
         )
-    srgb = _srgb_bytes()
+    srgb = srgb_profile()
     try:
         converted = ImageCms.profileToProfile(
             image,
