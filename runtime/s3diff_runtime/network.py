@@ -27,6 +27,7 @@ UPLOAD, DOWNLOAD = "upload", "download"
 _SLACK = 1e-3  # of scores, for rounding
 _FLAT, _OVERDRIVEN = 1e-5, 1e3
 """Between them is the contrast of every picture: the mean deviation from its mean, in a range of -1 to 1."""
+_PLAIN = 64  # levels between which a picture may become one colour, where brightness is lost
 _REBUILD = "the bundle's graphs are not what its manifest says: rebuild it with s3diff-export build"
 
 
@@ -166,11 +167,11 @@ def _shape_problems(spec: Stage, inputs: Mapping[str, Value], outputs: Mapping[s
 def _require_pictures(images: Pixels, upscaled: Pixels, contrast: NDArray[np.float32] | None) -> None:
     """Raise `JobError` where the network gave no picture; clamped to bytes, NaN looks like black.
 
-    Bundles from before that measured no contrast show it by their bytes alone: one colour out of several.
+    Bundles from before that measured no contrast show it by their bytes alone: one colour out of many levels.
     """
     if contrast is None:
         pairs = zip(images, upscaled, strict=True)
-        dead = [result.min() == result.max() and image.min() < image.max() for image, result in pairs]
+        dead = [result.min() == result.max() and np.ptp(image) > _PLAIN for image, result in pairs]
     else:
         dead = [not _FLAT < found < _OVERDRIVEN for found in contrast[: len(images)].tolist()]
     if any(dead):
