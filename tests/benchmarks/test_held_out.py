@@ -166,7 +166,7 @@ def test_figures_are_those_of_training_s_own_validation(folder: Path, weights: d
     assert bench(weights, "--held-out", "photographs", "-o", "out") == 0
     network = build_network(load_base(str(weights["--base"])), read_checkpoint(weights["--checkpoint"]))
     photographs = PhotographFolder(folder / "photographs", 64)
-    pairs = held_out_pairs(photographs, DegradationPipeline(scale=4), (0, 1), 64)
+    pairs = held_out_pairs(photographs, DegradationPipeline(), (0, 1), 64)
     expected = [
         validate_pairs(restore, pairs, any_lpips())
         for restore in (bicubic, lambda lr: network.restore(lr).image)

@@ -76,4 +76,4 @@ def tiny_base() -> BaseModel:
 def batch(photograph_folder: Path) -> DegradedBatch:
     """Return four training pairs of 64 pixels a side."""
     pixels = PhotographFolder(photograph_folder, 64).crops(4, 64, torch.Generator().manual_seed(1))
-    return DegradationPipeline(scale=4)(pixels.float() / 255, torch.Generator().manual_seed(2))
+    return DegradationPipeline()(pixels.float() / 255, torch.Generator().manual_seed(2))

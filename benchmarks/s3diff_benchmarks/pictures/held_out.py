@@ -50,7 +50,7 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     from s3diff_training.train.validation import held_out_pairs
 
     photographs = PhotographFolder(folder, PATCH, memory_mib=0)
-    pairs = held_out_pairs(photographs, DegradationPipeline(scale=SCALE), SEEDS, SIZE)
+    pairs = held_out_pairs(photographs, DegradationPipeline(), SEEDS, SIZE)
     cases = [Case(pair.name, to_uint8(pair.lr), to_uint8(pair.hr)) for pair in pairs]
     return ImageSet(
         tuple(cases[: None if limit is None else limit * len(SEEDS)]),
