@@ -22,8 +22,8 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network import Modulation, S3Diff, lora_layers, merged_weight
+from s3diff_training.network.color import bicubic
 from s3diff_training.network.modulation import ModulationNetwork
-from s3diff_training.train.validation import bicubic
 from s3diff_training.weights import ModelSource, differing
 
 

@@ -46,7 +46,8 @@ def gaussian_kernel(
 
 
 def sinc_kernel(size: int, cutoff: float, padded_size: int = 21) -> Tensor:
-    return making.sinc_kernel(*numbers(size, float(cutoff)), padded_size)
+    sizes, cutoffs = numbers(size, float(cutoff))
+    return making.sinc_kernel(sizes, cutoffs, padded_size)
 
 
 def second_moments(kernel: Tensor) -> tuple[float, float, float]:

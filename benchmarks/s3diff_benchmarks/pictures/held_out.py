@@ -47,7 +47,7 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     """
     from s3diff_training.data import PhotographFolder, to_uint8
     from s3diff_training.degradations import DegradationPipeline
-    from s3diff_training.train.validation import held_out_pairs
+    from s3diff_training.train.pairs import held_out_pairs
 
     photographs = PhotographFolder(folder, PATCH, memory_mib=0)
     pairs = held_out_pairs(photographs, DegradationPipeline(), SEEDS, SIZE)

@@ -38,7 +38,7 @@ class BaseLosses(Options):
 
 
 class BaseTrainer:
-    """Trains VAE and UNet together; a `Trainer` for `TrainLoop`."""
+    """Trains VAE and UNet of a base model together, in place; `lpips` is on the loop's device."""
 
     product = "base"
 
@@ -50,15 +50,6 @@ class BaseTrainer:
         held_out: HeldOut,
         lpips: LPIPS | None,
     ) -> None:
-        """Put the parts together; `base` is trained in place.
-
-        Args:
-            base: new (`new_base`) or loaded.
-            losses: weights of the terms.
-            pairs: to learn from.
-            held_out: to validate and to show.
-            lpips: on the loop's device; needed unless its weight is 0.
-        """
         self._base, self._losses, self._pairs, self._held_out = base, losses, pairs, held_out
         self._lpips = lpips
         self._network = S3Diff(base, NetworkConfig(rank_unet=0, rank_vae=0, guidance=1.0))

@@ -55,20 +55,15 @@ def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBa
 
 
 class EstimatorTrainer:
-    """Trains a degradation estimator; a `Trainer` for `TrainLoop`."""
+    """Trains a degradation estimator, in place.
+
+    Raises:
+        RequestError: for a folder without usable photographs.
+    """
 
     product = "de_net.pth"
 
     def __init__(self, estimator: DegradationEstimator, options: PairOptions) -> None:
-        """Open the photographs.
-
-        Args:
-            estimator: trained in place.
-            options: the folders and the size of the crops.
-
-        Raises:
-            RequestError: for a folder without usable photographs.
-        """
         self._estimator, self._pairs = estimator.requires_grad_(True), TrainingPairs(options)
         self._validated = options.validation is not None
         folder = options.validation or options.data

@@ -56,10 +56,13 @@ class PromptedBatch(NamedTuple):
 
 
 class LoraTrainer:
-    """Trains an S3Diff network on a frozen base; a `Trainer` for `TrainLoop`.
+    """Trains what a checkpoint holds of an S3Diff network, but the estimator, in place.
 
     Every step updates the generator on the reconstruction of positive and negative targets, then on the GAN
     loss of positive ones, then the discriminator: the order of the released code.
+
+    Raises:
+        RequestError: when a loss with a weight has no network to compute it.
     """
 
     product = "checkpoint.safetensors"
@@ -74,28 +77,8 @@ class LoraTrainer:
         discriminator: DinoDiscriminator | None = None,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        """Freeze all but what a checkpoint holds.
-
-        Args:
-            network: trained in place; its estimator stays as it is.
-            options: the objective.
-            pairs: to learn from.
-            held_out: to validate and to show.
-            lpips: on the loop's device; needed unless its weight is 0.
-            discriminator: needed unless the GAN's weight is 0.
-            provenance: what the checkpoint says of its making.
-
-        Raises:
-            RequestError: when a loss with a weight has no network to compute it.
-        """
-        missing = [
-            name
-            for name, weight, part in (
-                ("LPIPS", options.lambda_lpips, lpips),
-                ("GAN", options.lambda_gan, discriminator),
-            )
-            if weight and part is None
-        ]
+        needed = {"LPIPS": (options.lambda_lpips, lpips), "GAN": (options.lambda_gan, discriminator)}
+        missing = [name for name, (weight, part) in needed.items() if weight and part is None]
         if missing:
             raise RequestError(f"the {' and '.join(missing)} loss has a weight but no weights file")
         self._network, self._options, self._pairs, self._held_out = network, options, pairs, held_out

@@ -34,7 +34,6 @@ class OptimisedModule:
     def __init__(
         self, name: str, trainable: TrainableModule, accelerator: Accelerator, ema_decay: float
     ) -> None:
-        """Move the module to the device, give all processes the same weights, build the optimiser."""
         self.name, self.module = name, trainable.module
         self._accelerator, self._decay = accelerator, ema_decay if trainable.averaged else 0.0
         self.module.to(accelerator.device)
