@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from s3diff_runtime.files import write_text
-from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import Checkpoint, build_network, write_checkpoint
 from s3diff_training.data import PhotographFolder
-from s3diff_training.network import BaseModel, load_base
+from s3diff_training.network.base import BaseModel, load_base
 from s3diff_training.network.rescaling import rescale_lora, rescale_residual_stream
 from s3diff_training.train.new_base import save_base
 

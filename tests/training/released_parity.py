@@ -25,7 +25,7 @@ from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.vocabulary import COLOR_FIXES
-from s3diff_training.network import ForwardPass, S3Diff
+from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.weights import ModelSource
 
 TOLERANCE = 1e-5

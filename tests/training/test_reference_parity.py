@@ -15,7 +15,8 @@ from tests.training.small import relative
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError, RequestError
-from s3diff_training.network import S3Diff, lora_layers
+from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.model import S3Diff
 
 QUANTITIES = {
     "prepared image": 1e-5,

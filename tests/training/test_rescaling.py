@@ -17,8 +17,8 @@ from tests.training.small import (
 )
 from torch import Tensor, nn
 
-from s3diff_training.checkpoints import build_network
-from s3diff_training.network import S3Diff
+from s3diff_training.checkpoints.native import build_network
+from s3diff_training.network.model import S3Diff
 from s3diff_training.network.rescaling import rescale_lora, rescale_residual_stream
 
 FACTOR = 1 / 64

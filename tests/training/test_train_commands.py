@@ -11,10 +11,12 @@ import pytest
 from tests.training.small import random_photograph
 
 from s3diff_export.cli import cli, run
-from s3diff_training.checkpoints import build_network, read_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import build_network
 from s3diff_training.checkpoints.released import read_estimator
 from s3diff_training.data import save_image
-from s3diff_training.network import DegradationEstimator, load_base
+from s3diff_training.network.base import load_base
+from s3diff_training.network.estimator import DegradationEstimator
 
 SHORT = ["--steps", "2", "--crop", "64", "--batch", "1", "--accumulate", "1", "--lr", "1e-3", "--seed", "3"]
 SHORT += ["--save-every", "1", "--log-every", "1", "--sample-every", "0"]

@@ -9,7 +9,9 @@ import click
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_training.checkpoints import read_checkpoint, write_checkpoint, write_released
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import write_checkpoint
+from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import read_image, save_image
 from s3diff_training.logs import set_up_logging
 from s3diff_training.weights import ModelSource

@@ -14,8 +14,9 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
 
 if TYPE_CHECKING:
-    from s3diff_training.checkpoints import Checkpoint
-    from s3diff_training.network import BaseModel, S3Diff
+    from s3diff_training.checkpoints.native import Checkpoint
+    from s3diff_training.network.base import BaseModel
+    from s3diff_training.network.model import S3Diff
 
 _DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The small model that ships; its card is `CARD.md` there."""
@@ -71,7 +72,7 @@ class ModelSource(Options):
             RequestError: when no weights are named.
             CheckpointError: when base and checkpoint are unreadable or do not fit each other.
         """
-        from s3diff_training.checkpoints import build_network
+        from s3diff_training.checkpoints.native import build_network
 
         return build_network(*self._read())
 
@@ -81,7 +82,7 @@ class ModelSource(Options):
         That of the base is a hash of its tensors: a hub id has no folder, and the same weights may come in
         other files.
         """
-        from s3diff_training.checkpoints import build_network
+        from s3diff_training.checkpoints.native import build_network
 
         base, checkpoint = self._read()
         records = {"base": Source(name=Path(str(self.settled().base)).name, sha256=_hash_of(base))}
@@ -95,7 +96,7 @@ class ModelSource(Options):
 
     def _read(self) -> tuple[BaseModel, Checkpoint]:
         from s3diff_training.checkpoints import read_checkpoint
-        from s3diff_training.network import load_base
+        from s3diff_training.network.base import load_base
 
         source = self.settled()
         checkpoint = read_checkpoint(Path(str(source.checkpoint)), source.estimator)

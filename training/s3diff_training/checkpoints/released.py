@@ -13,8 +13,9 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checkpoint import Checkpoint, require_whole
-from s3diff_training.network import DegradationEstimator, NetworkConfig
+from s3diff_training.checkpoints.native import Checkpoint, require_whole
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.estimator import DegradationEstimator
 
 log = logging.getLogger(__name__)
 

@@ -11,11 +11,18 @@ import click
 
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_training.checkpoints import load_estimator
+from s3diff_training.checkpoints.released import load_estimator
 from s3diff_training.logs import set_up_logging
 from s3diff_training.losses.adversarial import DEFAULT_DINO, DinoDiscriminator
-from s3diff_training.network import DegradationEstimator, NetworkConfig, S3Diff, load_base
-from s3diff_training.network.config import DECODER_TARGETS, ENCODER_AND_DECODER_TARGETS, ENCODER_TARGETS
+from s3diff_training.network.base import load_base
+from s3diff_training.network.config import (
+    DECODER_TARGETS,
+    ENCODER_AND_DECODER_TARGETS,
+    ENCODER_TARGETS,
+    NetworkConfig,
+)
+from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.base import BaseLosses, BaseTrainer
 from s3diff_training.train.estimator import EstimatorTrainer
 from s3diff_training.train.loop import LoopOptions, Trainer, TrainLoop

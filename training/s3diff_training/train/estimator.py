@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3diff_training.checkpoints import write_estimator
+from s3diff_training.checkpoints.released import write_estimator
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
 from s3diff_training.metrics import spearman

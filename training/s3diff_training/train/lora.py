@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
-from s3diff_training.checkpoints import capture, write_checkpoint
+from s3diff_training.checkpoints.native import capture, write_checkpoint
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.lpips import LPIPS
