@@ -136,7 +136,7 @@ def merged_copy(network: S3Diff, modulation: Modulation, dtype: torch.dtype) -> 
             plain = layer.base_layer
             plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
             part.set_submodule(name, plain)
-    merged.modulation = ModulationNetwork(None, None, network.config.fourier_features, "none")
+    merged.modulation = ModulationNetwork((0, 0), (0, 0), network.config.fourier_features, "none")
     for module in merged.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:

@@ -155,25 +155,6 @@ class PhotographFolder:
                 yield path, height * width
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as float32 `[3, H, W]` in [0, 1], turned upright by its EXIF orientation.
-
-    Raises:
-        RequestError: when the file is missing, unreadable or too large; see `open_photograph`.
-    """
-    return from_uint8(open_photograph(path, MAX_PIXELS).pixels)
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Write `[3, H, W]` (or `[1, 3, H, W]`) in [0, 1] with 8 bits, atomically, in the format of the suffix.
-
-    Raises:
-        RequestError: when the suffix names no format, or the format cannot hold the image.
-        JobError: when the disk refuses.
-    """
-    save(Image.fromarray(to_uint8(image)), path)
-
-
 def from_uint8(pixels: Pixels) -> Tensor:
     """Uint8 `[H, W, 3]` as float32 `[3, H, W]` in [0, 1]."""
     writable = np.require(pixels, requirements="W")  # torch insists on it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -86,7 +86,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
     metadata = {
         "format": FORMAT,
         "revision": str(REVISION),
-        "config": json.dumps(checkpoint.config.to_dict()),
+        "config": json.dumps(asdict(checkpoint.config)),
         "provenance": json.dumps(dict(checkpoint.provenance)),
     }
     with replacing(path) as partial:

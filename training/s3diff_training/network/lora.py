@@ -100,16 +100,16 @@ def add_lora(
     model: nn.Module,
     targets: str | tuple[str, ...],
     rank: int,
-    scaling: float,
+    alpha: float,
     block_of: Callable[[str], int],
 ) -> ModulationSlot:
-    """Replace every targeted Linear and Conv2d of `model` by a `ModulatedLoRA`, in place.
+    """Replace every targeted Linear and Conv2d of `model` by a `ModulatedLoRA`, in place; none for rank 0.
 
     Args:
         model: a diffusers UNet or VAE.
         targets: names as peft takes them: a tuple of suffixes or one regular expression.
         rank: rank of every update.
-        scaling: factor of every update.
+        alpha: over the rank, the factor of every update.
         block_of: index into the modulation for a layer's name.
 
     Returns:
@@ -119,11 +119,11 @@ def add_lora(
         RequestError: when nothing in the model matches.
     """
     slot = ModulationSlot()
-    matched = targeted_layers(model, targets)
-    if not matched:
+    matched = targeted_layers(model, targets) if rank else {}
+    if rank and not matched:
         raise RequestError(f"no layer of {type(model).__name__} matches the LoRA targets {targets}")
     for name, module in matched.items():
-        model.set_submodule(name, ModulatedLoRA(module, rank, scaling, block_of(name), slot))
+        model.set_submodule(name, ModulatedLoRA(module, rank, alpha / rank, block_of(name), slot))
     return slot
 
 
