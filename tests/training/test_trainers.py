@@ -205,7 +205,7 @@ def test_sheets_show_what_the_trainer_makes(
 ) -> None:
     loop = TrainLoop(ONE_STEP.but(batch=1, sample_every=1))
     run = loop.run(make(photograph_folder, tiny_base), tmp_path / "run")
-    with Image.open(run.sample_path(1)) as sheet:
+    with Image.open(run.samples / "step-000001.png") as sheet:
         assert sheet.width > 3 * CROP / 4
         assert len(sheet.getcolors(2**20) or ()) > 100
 

@@ -22,9 +22,8 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 from s3diff_training.checkpoints import read_checkpoint
 from s3diff_training.checkpoints.native import build_network, write_checkpoint
-from s3diff_training.network.base import load_base
+from s3diff_training.network.base import guide, load_base
 from s3diff_training.network.config import NetworkConfig
-from s3diff_training.network.diffusion import guide
 from s3diff_training.network.model import S3Diff
 
 CONFIG = NetworkConfig(rank_unet=5, rank_vae=3, guidance=1.3)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import Manifest, Source
@@ -21,13 +21,6 @@ if TYPE_CHECKING:
 _DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The small model that ships; its card is `CARD.md` there."""
 _OR_DEMO = "--demo for the small model that ships"
-
-
-class LoadedModel(NamedTuple):
-    """A network, and what tells its weights from others."""
-
-    network: S3Diff
-    sources: dict[str, Source]
 
 
 @dataclass(frozen=True)
@@ -76,8 +69,8 @@ class ModelSource(Options):
 
         return build_network(*self._read())
 
-    def load_recorded(self) -> LoadedModel:
-        """As `load`, with a record of every source.
+    def load_recorded(self) -> tuple[S3Diff, dict[str, Source]]:
+        """As `load`, with a record of every source, which tells the weights from others.
 
         That of the base is a hash of its tensors: a hub id has no folder, and the same weights may come in
         other files.
@@ -86,7 +79,7 @@ class ModelSource(Options):
 
         base, checkpoint = self._read()
         records = {"base": Source(name=Path(str(self.settled().base)).name, sha256=_hash_of(base))}
-        return LoadedModel(build_network(base, checkpoint), records | self.files())
+        return build_network(base, checkpoint), records | self.files()
 
     def files(self) -> dict[str, Source]:
         """Names and hashes of the files besides the base model."""

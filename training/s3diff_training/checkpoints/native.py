@@ -76,7 +76,6 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
     Raises:
         CheckpointError: when a value is not finite or does not fit `dtype`, or there is no estimator.
-        JobError: when the disk refuses.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
@@ -142,14 +141,7 @@ def _stored_state(network: S3Diff) -> dict[str, Tensor]:
 
 
 def require_whole(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse to write an incomplete or broken checkpoint.
-
-    Args:
-        tensors: by their names in `S3Diff.state_dict()`, of the types that they will have on disk.
-
-    Raises:
-        CheckpointError: when a value is not finite, or there is no estimator.
-    """
+    """Raise `CheckpointError` when a value is not finite in its type on disk, or there is no estimator."""
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         types = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in broken}))

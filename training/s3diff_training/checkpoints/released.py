@@ -71,11 +71,7 @@ def read_estimator(path: Path) -> dict[str, Tensor]:
 
 
 def load_estimator(estimator: DegradationEstimator, path: Path) -> None:
-    """Fill an estimator with the weights of a `de_net.pth`.
-
-    Raises:
-        CheckpointError: when the file is missing, unsafe, damaged, or of another network.
-    """
+    """Fill an estimator with a `de_net.pth`; raises as `read_estimator`, and for another network."""
     tensors = {name.removeprefix("estimator."): tensor for name, tensor in read_estimator(path).items()}
     try:
         estimator.load_state_dict(tensors)
@@ -99,7 +95,6 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
         CheckpointError: when the released code could not compute the same from them (variants of the
             paper's ablations, another alpha, a base model of other levels), a value is not finite, or
             there is no estimator.
-        JobError: when the disk refuses.
     """
     config = checkpoint.config
     _require_expressible(checkpoint)

@@ -130,9 +130,7 @@ def discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tens
     Summed over levels, averaged over images and positions. Lists of logits per level, of the images of the
     truth and of detached outputs of the generator -> scalar.
     """
-    real = torch.stack([functional.softplus(-logits).mean() for logits in real_logits]).sum()
-    fake = torch.stack([functional.softplus(logits).mean() for logits in fake_logits]).sum()
-    return real + fake
+    return generator_loss(real_logits) + generator_loss([-logits for logits in fake_logits])
 
 
 def _head(width: int) -> nn.Sequential:

@@ -135,14 +135,8 @@ def lora_layers(model: nn.Module) -> dict[str, ModulatedLoRA]:
 def merged_weight(layer: ModulatedLoRA, modulation: Tensor | None) -> Tensor:
     """Eq. 3 on weights: `W + s B C^T A`, of the plain layer that computes the same, exactly.
 
-    The products run in float64, so that merging adds no error of its own to a float32 weight.
-
-    Args:
-        layer: a degradation-guided layer.
-        modulation: its C, `[r, r]`, or None for plain LoRA.
-
-    Returns:
-        The shape and dtype of `layer.base_layer.weight`.
+    The products run in float64, so that merging adds no error of its own to a float32 weight. `modulation` is
+    the layer's C, `[r, r]`, or None for plain LoRA; the result has the shape and dtype of its base's weight.
     """
     weight = layer.base_layer.weight
     a = layer.lora_A.weight.double().flatten(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.vocabulary import ColorFix
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep, guide
 from s3diff_training.network.color import (
     bicubic,
     bicubic_upscale,
@@ -22,7 +22,6 @@ from s3diff_training.network.color import (
     reflect_to_multiple,
 )
 from s3diff_training.network.config import NetworkConfig
-from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import (
     add_lora,

@@ -102,11 +102,7 @@ class InitialWeights(ModelSource):
         return iter(())
 
     def network(self, config: NetworkConfig) -> S3Diff:
-        """The checkpoint's network, or a new one; see `ModelSource.load`.
-
-        Raises:
-            CheckpointError: when a part is unreadable or does not fit.
-        """
+        """The checkpoint's network, or a new one; raises as `ModelSource.load`."""
         if self.checkpoint is not None:
             return self.load()
         network = S3Diff(load_base(str(self.base)), config)

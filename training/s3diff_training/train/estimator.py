@@ -29,16 +29,9 @@ _SHOWN = 8
 
 
 def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[DegradedBatch]:
-    """Random crops, each degraded on its own, the same for the same seed: to score an estimator.
+    """Random crops of `size` HR pixels a side, each degraded on its own, the same for the same seed.
 
-    Args:
-        folder: of photographs.
-        count: number of crops.
-        size: their side in HR pixels.
-        seed: of crops and degradations.
-
-    Raises:
-        RequestError: when the folder holds no photograph that large.
+    To score an estimator. Raises `RequestError` when the folder holds no photograph that large.
     """
     photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline()
     generator = torch.Generator().manual_seed(seed)
@@ -55,11 +48,7 @@ def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBa
 
 
 class EstimatorTrainer:
-    """Trains a degradation estimator, in place.
-
-    Raises:
-        RequestError: for a folder without usable photographs.
-    """
+    """Trains a degradation estimator, in place."""
 
     product = "de_net.pth"
 

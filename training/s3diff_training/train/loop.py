@@ -271,7 +271,8 @@ class TrainLoop:
         if self.accelerator.is_main_process and self._due(options.sample_every):
             with self.averaged():
                 samples = trainer.sample(self)
-            contact_sheet(samples.rows, samples.labels, folder.sample_path(self.step))
+            path = folder.samples / f"step-{self.step:06d}.png"
+            contact_sheet(samples.rows, samples.labels, path)
         if self.accelerator.is_main_process and self._due(options.validate_every):
             with self.averaged():
                 scores = trainer.validate(self)

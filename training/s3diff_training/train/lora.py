@@ -59,10 +59,8 @@ class LoraTrainer:
     """Trains what a checkpoint holds of an S3Diff network, but the estimator, in place.
 
     Every step updates the generator on the reconstruction of positive and negative targets, then on the GAN
-    loss of positive ones, then the discriminator: the order of the released code.
-
-    Raises:
-        RequestError: when a loss with a weight has no network to compute it.
+    loss of positive ones, then the discriminator: the order of the released code. Raises `RequestError` when
+    a loss with a weight has no network to compute it.
     """
 
     product = "checkpoint.safetensors"

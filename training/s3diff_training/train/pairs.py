@@ -58,11 +58,7 @@ class LpipsOptions(Options):
     )
 
     def load(self, weight: float, device: torch.device) -> LPIPS | None:
-        """The network on a device; None when the loss has no weight.
-
-        Raises:
-            RequestError: when there are no weights for it; says where to get them, or to pass a weight of 0.
-        """
+        """The network on a device; None when the loss has no weight. Raises as `LPIPS.load`."""
         if weight == 0:
             return None
         try:
@@ -72,11 +68,7 @@ class LpipsOptions(Options):
 
 
 class TrainingPairs:
-    """Random crops of a folder of photographs, degraded anew every time.
-
-    Raises:
-        RequestError: when the folder holds no usable photograph.
-    """
+    """Random crops of a folder of photographs, degraded anew every time."""
 
     def __init__(self, options: PairOptions) -> None:
         self._photographs = PhotographFolder(options.data, options.crop)
@@ -149,13 +141,6 @@ class HeldOut:
     """Fixed pairs to score and to look at: of the validation folder; without one, a few of the training one.
 
     Training photographs are shown but never scored.
-
-    Args:
-        options: names the folders.
-        lpips: to score with, or None.
-
-    Raises:
-        RequestError: for a folder without usable photographs.
     """
 
     def __init__(self, options: PairOptions, lpips: nn.Module | None) -> None:

@@ -65,7 +65,10 @@ class RunFolder:
         if on_existing == "resume":
             run._check_same(options, versions, changeable)
         elif on_existing == "replace":
-            run._clear()
+            for folder in (run.checkpoints, run.samples):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in ("config.json", *_LOGS):
+                (path / name).unlink(missing_ok=True)
         else:
             run.require_empty()
         content = {"options": options, "versions": versions}
@@ -81,11 +84,7 @@ class RunFolder:
             )
 
     def log(self, name: Literal["losses", "validation"], record: Mapping[str, Any]) -> None:
-        """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`.
-
-        Raises:
-            JobError: when the disk refuses.
-        """
+        """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`."""
         path = self.path / f"{name}.jsonl"
         try:
             with path.open("a") as file:
@@ -109,10 +108,7 @@ class RunFolder:
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Write `state` (tensors and plain Python values) as the checkpoint of `step`, atomically.
 
-        Afterwards only the last `keep` checkpoints remain.
-
-        Raises:
-            JobError: when the disk refuses; the checkpoints that were there stay.
+        Afterwards only the last `keep` checkpoints remain; all that were there, when the disk refuses.
         """
         path = self.checkpoints / f"step-{step:06d}"
         with replacing(path) as temporary:
@@ -138,10 +134,6 @@ class RunFolder:
                 f"{path} cannot be read: {error}; remove {path.parent.name} to resume from the one before"
             ) from error
         return steps[-1], state
-
-    def sample_path(self, step: int) -> Path:
-        """Where the contact sheet of `step` belongs."""
-        return self.samples / f"step-{step:06d}.png"
 
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
@@ -169,12 +161,6 @@ class RunFolder:
                 "%s was started with other library versions: %s, now %s",
                 *(self.path, before["versions"], versions),
             )
-
-    def _clear(self) -> None:
-        for folder in (self.checkpoints, self.samples):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in ("config.json", *_LOGS):
-            (self.path / name).unlink(missing_ok=True)
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
