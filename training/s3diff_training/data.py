@@ -34,6 +34,11 @@ class PhotographFolder:
     Opening reads only the headers. Decoded photographs are kept up to a budget of memory, the least recently
     used leaving first, so a set that fits is decoded once.
 
+    Args:
+        folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
+        min_side: photographs with a shorter side are skipped; the crop size.
+        memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
+
     Attributes:
         paths: the usable photographs, sorted.
         skipped: `(path, reason)` of the images that cannot serve: unreadable, too large, or smaller than the
@@ -44,13 +49,6 @@ class PhotographFolder:
     """
 
     def __init__(self, folder: Path, min_side: int = 1, memory_mib: int = 2048) -> None:
-        """Scan `folder` recursively.
-
-        Args:
-            folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
-            min_side: photographs with a shorter side are skipped; the crop size.
-            memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
-        """
         if not folder.is_dir():
             raise RequestError(f"{folder} is not a folder; expected a folder of photographs")
         self.folder, self.min_side = folder, min_side
@@ -83,8 +81,7 @@ class PhotographFolder:
     def pixels_of(self, index: int) -> Pixels:
         """Photograph number `index`, uint8 `[H, W, 3]`, decoded or from memory. Do not write to it.
 
-        Raises:
-            RequestError: when the file turns out to be damaged.
+        Raises `RequestError` when the file turns out to be damaged.
         """
         if index in self._decoded:
             self._decoded.move_to_end(index)

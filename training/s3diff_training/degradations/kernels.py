@@ -37,8 +37,7 @@ def gaussian_kernel(
 
     Args:
         size: odd side of the support in pixels; outside it a kernel is 0.
-        sigma_x: standard deviation along the first principal axis, in pixels.
-        sigma_y: the same along the second axis.
+        sigma_x, sigma_y: standard deviation along the two principal axes, in pixels.
         theta: angle in radians from the image's x axis to the first principal axis.
         beta: the exponent β.
         plateau: which of the two formulas.
@@ -68,10 +67,7 @@ def sinc_kernel(size: Tensor, cutoff: Tensor, padded_size: int = 21) -> Tensor:
         padded_size: odd side of the returned kernels.
 
     Returns:
-        float32 [N, padded_size, padded_size], each summing to 1.
-
-    Raises:
-        RequestError: for sizes that are even or do not fit into `padded_size`.
+        float32 [N, padded_size, padded_size], each summing to 1; raises as `gaussian_kernel`.
     """
     x, y, inside = _grid(size, padded_size)
     frequency = _column(cutoff)

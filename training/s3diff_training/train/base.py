@@ -56,11 +56,8 @@ class BaseTrainer:
         self._network.requires_grad_(False)
         base.vae.requires_grad_(True)
         base.unet.requires_grad_(True)
+        self.modules = {"network": TrainableModule(self._network)}
         self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The whole network; text encoder and estimator have no gradients."""
-        return {"network": TrainableModule(self._network)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update on fresh pairs."""

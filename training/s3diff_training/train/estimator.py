@@ -54,14 +54,11 @@ class EstimatorTrainer:
 
     def __init__(self, estimator: DegradationEstimator, options: PairOptions) -> None:
         self._estimator, self._pairs = estimator.requires_grad_(True), TrainingPairs(options)
+        self.modules = {"estimator": TrainableModule(self._estimator)}
         self._validated = options.validation is not None
         folder = options.validation or options.data
         count = _HELD_OUT_CROPS if self._validated else _SHOWN
         self._crops = degraded_crops(folder, count, options.crop)
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The estimator."""
-        return {"estimator": TrainableModule(self._estimator)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update: smooth L1 between estimated and true levels."""

@@ -91,7 +91,7 @@ class Samples:
 
 
 class Trainer(Protocol):
-    """What is trained. The loop calls `modules` once, then `step` for every step.
+    """What is trained. The loop calls `step` for every step.
 
     `sample`, `validate` and `export` run on the main process alone, inside `loop.averaged()`.
     """
@@ -99,6 +99,7 @@ class Trainer(Protocol):
     product: str
     """Name of what `export` writes into the run folder: a checkpoint file or a base folder."""
 
+    @property
     def modules(self) -> Mapping[str, TrainableModule]:
         """The modules to train, each with its own optimiser, by name. The loop moves them to its device."""
 
@@ -165,8 +166,7 @@ class TrainLoop:
         """Train to the last step, writing the run folder `path`, and the product into it at every save.
 
         Args:
-            trainer: what is trained.
-            path: of the run folder.
+            trainer, path: what is trained, and the run folder.
             config: the trainer's options (JSON types), recorded and, on resuming, compared with the earlier.
             on_existing: see `RunFolder.open`.
             changeable: names of options in `config` that may differ on resuming.
@@ -186,7 +186,7 @@ class TrainLoop:
         decay = self.options.ema_decay
         self._modules = {
             name: OptimisedModule(name, module, self.accelerator, decay)
-            for name, module in trainer.modules().items()
+            for name, module in trainer.modules.items()
         }
         torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
         if on_existing == "resume":

@@ -86,17 +86,13 @@ class LoraTrainer:
         own = network.trainable_names()
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in own)
+        self.modules = {"generator": TrainableModule(network)}
+        if discriminator is not None:
+            self.modules["discriminator"] = TrainableModule(discriminator, averaged=False)
         config = network.config
         self._positive, self._negative = network.encode_prompts(
             [config.positive_prompt, config.negative_prompt]
         ).split(1)
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The generator, and the heads of the discriminator where there is one."""
-        modules = {"generator": TrainableModule(self._network)}
-        if self._discriminator is not None:
-            modules["discriminator"] = TrainableModule(self._discriminator, averaged=False)
-        return modules
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """Update the generator on reconstruction; with a discriminator, then both on the GAN loss."""
