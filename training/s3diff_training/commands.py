@@ -1,7 +1,5 @@
 """Subcommands of the training room."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

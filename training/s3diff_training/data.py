@@ -3,8 +3,6 @@
 Images are uint8 RGB in memory and on disk, float32 `[3, H, W]` in [0, 1] everywhere else.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What a checkpoint is, and our format of it: one `.safetensors` file, its configuration in the metadata."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

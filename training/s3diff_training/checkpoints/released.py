@@ -1,7 +1,5 @@
 """The formats of the released S3Diff weights: `s3diff.pkl` and `de_net.pth`, read and written."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Definitions follow Real-ESRGAN (Wang et al. 2021, section 3.1 "Blur", 3.3 "Ringing and overshoot artifacts").
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,11 +4,10 @@ Batched on tensors. Resize factors and interpolations are drawn once per batch, 
 size, and all else per sample. Every draw comes from the caller's generator. HR is not sharpened first.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +130,7 @@ class TrackedBatch:
         if rows.any():
             self._images[0, rows] = jpeg_codec_differentiable(self.degraded[rows], quality[rows]).clamp(0, 1)
 
-    def replace_rows(self, rows: Tensor, other: TrackedBatch) -> None:
+    def replace_rows(self, rows: Tensor, other: Self) -> None:
         """Replace the samples `rows` (bool [N]) by those of another batch of the same size, without noise."""
         self._images[:, rows] = other.degraded
         self._blur_area = self._blur_area.masked_scatter(rows, other._blur_area)

@@ -3,8 +3,6 @@
 All draws come from one explicit generator, so that a seed reproduces a batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

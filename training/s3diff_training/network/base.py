@@ -1,7 +1,5 @@
 """The base model, a diffusers pipeline like SD-Turbo, and its one step of diffusion (paper section 3.1)."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Image preparation and colour correction around the network: pure functions on `[N, 3, H, W]` float32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

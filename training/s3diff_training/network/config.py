@@ -1,10 +1,8 @@
 """The options that fix what the network is; they travel inside every checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
@@ -77,7 +75,7 @@ class NetworkConfig(Options):
             yield f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order"
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Read what a checkpoint's metadata hold of it.
 
         Raises:

@@ -1,7 +1,5 @@
 """Degradation-guided LoRA layers (paper section 3.2.1, eq. 3) and their placement in a diffusers model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

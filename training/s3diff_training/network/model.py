@@ -1,7 +1,5 @@
 """The S3Diff network: degradation, modulation, encoder, one UNet step, decoder (paper section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

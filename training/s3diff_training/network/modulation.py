@@ -1,7 +1,5 @@
 """From a degradation to the matrices C that turn the LoRA updates (paper eq. 2 to 4)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ class Modulation(NamedTuple):
     unet: Tensor | None
     """`[N, blocks, r, r]` float32 for the UNet."""
 
-    def repeat(self, times: int) -> Modulation:
+    def repeat(self, times: int) -> "Modulation":
         """The same matrices for a batch that holds every image `times` times, one after the other."""
         return Modulation(*(None if c is None else c.repeat(times, 1, 1, 1) for c in self))
 

@@ -4,8 +4,6 @@ For people without SD-Turbo, and for the model that ships. The whole network lea
 modulation, with the positive prompt; `train lora` then adapts it to each image's degradation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Subcommands of `train`: each puts loop, trainer and run folder together, as its request asks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ The source work (MM-RealSR) learns its scores by ranking, for want of true level
 them (`DegradationPipeline`), so the estimator regresses them, and a score set by hand has a meaning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 

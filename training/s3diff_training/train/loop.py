@@ -4,8 +4,6 @@ Several GPUs, mixed precision and gradient accumulation go through `accelerate`:
 run on several GPUs. Every process draws its own crops; gradients are averaged before each update.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -103,13 +101,13 @@ class Trainer(Protocol):
     def modules(self) -> Mapping[str, TrainableModule]:
         """The modules to train, each with its own optimiser, by name. The loop moves them to its device."""
 
-    def step(self, loop: TrainLoop) -> Mapping[str, float]:
+    def step(self, loop: "TrainLoop") -> Mapping[str, float]:
         """One step: draw with `loop.generator`, call `loop.optimize` once or more, return named losses."""
 
-    def sample(self, loop: TrainLoop) -> Samples:
+    def sample(self, loop: "TrainLoop") -> Samples:
         """Images for the contact sheet."""
 
-    def validate(self, loop: TrainLoop) -> Mapping[str, float]:
+    def validate(self, loop: "TrainLoop") -> Mapping[str, float]:
         """Named scores on held-out images."""
 
     def export(self, path: Path) -> None:

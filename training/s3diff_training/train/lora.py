@@ -1,7 +1,5 @@
 """`train lora`: the paper's training (section 3) of LoRA, modulation and the UNet's `conv_in`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Untrained, it upscales already: the VAE averages and interpolates, the UNet pred
 starts from a blurred picture instead of from noise, which on a CPU decides whether it gets anywhere.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -1,7 +1,5 @@
 """One trained module with its optimiser and the moving average of its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,7 +89,7 @@ class OptimisedModule:
                 module.training = training
 
     @contextmanager
-    def only_trained(self, others: list[OptimisedModule]) -> Iterator[None]:
+    def only_trained(self, others: list["OptimisedModule"]) -> Iterator[None]:
         """Gradients for this module alone: the parameters of `others` do not require them for a while."""
         frozen = [p for other in others for p in other.parameters if other is not self]
         for parameter in frozen:

@@ -1,7 +1,5 @@
 """What the trainers learn from and what they are judged on: training pairs, and held-out ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

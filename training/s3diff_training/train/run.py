@@ -1,7 +1,5 @@
 """One training run on disk: its configuration, losses, checkpoints and samples."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -9,7 +7,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -46,7 +44,7 @@ class RunFolder:
         config: Mapping[str, Any],
         on_existing: OnExisting = "refuse",
         changeable: Collection[str] = (),
-    ) -> RunFolder:
+    ) -> Self:
         """Start a new run, or open one to resume it.
 
         Args:
