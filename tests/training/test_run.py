@@ -90,7 +90,7 @@ class ToyTrainer:
     def sample(self, loop: TrainLoop) -> Samples:
         torch.rand(3)
         image = torch.rand(3, 8, 8, generator=loop.generator)  # draws that must not disturb the training
-        return Samples([[image]], ["toy"])
+        return [[image]], ["toy"]
 
     def validate(self, loop: TrainLoop) -> dict[str, float]:
         x = torch.linspace(-1, 1, 4).expand(2, 4)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -180,9 +179,12 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path:
         raise RequestError(
             f"a contact sheet needs rows of {len(labels)} images; got {[len(row) for row in rows]}"
         )
-    cells = [_same_height(row) for row in rows]
-    widths = [max(row[column].shape[1] for row in cells) for column in range(len(labels))]
-    heights = [row[0].shape[0] for row in cells]
+    cells = [[Image.fromarray(to_uint8(image)) for image in row] for row in rows]
+    heights = [max(cell.height for cell in row) for row in cells]
+    for row, height in zip(cells, heights, strict=True):
+        sizes = [(round(cell.width * height / cell.height), height) for cell in row]
+        row[:] = [cell.resize(size, Image.Resampling.NEAREST) for cell, size in zip(row, sizes, strict=True)]
+    widths = [max(row[column].width for row in cells) for column in range(len(labels))]
     lefts = np.cumsum([_MARGIN] + [width + _MARGIN for width in widths]).tolist()
     tops = np.cumsum([_MARGIN + _CAPTION] + [height + _MARGIN for height in heights]).tolist()
     sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
@@ -191,14 +193,5 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path:
         draw.text((left, _MARGIN), label, fill="black", font=ImageFont.load_default(size=14))
     for top, row in zip(tops, cells, strict=False):
         for left, cell in zip(lefts, row, strict=False):
-            sheet.paste(Image.fromarray(cell), (left, top))
+            sheet.paste(cell, (left, top))
     save(sheet, path)
-
-
-def _same_height(row: Sequence[Tensor]) -> list[Pixels]:
-    height = max(image.shape[-2] for image in row)
-    sizes = [(height, round(image.shape[-1] * height / image.shape[-2])) for image in row]
-    return [
-        to_uint8(F.interpolate(image.detach().float()[None], size, mode="nearest"))
-        for image, size in zip(row, sizes, strict=True)
-    ]

@@ -70,7 +70,7 @@ class EstimatorTrainer:
             both = (crop.levels(AXES), estimated)
             patches = [F.pad(levels, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for levels in both]
             rows.append([crop.lr[0], *patches])
-        return Samples(rows, ("low resolution", "true", "estimated"))
+        return rows, ("low resolution", "true", "estimated")
 
     def validate(self, loop: TrainLoop) -> Mapping[str, float]:
         """Spearman's correlation on held-out crops, by axis."""

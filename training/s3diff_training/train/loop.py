@@ -30,6 +30,8 @@ from s3diff_training.train.run import OnExisting, RunFolder
 Schedule = Literal["constant", "cosine"]
 MixedPrecision = Literal["no", "bf16"]
 Batch = TypeVar("Batch")
+Samples = tuple[Sequence[Sequence[Tensor]], Sequence[str]]
+"""What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
 _LOG = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds
 
@@ -78,14 +80,6 @@ class LoopOptions(Options):
         if self.schedule == "constant" and self.warmup_fraction == 0:
             names.add("steps")
         return frozenset(names)
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
-
-    rows: Sequence[Sequence[Tensor]]
-    labels: Sequence[str]
 
 
 class Trainer(Protocol):
@@ -269,8 +263,7 @@ class TrainLoop:
         if self.accelerator.is_main_process and self._due(options.sample_every):
             with self.averaged():
                 samples = trainer.sample(self)
-            path = folder.samples / f"step-{self.step:06d}.png"
-            contact_sheet(samples.rows, samples.labels, path)
+            contact_sheet(*samples, folder.samples / f"step-{self.step:06d}.png")
         if self.accelerator.is_main_process and self._due(options.validate_every):
             with self.averaged():
                 scores = trainer.validate(self)

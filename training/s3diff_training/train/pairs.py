@@ -162,7 +162,7 @@ class HeldOut:
         for pair in self._pairs[:_SHOWN]:
             large = F.interpolate(pair.lr, scale_factor=SCALE, mode="nearest")
             rows.append([image[0].cpu() for image in (large, bicubic(pair.lr), restore(pair.lr), pair.hr)])
-        return Samples(rows, ("low resolution", "bicubic", "restored", "truth"))
+        return rows, ("low resolution", "bicubic", "restored", "truth")
 
 
 def _restore(network: S3Diff) -> Restore:
