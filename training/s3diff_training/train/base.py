@@ -75,7 +75,10 @@ class BaseTrainer:
         save_base(self._base, path)
 
     def _terms(self, batch: DegradedBatch, loop: TrainLoop) -> dict[str, Tensor]:
-        output, truth = self._forward(batch.lr), batch.hr * 2 - 1
+        prepared, prompt = self._network.prepare(batch.lr), self._prompt.to(loop.device)
+        unknown = torch.zeros(len(prepared), 2, device=loop.device)  # nothing is modulated here
+        forward: ForwardPass = self._network(prepared, unknown, prompt)
+        output, truth = crop_padding(forward.decoded, batch.lr), batch.hr * 2 - 1
         restored = wavelet_fix(output, bicubic(batch.lr) * 2 - 1)
         low_frequencies = F.l1_loss(wavelet_low(output), wavelet_low(truth))
         terms = {
@@ -86,8 +89,3 @@ class BaseTrainer:
             distance = self._lpips.shifted(restored, truth, loop.generator).mean()
             terms["lpips"] = self._losses.lambda_lpips * distance
         return terms
-
-    def _forward(self, lr: Tensor) -> Tensor:
-        unknown = torch.zeros(len(lr), 2, device=lr.device)  # nothing is modulated here
-        forward: ForwardPass = self._network(self._network.prepare(lr), unknown, self._prompt.to(lr.device))
-        return crop_padding(forward.decoded, lr)

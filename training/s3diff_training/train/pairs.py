@@ -98,14 +98,11 @@ def validate_pairs(
 
     Args:
         restore: moves its input to its own device; the result may live anywhere.
-        pairs: at least one.
+        pairs: at least one; `RequestError` for none, or for a result of another size than HR's.
         lpips: called with two `[1, 3, H, W]` in [-1, 1] on its own device, gives `[1]`.
 
     Returns:
         Means over the pairs: `psnr_y` (dB), `ssim_y` and, where it was asked for, `lpips` (lower is better).
-
-    Raises:
-        RequestError: for no pairs, or a result of the wrong size.
     """
     rows = [_score(pair, restore(pair.lr), lpips) for pair in pairs]
     if not rows:
