@@ -16,11 +16,12 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from s3diff_training.checkpoints import capture, write_released
-from s3diff_training.network import NetworkConfig, S3Diff
+from s3diff_training.checkpoints.native import capture
+from s3diff_training.checkpoints.released import write_released
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
+from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT, NetworkConfig
 from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import SD_TURBO_SCHEDULER, prompt_tokenizer, save_base
 
 

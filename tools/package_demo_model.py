@@ -13,23 +13,33 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
-from torch import nn
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
 
 from s3diff_runtime.files import write_text
-from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import Checkpoint, build_network, write_checkpoint
 from s3diff_training.data import PhotographFolder
-from s3diff_training.network import BaseModel, load_base
-from s3diff_training.network.rescaling import rescale_lora, rescale_residual_stream
+from s3diff_training.network.base import BaseModel, load_base
 from s3diff_training.train.new_base import save_base
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
 _RUNS = ("base", "estimator", "lora-first", "lora")
 _SIDE, _CROPS = 128, 4
+# Everything that reads the residual stream of a Stable Diffusion UNet normalises it first (GroupNorm), or
+# passes it on linearly. Its scale is therefore free, training lets it drift, and in a UNet that was trained
+# from nothing it can grow beyond 65504, which overflows in float16 although nothing is wrong in float32.
+_WRITERS = re.compile(r"conv_in|.*\.resnets\.\d+\.conv2|.*\.attentions\.\d+\.proj_out")
+"""Layers whose output is added to the stream; they read what was normalised."""
+_CARRIERS = re.compile(r".*\.conv_shortcut|.*samplers\.0\.conv")
+"""Layers that read the stream itself, linearly; only their bias has a scale of its own."""
 _CARD = """# The small model that ships with s3diff-export
 
 S3Diff's architecture in small: a VAE with {vae:.2f} M parameters, a UNet with {unet:.2f} M, LoRA of rank
@@ -118,6 +128,50 @@ def _spent(run: Path) -> tuple[int, float]:
 
 def _table(sources: Path) -> str:
     return "\n".join(line for line in sources.read_text().splitlines() if line.startswith("|"))
+
+
+@torch.no_grad()
+def rescale_residual_stream(unet: UNet2DConditionModel, factor: float) -> None:
+    """Multiply the residual stream of a UNet by a factor, in place; what the UNet computes stays the same.
+
+    Exactly so for a power of two, but for the norms before attention, whose epsilon of 1e-6 is not an option
+    of the model: keep the stream's variance well above that. The epsilon of all other norms goes with the
+    factor.
+
+    Args:
+        unet: of Stable Diffusion's layout, without LoRA.
+        factor: above 0.
+    """
+    for name, parameter in unet.named_parameters():
+        parameter.mul_(_scale(name, factor))
+    old = unet.config.norm_eps
+    new = old * factor**2
+    for module in unet.modules():
+        if isinstance(module, nn.GroupNorm) and module.eps == old:
+            module.eps = new
+    unet.register_to_config(norm_eps=new)
+
+
+def rescale_lora(tensors: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """The tensors of a checkpoint for a UNet whose residual stream was rescaled.
+
+    Args:
+        tensors: by their names in `S3Diff.state_dict()`.
+        factor: as for the UNet.
+    """
+    return {
+        name: tensor * _scale(name.removeprefix("unet."), factor) if name.startswith("unet.") else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _scale(name: str, factor: float) -> float:
+    """What a parameter is multiplied by: `layer.weight`, `layer.bias`, or of LoRA `layer.lora_B.weight`."""
+    layer, _, kind = name.rpartition(".")
+    layer, _, lora = layer.partition(".lora_")
+    writes = _WRITERS.fullmatch(layer) and lora != "A"
+    carries = _CARRIERS.fullmatch(layer) and kind == "bias"
+    return factor if writes or carries else 1.0
 
 
 if __name__ == "__main__":

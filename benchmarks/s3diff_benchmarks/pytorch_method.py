@@ -21,9 +21,10 @@ from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
-from s3diff_training.network import Modulation, S3Diff, lora_layers, merged_weight
-from s3diff_training.network.modulation import ModulationNetwork
-from s3diff_training.train.validation import bicubic
+from s3diff_training.network.color import bicubic
+from s3diff_training.network.lora import lora_layers, merged_weight
+from s3diff_training.network.model import S3Diff
+from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.weights import ModelSource, differing
 
 
@@ -135,7 +136,7 @@ def merged_copy(network: S3Diff, modulation: Modulation, dtype: torch.dtype) -> 
             plain = layer.base_layer
             plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
             part.set_submodule(name, plain)
-    merged.modulation = ModulationNetwork(None, None, network.config.fourier_features, "none")
+    merged.modulation = ModulationNetwork((0, 0), (0, 0), network.config.fourier_features, "none")
     for module in merged.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:

@@ -35,7 +35,7 @@ from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import COLOR_FIXES, Axis, ColorFix
 from s3diff_training.data import from_uint8
-from s3diff_training.network import S3Diff
+from s3diff_training.network.model import S3Diff
 from s3diff_training.weights import ModelSource
 
 _COST_SIDE = 32  # pixels: bins are compared on one small picture, so that full-size models take minutes

@@ -20,13 +20,15 @@ from s3diff_benchmarks.pictures import held_out, measuring
 from s3diff_benchmarks.pictures.held_out import NOISE_SCORES, Compared, target_table
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import build_network, write_checkpoint
 from s3diff_training.data import PhotographFolder, to_uint8
-from s3diff_training.degradations import DegradationPipeline
+from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.metrics import high_frequency_energy
-from s3diff_training.network import load_base
-from s3diff_training.train.validation import bicubic, held_out_pairs, validate_pairs
+from s3diff_training.network.base import load_base
+from s3diff_training.network.color import bicubic
+from s3diff_training.train.pairs import held_out_pairs, validate_pairs
 
 GOOD: dict[str, Any] = {
     "held_out": ({"PSNR-Y": 25.5, "LPIPS": 0.39}, {"PSNR-Y": 25.4, "LPIPS": 0.65}),
@@ -166,15 +168,15 @@ def test_figures_are_those_of_training_s_own_validation(folder: Path, weights: d
     assert bench(weights, "--held-out", "photographs", "-o", "out") == 0
     network = build_network(load_base(str(weights["--base"])), read_checkpoint(weights["--checkpoint"]))
     photographs = PhotographFolder(folder / "photographs", 64)
-    pairs = held_out_pairs(photographs, DegradationPipeline(scale=4), (0, 1), 64)
+    pairs = held_out_pairs(photographs, DegradationPipeline(), (0, 1), 64)
     expected = [
         validate_pairs(restore, pairs, any_lpips())
         for restore in (bicubic, lambda lr: network.restore(lr).image)
     ]
     for row, scores in zip(table(folder / "out", "held-out-quality"), expected, strict=True):
-        assert row["PSNR-Y"] == pytest.approx(scores.psnr_y, abs=1e-6)
-        assert row["SSIM-Y"] == pytest.approx(scores.ssim_y, abs=1e-9)
-        assert row["LPIPS"] == pytest.approx(scores.lpips, abs=1e-6)
+        assert row["PSNR-Y"] == pytest.approx(scores["psnr_y"], abs=1e-6)
+        assert row["SSIM-Y"] == pytest.approx(scores["ssim_y"], abs=1e-9)
+        assert row["LPIPS"] == pytest.approx(scores["lpips"], abs=1e-6)
     detail = table(folder / "out", "control")
     assert [row["noise score"] for row in detail] == list(NOISE_SCORES)
     for row in detail:

@@ -15,9 +15,10 @@ from s3diff_benchmarks.methods import Input, open_bundles
 from s3diff_benchmarks.pictures.pairs import Peer, PeerTimes
 from s3diff_benchmarks.pytorch_method import exact, merged_copy, released, trainable_millions, tuned
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import build_network
+from s3diff_training.checkpoints.native import build_network
 from s3diff_training.data import from_uint8, to_uint8
-from s3diff_training.network import S3Diff, lora_layers
+from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.model import S3Diff
 
 IMAGES = [dark_noise(16, 16, seed=seed, brightest=250) for seed in (1, 2)]
 INPUTS = [Input(image) for image in IMAGES]

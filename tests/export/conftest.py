@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.export.models import LAYOUTS, Files, tiny_base, tiny_network, write_files
 
-from s3diff_training.network import S3Diff
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.model import S3Diff
 
 
 @pytest.fixture(scope="session")

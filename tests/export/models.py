@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from tests.training.small import SMALL_RANKS, fresh, random_checkpoint, random_photograph, small_base
 from torch import Tensor, nn
 
-from s3diff_training.checkpoints import build_network, write_checkpoint
-from s3diff_training.network import NetworkConfig, S3Diff
+from s3diff_training.checkpoints.native import build_network, write_checkpoint
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import BaseArchitecture, new_base, save_base
 from s3diff_training.weights import ModelSource
 

@@ -23,10 +23,10 @@ from s3diff_runtime import RequestError as RuntimeRequestError
 from s3diff_runtime import UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BuildError, RequestError
-from s3diff_training.checkpoints import write_checkpoint
+from s3diff_training.checkpoints.native import write_checkpoint
 from s3diff_training.data import from_uint8
-from s3diff_training.network import S3Diff
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.model import S3Diff
 
 IMAGE = photographs(1, 22, 30, seed=7)[0]
 ONE_FIX = ("--color-fix", "wavelet")

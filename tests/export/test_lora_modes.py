@@ -19,9 +19,11 @@ from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import Precision
-from s3diff_training.network import UNET_TARGETS, ModulatedLoRA, Modulation, NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.lora import ModulationSlot
+from s3diff_training.network.config import UNET_TARGETS, NetworkConfig
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot
+from s3diff_training.network.model import S3Diff
+from s3diff_training.network.modulation import Modulation
 
 MODES = tuple(LORA_MODES)
 PRECISIONS = [pytest.param((torch.float32, 1e-5), id="fp32"), pytest.param((torch.float64, 1e-12), id="fp64")]

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.numpy import load_file
 from tests.export.models import error, photographs
+from tests.training.released_parity import reference_network
 
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.graphs import GraphOptions
@@ -29,7 +30,6 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
-from s3diff_training.parity import reference_network
 from s3diff_training.weights import ModelSource
 
 Array = NDArray[Any]

@@ -22,9 +22,10 @@ from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
-from s3diff_training.network import ENCODER_AND_DECODER_TARGETS, NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import bicubic_upscale, correct_color
+from s3diff_training.network.config import ENCODER_AND_DECODER_TARGETS, NetworkConfig
+from s3diff_training.network.model import S3Diff
 
 Array = NDArray[Any]
 BIN = Bin(name="here", noise=0.9, blur=0.15)

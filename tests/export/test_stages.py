@@ -20,9 +20,10 @@ from s3diff_export.graphs.unet import OneStepUNet
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.lora_modes import LoraMode
-from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.lora import ModulationSlot
+from s3diff_training.network.model import S3Diff
 from s3diff_training.network.modulation import Modulation
 
 BIN = Bin(name="here", noise=0.9, blur=0.15)

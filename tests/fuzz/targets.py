@@ -96,7 +96,8 @@ def _read_bundle(path: Path, folder: Path) -> object:
 def _checkpoints(folder: Path) -> dict[str, bytes]:
     from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
 
-    from s3diff_training.checkpoints import write_checkpoint, write_released
+    from s3diff_training.checkpoints.native import write_checkpoint
+    from s3diff_training.checkpoints.released import write_released
 
     checkpoint = random_checkpoint(small_base(4), SMALL_RANKS)
     write_checkpoint(checkpoint, folder / "ours.safetensors")

@@ -10,11 +10,11 @@ from PIL import Image
 from skimage import data
 from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base, small_base
 
-from s3diff_training.checkpoints import Checkpoint, write_checkpoint, write_released
+from s3diff_training.checkpoints.native import Checkpoint, write_checkpoint
+from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import PhotographFolder
-from s3diff_training.degradations import DegradationPipeline, DegradedBatch
-from s3diff_training.network import load_base
-from s3diff_training.network.base import BaseModel
+from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
+from s3diff_training.network.base import BaseModel, load_base
 
 
 @pytest.fixture(scope="session", params=[3, 4], ids="{}-level VAE".format)
@@ -76,4 +76,4 @@ def tiny_base() -> BaseModel:
 def batch(photograph_folder: Path) -> DegradedBatch:
     """Return four training pairs of 64 pixels a side."""
     pixels = PhotographFolder(photograph_folder, 64).crops(4, 64, torch.Generator().manual_seed(1))
-    return DegradationPipeline(scale=4)(pixels.float() / 255, torch.Generator().manual_seed(2))
+    return DegradationPipeline()(pixels.float() / 255, torch.Generator().manual_seed(2))

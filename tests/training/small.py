@@ -15,9 +15,10 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from s3diff_training.checkpoints import Checkpoint, capture
-from s3diff_training.network import NetworkConfig, S3Diff
+from s3diff_training.checkpoints.native import Checkpoint, capture
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import BaseArchitecture, new_base, save_base
 
 VAE_WIDTHS = {3: (8, 16, 16), 4: (8, 8, 16, 16)}

@@ -18,12 +18,8 @@ from tests.training.small import (
 )
 
 from s3diff_runtime.errors import CheckpointError
-from s3diff_training.checkpoints import (
-    Checkpoint,
-    build_network,
-)
-from s3diff_training.network import load_base
-from s3diff_training.network.base import BaseModel, one_step_alphas
+from s3diff_training.checkpoints.native import Checkpoint, build_network
+from s3diff_training.network.base import BaseModel, load_base, one_step_alphas
 
 SD_TURBO_SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",

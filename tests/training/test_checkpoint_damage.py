@@ -15,9 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from s3diff_runtime.errors import CheckpointError, RequestError
-from s3diff_training.checkpoints import (
-    read_checkpoint,
-)
+from s3diff_training.checkpoints import read_checkpoint
 
 
 def with_metadata(source: Path, path: Path, **changes: str | None) -> Path:

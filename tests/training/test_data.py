@@ -14,13 +14,12 @@ from skimage import data
 
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import Photograph, open_photograph
 from s3diff_training.data import (
     PhotographFolder,
     contact_sheet,
     from_uint8,
-    read_image,
-    save_image,
     to_uint8,
 )
 
@@ -135,7 +134,9 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     exif[ExifTags.Base.Orientation] = 6  # the camera lay on its side: turn clockwise
     path = tmp_path / f"p.{suffix}"
     Image.fromarray(photograph(40, 100)).save(path, exif=exif)
-    assert torch.equal(read_image(path), from_uint8(np.rot90(photograph(40, 100), -1).copy()))
+    assert torch.equal(
+        from_uint8(open_photograph(path).pixels), from_uint8(np.rot90(photograph(40, 100), -1).copy())
+    )
     crops = PhotographFolder(tmp_path, min_side=40).crops(30, 40, torch.Generator().manual_seed(0))
     assert crops.shape == (30, 3, 40, 40)  # from its whole height, not from sides that were swapped twice
 
@@ -148,15 +149,19 @@ def test_eight_bit_images_survive_both_ways(height: int, width: int, seed: int) 
 
 def test_saved_image_reads_back_clamped(tmp_path: Path) -> None:
     image = from_uint8(photograph(30, 20)) * 1.5 - 0.25
-    save_image(image, tmp_path / "new" / "p.png")
-    assert torch.allclose(read_image(tmp_path / "new" / "p.png"), image.clamp(0, 1), atol=0.5 / 255 + 1e-6)
+    save(Image.fromarray(to_uint8(image)), tmp_path / "new" / "p.png")
+    assert torch.allclose(
+        from_uint8(open_photograph(tmp_path / "new" / "p.png").pixels),
+        image.clamp(0, 1),
+        atol=0.5 / 255 + 1e-6,
+    )
 
 
 def test_contact_sheet_holds_every_image_under_its_label(tmp_path: Path) -> None:
     hr = from_uint8(photograph(64, 96))
     lr = hr[:, ::4, ::4]
     contact_sheet([[lr, hr], [lr, hr]], ["LR", "HR"], tmp_path / "sheet.png")
-    sheet = read_image(tmp_path / "sheet.png")
+    sheet = from_uint8(open_photograph(tmp_path / "sheet.png").pixels)
     assert sheet.shape == (3, 22 + 8 + 2 * (64 + 8), 8 + 2 * (96 + 8))
     enlarged = lr.repeat_interleave(4, 1).repeat_interleave(4, 2)
     assert torch.equal(sheet[:, 30:94, 8:104], enlarged)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -12,16 +13,41 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
+from s3diff_training.degradations import kernels as making
 from s3diff_training.degradations.kernels import (
-    KernelShape,
     draw_final_sinc_kernels,
     draw_kernels,
     filter_images,
-    gaussian_kernel,
     kernel_area,
-    sinc_kernel,
 )
 from s3diff_training.degradations.settings import KernelSettings
+
+KernelShape = Literal["gaussian", "generalized", "plateau"]
+
+
+def numbers(*values: Tensor | float) -> tuple[Tensor, ...]:
+    """One number per kernel, of numbers and of tensors of them."""
+    return torch.broadcast_tensors(*(torch.atleast_1d(torch.as_tensor(value)) for value in values))
+
+
+def gaussian_kernel(
+    size: int,
+    sigma_x: float,
+    sigma_y: float,
+    theta: Tensor | float,
+    *,
+    shape: KernelShape = "gaussian",
+    beta: float = 1.0,
+    padded_size: int = 21,
+) -> Tensor:
+    exponent = 1.0 if shape == "gaussian" else beta
+    sizes, *rest = numbers(size, float(sigma_x), float(sigma_y), theta, exponent)
+    return making.gaussian_kernel(sizes, *rest, plateau=shape == "plateau", padded_size=padded_size)
+
+
+def sinc_kernel(size: int, cutoff: float, padded_size: int = 21) -> Tensor:
+    sizes, cutoffs = numbers(size, float(cutoff))
+    return making.sinc_kernel(sizes, cutoffs, padded_size)
 
 
 def second_moments(kernel: Tensor) -> tuple[float, float, float]:

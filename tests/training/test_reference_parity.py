@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.training.released_parity import Deviation, compare_with_reference, reference_network, worst_of_each
 from tests.training.small import relative
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError, RequestError
-from s3diff_training.network import S3Diff, lora_layers
-from s3diff_training.parity import Deviation, compare_with_reference, reference_network, worst_of_each
+from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.model import S3Diff
 
 QUANTITIES = {
     "prepared image": 1e-5,

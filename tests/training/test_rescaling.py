@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,10 +19,11 @@ from tests.training.small import (
 )
 from torch import Tensor, nn
 
-from s3diff_training.checkpoints import build_network
-from s3diff_training.network import S3Diff
-from s3diff_training.network.rescaling import rescale_lora, rescale_residual_stream
+from s3diff_training.checkpoints.native import build_network
+from s3diff_training.network.model import S3Diff
 
+_TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "package_demo_model.py"))
+rescale_lora, rescale_residual_stream = _TOOL["rescale_lora"], _TOOL["rescale_residual_stream"]
 FACTOR = 1 / 64
 
 

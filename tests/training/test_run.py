@@ -56,6 +56,7 @@ class ToyTrainer:
         self.stop_at, self.poison_at = stop_at, poison_at
         self.rates: list[float] = []
 
+    @property
     def modules(self) -> Mapping[str, TrainableModule]:
         return {
             "generator": TrainableModule(self.generator),
@@ -89,7 +90,7 @@ class ToyTrainer:
     def sample(self, loop: TrainLoop) -> Samples:
         torch.rand(3)
         image = torch.rand(3, 8, 8, generator=loop.generator)  # draws that must not disturb the training
-        return Samples([[image]], ["toy"])
+        return [[image]], ["toy"]
 
     def validate(self, loop: TrainLoop) -> dict[str, float]:
         x = torch.linspace(-1, 1, 4).expand(2, 4)
@@ -192,6 +193,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
         x = torch.randn(8, 4, generator=loop.generator)
 
         class OneUpdate(ToyTrainer):
+            @property
             def modules(self) -> Mapping[str, TrainableModule]:
                 return {"model": TrainableModule(model)}
 
@@ -286,6 +288,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
     _, run = train(tmp_path / "run", OPTIONS.but(steps=4))
 
     class Other(ToyTrainer):
+        @property
         def modules(self) -> Mapping[str, TrainableModule]:
             return {
                 "generator": TrainableModule(nn.Linear(2, 2)),

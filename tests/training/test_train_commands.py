@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from PIL import Image
 from tests.training.small import random_photograph
 
 from s3diff_export.cli import cli, run
-from s3diff_training.checkpoints import build_network, read_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import build_network
 from s3diff_training.checkpoints.released import read_estimator
-from s3diff_training.data import save_image
-from s3diff_training.network import DegradationEstimator, load_base
+from s3diff_training.data import to_uint8
+from s3diff_training.network.base import load_base
+from s3diff_training.network.estimator import DegradationEstimator
 
 SHORT = ["--steps", "2", "--crop", "64", "--batch", "1", "--accumulate", "1", "--lr", "1e-3", "--seed", "3"]
 SHORT += ["--save-every", "1", "--log-every", "1", "--sample-every", "0"]
@@ -31,7 +34,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder of three photographs."""
     folder = tmp_path_factory.mktemp("train")
     for seed, size in enumerate(((96, 128), (128, 96), (96, 96))):
-        save_image(random_photograph(1, *size, seed)[0], folder / f"{seed}.png")
+        Image.fromarray(to_uint8(random_photograph(1, *size, seed))).save(folder / f"{seed}.png")
     return str(folder)
 
 

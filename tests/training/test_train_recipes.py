@@ -16,16 +16,16 @@ from tests.training.small import save_small_base
 from tests.training.tiny_runs import CROP, losses, read_log, tiny_vit
 
 from s3diff_export.cli import cli, run
-from s3diff_training.checkpoints import read_checkpoint, write_estimator
-from s3diff_training.checkpoints.released import read_estimator
-from s3diff_training.network import (
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.released import read_estimator, write_estimator
+from s3diff_training.network.config import (
     DECODER_TARGETS,
     ENCODER_AND_DECODER_TARGETS,
     ENCODER_TARGETS,
-    DegradationEstimator,
     NetworkConfig,
-    S3Diff,
 )
+from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train import commands
 from s3diff_training.train.base import BaseLosses, BaseTrainer
 from s3diff_training.train.commands import BASE_LOOP, ESTIMATOR_LOOP, LORA_LOOP

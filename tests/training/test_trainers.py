@@ -32,11 +32,12 @@ from tests.training.tiny_runs import (
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import build_network, read_checkpoint
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import build_network
 from s3diff_training.checkpoints.released import read_estimator
-from s3diff_training.degradations import DegradedBatch
-from s3diff_training.network import DegradationEstimator, load_base
-from s3diff_training.network.base import BaseModel
+from s3diff_training.degradations.pipeline import DegradedBatch
+from s3diff_training.network.base import BaseModel, load_base
+from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.train import estimator as estimating
 from s3diff_training.train.base import BaseLosses, BaseTrainer
 from s3diff_training.train.estimator import AXES, EstimatorTrainer, degraded_crops, rank_correlation
@@ -204,7 +205,7 @@ def test_sheets_show_what_the_trainer_makes(
 ) -> None:
     loop = TrainLoop(ONE_STEP.but(batch=1, sample_every=1))
     run = loop.run(make(photograph_folder, tiny_base), tmp_path / "run")
-    with Image.open(run.sample_path(1)) as sheet:
+    with Image.open(run.samples / "step-000001.png") as sheet:
         assert sheet.width > 3 * CROP / 4
         assert len(sheet.getcolors(2**20) or ()) > 100
 

@@ -20,9 +20,11 @@ from tests.training.small import block_index, lora_names, random_checkpoint, ran
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
-from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
-from s3diff_training.network import NetworkConfig, S3Diff, load_base
-from s3diff_training.network.diffusion import guide
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import build_network, write_checkpoint
+from s3diff_training.network.base import guide, load_base
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
 
 CONFIG = NetworkConfig(rank_unet=5, rank_vae=3, guidance=1.3)
 VAE_SCALING = 0.18215

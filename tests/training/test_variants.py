@@ -28,16 +28,13 @@ from tests.training.small import (
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import Checkpoint, build_network, read_checkpoint, write_checkpoint
-from s3diff_training.network import (
-    DECODER_TARGETS,
-    ENCODER_AND_DECODER_TARGETS,
-    NetworkConfig,
-    S3Diff,
-    correct_color,
-    lora_layers,
-)
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import Checkpoint, build_network, write_checkpoint
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.color import correct_color
+from s3diff_training.network.config import DECODER_TARGETS, ENCODER_AND_DECODER_TARGETS, NetworkConfig
+from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.model import S3Diff
 from s3diff_training.network.modulation import Modulation
 
 LEVELS = 4

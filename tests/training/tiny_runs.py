@@ -12,12 +12,13 @@ from tests.training.small import SMALL_RANKS, fresh, random_checkpoint
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 
-from s3diff_training.checkpoints import build_network
-from s3diff_training.degradations import DegradedBatch
+from s3diff_training.checkpoints.native import build_network
+from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator
 from s3diff_training.losses.lpips import LPIPS
-from s3diff_training.network import NetworkConfig, S3Diff
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import LoopOptions, TrainLoop
 from s3diff_training.train.lora import LoraOptions, LoraTrainer
 from s3diff_training.train.pairs import HeldOut, PairOptions, TrainingPairs

@@ -1,16 +1,19 @@
 """Subcommands of the training room."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
+from PIL import Image
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_training.checkpoints import read_checkpoint, write_checkpoint, write_released
-from s3diff_training.data import read_image, save_image
+from s3diff_runtime.pictures.formats import save
+from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import write_checkpoint
+from s3diff_training.checkpoints.released import write_released
+from s3diff_training.data import MAX_PIXELS, from_uint8, to_uint8
 from s3diff_training.logs import set_up_logging
 from s3diff_training.weights import ModelSource
 
@@ -63,9 +66,9 @@ def restore(request: RestoreRequest) -> None:
     """Upscale IMAGE x4 with the PyTorch network."""
     set_up_logging()
     _refuse_existing([request.output], request.force)
-    image = read_image(request.image)[None]
+    image = from_uint8(open_photograph(request.image, MAX_PIXELS).pixels)[None]
     restored = request.weights.load().restore(image, noise=request.noise, blur=request.blur)
-    save_image(restored.image[0], request.output)
+    save(Image.fromarray(to_uint8(restored.image)), request.output)
     click.echo(request.output)
 
 

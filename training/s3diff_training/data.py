@@ -3,8 +3,6 @@
 Images are uint8 RGB in memory and on disk, float32 `[3, H, W]` in [0, 1] everywhere else.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -34,6 +31,11 @@ class PhotographFolder:
     Opening reads only the headers. Decoded photographs are kept up to a budget of memory, the least recently
     used leaving first, so a set that fits is decoded once.
 
+    Args:
+        folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
+        min_side: photographs with a shorter side are skipped; the crop size.
+        memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
+
     Attributes:
         paths: the usable photographs, sorted.
         skipped: `(path, reason)` of the images that cannot serve: unreadable, too large, or smaller than the
@@ -44,13 +46,6 @@ class PhotographFolder:
     """
 
     def __init__(self, folder: Path, min_side: int = 1, memory_mib: int = 2048) -> None:
-        """Scan `folder` recursively.
-
-        Args:
-            folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
-            min_side: photographs with a shorter side are skipped; the crop size.
-            memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
-        """
         if not folder.is_dir():
             raise RequestError(f"{folder} is not a folder; expected a folder of photographs")
         self.folder, self.min_side = folder, min_side
@@ -83,8 +78,7 @@ class PhotographFolder:
     def pixels_of(self, index: int) -> Pixels:
         """Photograph number `index`, uint8 `[H, W, 3]`, decoded or from memory. Do not write to it.
 
-        Raises:
-            RequestError: when the file turns out to be damaged.
+        Raises `RequestError` when the file turns out to be damaged.
         """
         if index in self._decoded:
             self._decoded.move_to_end(index)
@@ -155,25 +149,6 @@ class PhotographFolder:
                 yield path, height * width
 
 
-def read_image(path: Path) -> Tensor:
-    """An image file as float32 `[3, H, W]` in [0, 1], turned upright by its EXIF orientation.
-
-    Raises:
-        RequestError: when the file is missing, unreadable or too large; see `open_photograph`.
-    """
-    return from_uint8(open_photograph(path, MAX_PIXELS).pixels)
-
-
-def save_image(image: Tensor, path: Path) -> None:
-    """Write `[3, H, W]` (or `[1, 3, H, W]`) in [0, 1] with 8 bits, atomically, in the format of the suffix.
-
-    Raises:
-        RequestError: when the suffix names no format, or the format cannot hold the image.
-        JobError: when the disk refuses.
-    """
-    save(Image.fromarray(to_uint8(image)), path)
-
-
 def from_uint8(pixels: Pixels) -> Tensor:
     """Uint8 `[H, W, 3]` as float32 `[3, H, W]` in [0, 1]."""
     writable = np.require(pixels, requirements="W")  # torch insists on it
@@ -204,9 +179,12 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path:
         raise RequestError(
             f"a contact sheet needs rows of {len(labels)} images; got {[len(row) for row in rows]}"
         )
-    cells = [_same_height(row) for row in rows]
-    widths = [max(row[column].shape[1] for row in cells) for column in range(len(labels))]
-    heights = [row[0].shape[0] for row in cells]
+    cells = [[Image.fromarray(to_uint8(image)) for image in row] for row in rows]
+    heights = [max(cell.height for cell in row) for row in cells]
+    for row, height in zip(cells, heights, strict=True):
+        sizes = [(round(cell.width * height / cell.height), height) for cell in row]
+        row[:] = [cell.resize(size, Image.Resampling.NEAREST) for cell, size in zip(row, sizes, strict=True)]
+    widths = [max(row[column].width for row in cells) for column in range(len(labels))]
     lefts = np.cumsum([_MARGIN] + [width + _MARGIN for width in widths]).tolist()
     tops = np.cumsum([_MARGIN + _CAPTION] + [height + _MARGIN for height in heights]).tolist()
     sheet = Image.new("RGB", (lefts[-1], tops[-1]), "white")
@@ -215,14 +193,5 @@ def contact_sheet(rows: Sequence[Sequence[Tensor]], labels: Sequence[str], path:
         draw.text((left, _MARGIN), label, fill="black", font=ImageFont.load_default(size=14))
     for top, row in zip(tops, cells, strict=False):
         for left, cell in zip(lefts, row, strict=False):
-            sheet.paste(Image.fromarray(cell), (left, top))
+            sheet.paste(cell, (left, top))
     save(sheet, path)
-
-
-def _same_height(row: Sequence[Tensor]) -> list[Pixels]:
-    height = max(image.shape[-2] for image in row)
-    sizes = [(height, round(image.shape[-1] * height / image.shape[-2])) for image in row]
-    return [
-        to_uint8(F.interpolate(image.detach().float()[None], size, mode="nearest"))
-        for image, size in zip(row, sizes, strict=True)
-    ]

@@ -1,7 +1,5 @@
 """Drawn pictures, for want of photographs: with their spectrum, edges and noise."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from s3diff_runtime.vocabulary import Pixels

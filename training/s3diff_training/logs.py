@@ -1,7 +1,5 @@
 """What the room's code says while it works: this project's log on standard error, and no other noise."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import Manifest, Source
@@ -14,19 +14,13 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
 
 if TYPE_CHECKING:
-    from s3diff_training.checkpoints import Checkpoint
-    from s3diff_training.network import BaseModel, S3Diff
+    from s3diff_training.checkpoints.native import Checkpoint
+    from s3diff_training.network.base import BaseModel
+    from s3diff_training.network.model import S3Diff
 
 _DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The small model that ships; its card is `CARD.md` there."""
 _OR_DEMO = "--demo for the small model that ships"
-
-
-class LoadedModel(NamedTuple):
-    """A network, and what tells its weights from others."""
-
-    network: S3Diff
-    sources: dict[str, Source]
 
 
 @dataclass(frozen=True)
@@ -71,21 +65,21 @@ class ModelSource(Options):
             RequestError: when no weights are named.
             CheckpointError: when base and checkpoint are unreadable or do not fit each other.
         """
-        from s3diff_training.checkpoints import build_network
+        from s3diff_training.checkpoints.native import build_network
 
         return build_network(*self._read())
 
-    def load_recorded(self) -> LoadedModel:
-        """As `load`, with a record of every source.
+    def load_recorded(self) -> tuple[S3Diff, dict[str, Source]]:
+        """As `load`, with a record of every source, which tells the weights from others.
 
         That of the base is a hash of its tensors: a hub id has no folder, and the same weights may come in
         other files.
         """
-        from s3diff_training.checkpoints import build_network
+        from s3diff_training.checkpoints.native import build_network
 
         base, checkpoint = self._read()
         records = {"base": Source(name=Path(str(self.settled().base)).name, sha256=_hash_of(base))}
-        return LoadedModel(build_network(base, checkpoint), records | self.files())
+        return build_network(base, checkpoint), records | self.files()
 
     def files(self) -> dict[str, Source]:
         """Names and hashes of the files besides the base model."""
@@ -95,7 +89,7 @@ class ModelSource(Options):
 
     def _read(self) -> tuple[BaseModel, Checkpoint]:
         from s3diff_training.checkpoints import read_checkpoint
-        from s3diff_training.network import load_base
+        from s3diff_training.network.base import load_base
 
         source = self.settled()
         checkpoint = read_checkpoint(Path(str(source.checkpoint)), source.estimator)

@@ -27,7 +27,7 @@ from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.weights import ModelSource
 
 if TYPE_CHECKING:
-    from s3diff_training.network import S3Diff
+    from s3diff_training.network.model import S3Diff
 
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)

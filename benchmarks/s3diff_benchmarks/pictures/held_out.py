@@ -25,7 +25,7 @@ from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.metrics import PATCH, high_frequency_energy
 
 if TYPE_CHECKING:
-    from s3diff_training.network import S3Diff
+    from s3diff_training.network.model import S3Diff
 
 SEEDS = (0, 1, 2)
 NOISE_SCORES = (0.0, 0.5, 1.0)
@@ -46,11 +46,11 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
         RequestError: when there is no photograph of 64 pixels a side or more.
     """
     from s3diff_training.data import PhotographFolder, to_uint8
-    from s3diff_training.degradations import DegradationPipeline
-    from s3diff_training.train.validation import held_out_pairs
+    from s3diff_training.degradations.pipeline import DegradationPipeline
+    from s3diff_training.train.pairs import held_out_pairs
 
     photographs = PhotographFolder(folder, PATCH, memory_mib=0)
-    pairs = held_out_pairs(photographs, DegradationPipeline(scale=SCALE), SEEDS, SIZE)
+    pairs = held_out_pairs(photographs, DegradationPipeline(), SEEDS, SIZE)
     cases = [Case(pair.name, to_uint8(pair.lr), to_uint8(pair.hr)) for pair in pairs]
     return ImageSet(
         tuple(cases[: None if limit is None else limit * len(SEEDS)]),

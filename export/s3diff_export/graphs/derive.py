@@ -12,7 +12,7 @@ from copy import copy
 import torch
 from torch import Tensor, nn
 
-from s3diff_training.network import ModulatedLoRA
+from s3diff_training.network.lora import ModulatedLoRA
 
 LayerMaker = Callable[[ModulatedLoRA], nn.Module]
 """Makes the layer that takes the place of a degradation-guided one; called with the original."""

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from s3diff_export.graphs.derive import LayerMaker, derive, shallow
-from s3diff_training.network import ModulatedLoRA
-from s3diff_training.network.lora import ModulationSlot
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot
 
 
 def make_layers(slot: ModulationSlot, dtype: torch.dtype) -> LayerMaker:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3diff_export.graphs.derive import LayerMaker, frozen
-from s3diff_training.network import ModulatedLoRA
-from s3diff_training.network.lora import ModulationSlot
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot
 
 
 class FusedLoRA(nn.Module):

@@ -20,9 +20,9 @@ from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, finish_of
 from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
-from s3diff_training.network import S3Diff
-from s3diff_training.network.diffusion import guide
+from s3diff_training.network.base import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
+from s3diff_training.network.model import S3Diff
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _EXAMPLE_BATCH = 2  # what a graph is traced with; batch 1 would be specialised

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen
 from s3diff_runtime.errors import RequestError
-from s3diff_training.network import ModulatedLoRA, lora_layers
-from s3diff_training.network.lora import ModulationSlot
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot, lora_layers
 
 _TIME_PATH = "the UNet's time path has LoRA or scales activations; it cannot be folded away"
 _FOREIGN = (

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from s3diff_export.bins import grid
 from s3diff_runtime.bundle.manifest import Bin, nearest_bin
-from s3diff_training.network import Restored, S3Diff
+from s3diff_training.network.model import Restored, S3Diff
 
 MEASURED_GRIDS = (1, 2, 3, 4, 6)
 """Sides of the square grids that `bin_costs` compares."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from s3diff_export.verification.cases import CheckCase
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
-from s3diff_training.network import S3Diff
+from s3diff_training.network.model import S3Diff
 
 Array = NDArray[np.generic]
 

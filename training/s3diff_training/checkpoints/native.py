@@ -1,10 +1,8 @@
-"""One `.safetensors` file with everything that training made, and its configuration in the metadata."""
-
-from __future__ import annotations
+"""What a checkpoint is, and our format of it: one `.safetensors` file, its configuration in the metadata."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,31 +12,55 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checkpoint import Checkpoint, first_few, require_whole
-from s3diff_training.checkpoints.released import read_estimator, read_released
-from s3diff_training.network import BaseModel, NetworkConfig, S3Diff
+from s3diff_training.network.base import BaseModel
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.model import S3Diff
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
+_NAMED = 3
+"""How many tensors of a kind an error names."""
 
 
-def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
-    """Read our format or the released one, told apart by content.
+@dataclass(frozen=True)
+class Checkpoint:
+    """LoRA, modulation, trained `conv_in`, estimator and configuration, free of any base model."""
 
-    Args:
-        path: a `.safetensors` checkpoint, or the released `s3diff.pkl`.
-        estimator: the released `de_net.pth`; replaces the checkpoint's own estimator, if it has one.
+    config: NetworkConfig
+    tensors: Mapping[str, Tensor]
+    """By name in `S3Diff.state_dict()`: `unet.<layer>.lora_A.weight`, `modulation.…`, `estimator.…`."""
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    """Free text on where it comes from: command, data, base model, steps."""
+
+
+def read_native(path: Path) -> Checkpoint:
+    """Read our format.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, of a newer revision or of neither format.
+        CheckpointError: when the file is damaged, of a newer revision or of another format.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; expected a .safetensors or s3diff.pkl file")
-    checkpoint = _read_native(path) if path.suffix == ".safetensors" else read_released(path)
-    if estimator is None:
-        return checkpoint
-    kept = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("estimator.")}
-    return replace(checkpoint, tensors=kept | read_estimator(estimator))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
+    try:
+        revision = int(metadata["revision"])
+        if revision > REVISION:
+            raise CheckpointError(
+                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
+                "update s3diff-export"
+            )
+        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
+        provenance = json.loads(metadata.get("provenance", "{}"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
+        ) from error
+    return Checkpoint(config, tensors, provenance)
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -52,7 +74,6 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
     Raises:
         CheckpointError: when a value is not finite or does not fit `dtype`, or there is no estimator.
-        JobError: when the disk refuses.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
@@ -62,7 +83,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
     metadata = {
         "format": FORMAT,
         "revision": str(REVISION),
-        "config": json.dumps(checkpoint.config.to_dict()),
+        "config": json.dumps(asdict(checkpoint.config)),
         "provenance": json.dumps(dict(checkpoint.provenance)),
     }
     with replacing(path) as partial:
@@ -97,7 +118,7 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
     }
     if any(faults.values()):
         listed = "; ".join(
-            f"{len(names)} {kind} ({first_few(names)})" for kind, names in faults.items() if names
+            f"{len(names)} {kind} ({_first_few(names)})" for kind, names in faults.items() if names
         )
         lacks_estimator = not any(name.startswith("estimator.") for name in given)
         hint = (
@@ -117,26 +138,18 @@ def _stored_state(network: S3Diff) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if name in own or name.startswith("estimator.")}
 
 
-def _read_native(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
-    try:
-        revision = int(metadata["revision"])
-        if revision > REVISION:
-            raise CheckpointError(
-                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
-                "update s3diff-export"
-            )
-        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
-        provenance = json.loads(metadata.get("provenance", "{}"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+def require_whole(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` when a value is not finite in its type on disk, or there is no estimator."""
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        types = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in broken}))
         raise CheckpointError(
-            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
-        ) from error
-    return Checkpoint(config, tensors, provenance)
+            f"{len(broken)} tensors are not finite as {types} ({_first_few(broken)}); nothing was written"
+        )
+    if not any(name.startswith("estimator.") for name in tensors):
+        raise CheckpointError("there is no estimator to write; pass the released de_net.pth with --estimator")
+
+
+def _first_few(names: Sequence[str]) -> str:
+    """The first few of many names, for an error message."""
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

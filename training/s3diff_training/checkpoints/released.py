@@ -1,7 +1,5 @@
 """The formats of the released S3Diff weights: `s3diff.pkl` and `de_net.pth`, read and written."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping
@@ -13,8 +11,9 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checkpoint import Checkpoint, require_whole
-from s3diff_training.network import DegradationEstimator, NetworkConfig
+from s3diff_training.checkpoints.native import Checkpoint, require_whole
+from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.estimator import DegradationEstimator
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +69,7 @@ def read_estimator(path: Path) -> dict[str, Tensor]:
 
 
 def load_estimator(estimator: DegradationEstimator, path: Path) -> None:
-    """Fill an estimator with the weights of a `de_net.pth`.
-
-    Raises:
-        CheckpointError: when the file is missing, unsafe, damaged, or of another network.
-    """
+    """Fill an estimator with a `de_net.pth`; raises as `read_estimator`, and for another network."""
     tensors = {name.removeprefix("estimator."): tensor for name, tensor in read_estimator(path).items()}
     try:
         estimator.load_state_dict(tensors)
@@ -98,7 +93,6 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
         CheckpointError: when the released code could not compute the same from them (variants of the
             paper's ablations, another alpha, a base model of other levels), a value is not finite, or
             there is no estimator.
-        JobError: when the disk refuses.
     """
     config = checkpoint.config
     _require_expressible(checkpoint)

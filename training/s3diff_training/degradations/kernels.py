@@ -3,49 +3,42 @@
 Definitions follow Real-ESRGAN (Wang et al. 2021, section 3.1 "Blur", 3.3 "Ringing and overshoot artifacts").
 """
 
-from __future__ import annotations
-
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.degradations.draws import Range, chance, choice, uniform
-from s3diff_training.degradations.settings import KernelSettings
+from s3diff_training.degradations.settings import KernelSettings, Range, chance, choice, uniform
 from s3diff_training.network.color import reflected
 
-KernelShape = Literal["gaussian", "generalized", "plateau"]
-_SHAPES: tuple[KernelShape, ...] = ("gaussian", "generalized", "plateau")
 _NEGLIGIBLE = 1e-12
 SMALL_KERNEL = 13
 """Below this size a low-pass may not cut lower than π/3: a small window cannot resolve less."""
 
 
 def gaussian_kernel(
-    size: Tensor | int,
-    sigma_x: Tensor | float,
-    sigma_y: Tensor | float,
-    theta: Tensor | float,
+    size: Tensor,
+    sigma_x: Tensor,
+    sigma_y: Tensor,
+    theta: Tensor,
+    beta: Tensor,
     *,
-    shape: KernelShape = "gaussian",
-    beta: Tensor | float = 1.0,
+    plateau: bool = False,
     padded_size: int = 21,
 ) -> Tensor:
     """Make kernels of the Gaussian family; isotropic where sigma_x equals sigma_y.
 
-    With q = xᵀ Σ⁻¹ x and Σ the rotated diagonal covariance, a kernel is in proportion to
-    exp(-q/2) (gaussian), exp(-q^β/2) (generalized) or 1 / (1 + q^β) (plateau).
+    With q = xᵀ Σ⁻¹ x and Σ the rotated diagonal covariance, a kernel is in proportion to exp(-q^β/2), which
+    is a Gaussian for β = 1, or of the plateau kind, 1 / (1 + q^β). Every tensor has one number a kernel, [N].
 
     Args:
-        size: odd side of the support in pixels, [N] or one for all; outside it a kernel is 0.
-        sigma_x: standard deviation along the first principal axis, in pixels, [N] or one for all.
-        sigma_y: the same along the second axis.
-        theta: angle in radians from the image's x axis to the first principal axis, [N] or one for all.
-        shape: which of the three formulas.
-        beta: the exponent β, [N] or one for all; `gaussian` ignores it.
+        size: odd side of the support in pixels; outside it a kernel is 0.
+        sigma_x, sigma_y: standard deviation along the two principal axes, in pixels.
+        theta: angle in radians from the image's x axis to the first principal axis.
+        beta: the exponent β.
+        plateau: which of the two formulas.
         padded_size: odd side of the returned kernels.
 
     Returns:
@@ -54,36 +47,28 @@ def gaussian_kernel(
     Raises:
         RequestError: for sizes that are even or do not fit into `padded_size`.
     """
-    x, y, inside = _grid(size, padded_size, _device_of(size, sigma_x, sigma_y, theta, beta))
-    cosine, sine = torch.cos(_column(theta, x)), torch.sin(_column(theta, x))
-    along = (cosine * x + sine * y) / _column(sigma_x, x)
-    across = (cosine * y - sine * x) / _column(sigma_y, x)
-    distance = along.square() + across.square()
-    if shape == "gaussian":
-        weights = torch.exp(-0.5 * distance)
-    elif shape == "generalized":
-        weights = torch.exp(-0.5 * distance ** _column(beta, x))
-    else:
-        weights = 1 / (1 + distance ** _column(beta, x))
+    x, y, inside = _grid(size, padded_size)
+    cosine, sine = _column(theta.cos()), _column(theta.sin())
+    along = (cosine * x + sine * y) / _column(sigma_x)
+    across = (cosine * y - sine * x) / _column(sigma_y)
+    distance = (along.square() + across.square()) ** _column(beta)
+    weights = 1 / (1 + distance) if plateau else torch.exp(-0.5 * distance)
     return _normalised(weights * inside)
 
 
-def sinc_kernel(size: Tensor | int, cutoff: Tensor | float, padded_size: int = 21) -> Tensor:
+def sinc_kernel(size: Tensor, cutoff: Tensor, padded_size: int = 21) -> Tensor:
     """Make circular low-pass kernels ω J₁(ω r) / (2π r), J₁ the Bessel function of the first kind.
 
     Args:
-        size: odd side of the support in pixels, [N] or one for all; outside it a kernel is 0.
-        cutoff: cut-off frequency ω in radians per pixel (π is the highest), [N] or one for all.
+        size: odd side of the support in pixels, [N]; outside it a kernel is 0.
+        cutoff: cut-off frequency ω in radians per pixel (π is the highest), [N].
         padded_size: odd side of the returned kernels.
 
     Returns:
-        float32 [N, padded_size, padded_size], each summing to 1.
-
-    Raises:
-        RequestError: for sizes that are even or do not fit into `padded_size`.
+        float32 [N, padded_size, padded_size], each summing to 1; raises as `gaussian_kernel`.
     """
-    x, y, inside = _grid(size, padded_size, _device_of(size, cutoff))
-    frequency = _column(cutoff, x)
+    x, y, inside = _grid(size, padded_size)
+    frequency = _column(cutoff)
     radius = (x.square() + y.square()).sqrt()
     ring = frequency * torch.special.bessel_j1(frequency * radius) / (2 * math.pi * radius.clamp(min=0.5))
     # J₁(z) / z tends to 1/2 at the centre.
@@ -103,20 +88,21 @@ def draw_kernels(settings: KernelSettings, count: int, generator: Generator) -> 
     sigma_x = uniform(generator, count, settings.sigma_range)
     sigma_y = torch.where(kind % 2 == 0, sigma_x, uniform(generator, count, settings.sigma_range))
     theta = uniform(generator, count, (-math.pi, math.pi))
-    betas: dict[KernelShape, Tensor | float] = {
-        "gaussian": 1.0,
-        "generalized": _draw_betas(settings.generalized_beta_range, count, generator),
-        "plateau": _draw_betas(settings.plateau_beta_range, count, generator),
-    }
+    generalized = _draw_betas(settings.generalized_beta_range, count, generator)
+    plateau = _draw_betas(settings.plateau_beta_range, count, generator)
+    shape = (size, sigma_x, sigma_y, theta)
     family = torch.stack(
         [
-            gaussian_kernel(size, sigma_x, sigma_y, theta, shape=shape, beta=betas[shape], padded_size=padded)
-            for shape in _SHAPES
+            gaussian_kernel(*shape, torch.ones_like(theta), padded_size=padded),
+            gaussian_kernel(*shape, generalized, padded_size=padded),
+            gaussian_kernel(*shape, plateau, plateau=True, padded_size=padded),
         ]
     )
     chosen = family[kind // 2, torch.arange(count, device=kind.device)]
     is_sinc = chance(generator, count, settings.sinc_probability)
-    low_pass = sinc_kernel(size, _draw_cutoffs(size, generator), padded)
+    lowest = torch.where(size < SMALL_KERNEL, math.pi / 3, math.pi / 5)
+    cutoff = lowest + (math.pi - lowest) * uniform(generator, count, (0.0, 1.0))
+    low_pass = sinc_kernel(size, cutoff, padded)
     return torch.where(is_sinc[:, None, None], low_pass, chosen)
 
 
@@ -173,30 +159,20 @@ def _draw_betas(interval: Range, count: int, generator: Generator) -> Tensor:
     return torch.where(chance(generator, count, 0.5), below, above)
 
 
-def _draw_cutoffs(size: Tensor, generator: Generator) -> Tensor:
-    lowest = torch.where(size < SMALL_KERNEL, math.pi / 3, math.pi / 5)
-    return lowest + (math.pi - lowest) * uniform(generator, len(size), (0.0, 1.0))
+def _column(values: Tensor) -> Tensor:
+    """Shape a number per kernel so that it broadcasts over [N, k, k]."""
+    return values[:, None, None]
 
 
-def _device_of(*values: Tensor | float) -> torch.device:
-    return next((value.device for value in values if isinstance(value, Tensor)), torch.device("cpu"))
-
-
-def _column(value: Tensor | float, like: Tensor) -> Tensor:
-    """Shape a number per kernel (or one for all) so that it broadcasts over [N, k, k]."""
-    return torch.as_tensor(value, dtype=torch.float32, device=like.device).reshape(-1, 1, 1)
-
-
-def _grid(size: Tensor | int, padded_size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _grid(size: Tensor, padded_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Coordinates x [1, 1, k] and y [1, k, 1] about the centre, and which are in the support [N, k, k]."""
-    sizes = torch.as_tensor(size, device=device).reshape(-1, 1, 1)
-    if padded_size % 2 == 0 or bool(((sizes % 2 == 0) | (sizes < 1) | (sizes > padded_size)).any()):
+    if padded_size % 2 == 0 or bool(((size % 2 == 0) | (size < 1) | (size > padded_size)).any()):
         raise RequestError(
-            f"kernel sizes {sizes.flatten().tolist()} in {padded_size}: expected odd sizes within an odd size"
+            f"kernel sizes {size.tolist()} in {padded_size}: expected odd sizes within an odd size"
         )
-    line = torch.arange(padded_size, dtype=torch.float32, device=device) - padded_size // 2
+    line = torch.arange(padded_size, dtype=torch.float32, device=size.device) - padded_size // 2
     x, y = line[None, None, :], line[None, :, None]
-    return x, y, torch.maximum(x.abs(), y.abs()) <= sizes // 2
+    return x, y, torch.maximum(x.abs(), y.abs()) <= _column(size) // 2
 
 
 def _normalised(kernels: Tensor) -> Tensor:

@@ -4,20 +4,32 @@ Batched on tensors. Resize factors and interpolations are drawn once per batch, 
 size, and all else per sample. Every draw comes from the caller's generator. HR is not sharpened first.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
+import torch.nn.functional as F
+from kornia.enhance import jpeg_codec_differentiable
 from torch import Generator, Tensor
 
-from s3diff_runtime.errors import RequestError
-from s3diff_training.degradations.draws import chance, choice, uniform
-from s3diff_training.degradations.kernels import draw_final_sinc_kernels, draw_kernels
-from s3diff_training.degradations.noise import draw_noise
-from s3diff_training.degradations.settings import DegradationSettings, ResizeMode, StageSettings
-from s3diff_training.degradations.tracked import TrackedBatch
+from s3diff_runtime.errors import refuse
+from s3diff_runtime.vocabulary import SCALE
+from s3diff_training.degradations.kernels import (
+    draw_final_sinc_kernels,
+    draw_kernels,
+    filter_images,
+    kernel_area,
+)
+from s3diff_training.degradations.settings import (
+    DegradationSettings,
+    ResizeMode,
+    StageSettings,
+    chance,
+    choice,
+    uniform,
+)
 
 SMALLEST_SIDE = 32
 """Smaller HR crops would be shrunk to a few pixels on the way."""
@@ -25,26 +37,113 @@ NOISE_FULL_SCALE = 15.0
 """Noise level 1, as RMS in grey levels of 255."""
 BLUR_FULL_SCALE = 1.25
 """Blur level 1, as standard deviation of the equivalent Gaussian in LR pixels."""
+_INTERPOLATION_AREA: dict[ResizeMode, float] = {"area": 0.0, "bilinear": 1.25, "bicubic": 0.361}
+"""Area - 1 of each interpolation in pixels of its input: (∫h²)⁻² - 1 with ∫h² of 2/3 for the triangle and 6/7
+for torch's bicubic (a = -0.75). Area interpolation is the pixel's own box: the pitch accounts for it."""
+_LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601 weights of red, green and blue."""
 
 
 @dataclass(frozen=True)
 class DegradedBatch:
-    """Training pairs with the true degradation levels.
-
-    lr: float32 [N, 3, h/scale, w/scale] in [0, 1], on 8-bit levels.
-    hr: float32 [N, 3, h, w], as given.
-    noise: float32 [N] in [0, 1]; see `DegradationPipeline`.
-    blur: float32 [N] in [0, 1]; see `DegradationPipeline`.
-    """
+    """Training pairs with the true degradation levels."""
 
     lr: Tensor
+    """float32 [N, 3, h/4, w/4] in [0, 1], on 8-bit levels."""
     hr: Tensor
+    """float32 [N, 3, h, w], as given."""
     noise: Tensor
+    """float32 [N] in [0, 1]; see `DegradationPipeline`."""
     blur: Tensor
+    """Likewise."""
 
     def levels(self, axes: Sequence[str]) -> Tensor:
         """The true levels [N, 2] in the order of `axes`, which are `noise` and `blur`."""
         return torch.stack([getattr(self, axis) for axis in axes], dim=1)
+
+
+class TrackedBatch:
+    """Applies one step after the other to images and twins alike, and keeps account of what each step blurs.
+
+    Areas are in LR pixels: a grid of h by w pixels has a pitch area of (LR pixels) / (h·w).
+    """
+
+    def __init__(self, hr: Tensor) -> None:
+        """Start from float32 [N, 3, h, w] in [0, 1]."""
+        self.lr_size = (hr.shape[-2] // SCALE, hr.shape[-1] // SCALE)
+        # [1, N, 3, h, w] until the first noise parts the twins, then [2, N, 3, h, w]: degraded, twin.
+        # A copy: the steps below write in place.
+        self._images = hr.unsqueeze(0).clone()
+        self._blur_area = hr.new_zeros(len(hr))
+        self._coarsest_pitch = hr.new_full((len(hr),), self._pitch_area)
+
+    @property
+    def degraded(self) -> Tensor:
+        """The images so far, float32 [N, 3, h, w]."""
+        return self._images[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at present."""
+        return self._images.shape[-2], self._images.shape[-1]
+
+    @property
+    def _pitch_area(self) -> float:
+        height, width = self.size
+        return self.lr_size[0] * self.lr_size[1] / (height * width)
+
+    def blur(self, rows: Tensor, kernels: Tensor) -> None:
+        """Filter the samples `rows` (bool [N]) with their kernels, of [N, k, k] those of `rows`."""
+        if not rows.any():
+            return
+        chosen = kernels[rows]
+        images = self._images[:, rows]
+        filtered = filter_images(images.flatten(0, 1), chosen.repeat(len(images), 1, 1))
+        self._images[:, rows] = filtered.view_as(images)
+        self._blur_area = self._blur_area + rows * (kernel_area(kernels) - 1) * self._pitch_area
+
+    def resize(self, size: tuple[int, int], mode: ResizeMode) -> None:
+        """Interpolate to (height, width), not antialiased, as in Real-ESRGAN; nothing at the present size."""
+        if size == self.size:
+            return
+        self._blur_area = self._blur_area + _INTERPOLATION_AREA[mode] * self._pitch_area
+        resized = F.interpolate(self._images.flatten(0, 1), size=size, mode=mode)
+        self._images = resized.view(*self._images.shape[:3], *size)
+        self._coarsest_pitch = self._coarsest_pitch.clamp(min=self._pitch_area)
+
+    def clamp(self) -> None:
+        """Clip to [0, 1]."""
+        self._images.clamp_(0, 1)
+
+    def add_noise(self, noise: Tensor) -> None:
+        """Add [N, 3, h, w] to the images, not to the twins, and clip both."""
+        self._images = torch.stack([self.degraded + noise, self._images[-1]])
+        self.clamp()
+
+    def compress(self, rows: Tensor, quality: Tensor) -> None:
+        """Write and read the samples `rows` (bool [N]) as JPEG of `quality` [N] in [1, 100], not their twins.
+
+        kornia's codec replicates the border up to a multiple of 16 and crops it off again.
+        Only after `add_noise`, which parts the twins.
+        """
+        self.clamp()
+        if rows.any():
+            self._images[0, rows] = jpeg_codec_differentiable(self.degraded[rows], quality[rows]).clamp(0, 1)
+
+    def replace_rows(self, rows: Tensor, other: Self) -> None:
+        """Replace the samples `rows` (bool [N]) by those of another batch of the same size, without noise."""
+        self._images[:, rows] = other.degraded
+        self._blur_area = self._blur_area.masked_scatter(rows, other._blur_area)
+        self._coarsest_pitch = self._coarsest_pitch.masked_scatter(rows, other._coarsest_pitch)
+
+    def noise_rms(self) -> Tensor:
+        """Root mean square difference of images and twins, [N], in grey levels of 255."""
+        return 255 * (self._images[0] - self._images[-1]).square().mean(dim=(1, 2, 3)).sqrt()
+
+    def blur_sigma(self) -> Tensor:
+        """Standard deviation of the equivalent Gaussian, [N], in LR pixels."""
+        lost = (self._coarsest_pitch - 1).clamp(min=0)
+        return ((self._blur_area + lost) / (4 * math.pi)).sqrt()
 
 
 class DegradationPipeline:
@@ -66,16 +165,8 @@ class DegradationPipeline:
     photographs (RealSR's HR images), so the levels spread over [0, 1]; the medians are about 0.35 and 0.43.
     """
 
-    def __init__(self, settings: DegradationSettings | None = None, scale: int = 4) -> None:
-        """Set up for HR images `scale` times the size of LR ones; `settings` defaults to the released ones.
-
-        Raises:
-            RequestError: for a scale below 1.
-        """
-        if scale < 1:
-            raise RequestError(f"degradation scale is {scale}, expected 1 or more")
+    def __init__(self, settings: DegradationSettings | None = None) -> None:
         self.settings = settings if settings is not None else DegradationSettings()
-        self.scale = scale
 
     @torch.no_grad()
     def __call__(self, hr: Tensor, generator: Generator) -> DegradedBatch:
@@ -89,13 +180,13 @@ class DegradationPipeline:
             RequestError: naming everything that is wrong with `hr` and `generator`, at once.
         """
         self._check(hr, generator)
-        batch = TrackedBatch(hr, self.scale)
+        batch = TrackedBatch(hr)
         self._first_stage(batch, generator)
         self._second_stage(batch, generator)
         bare = chance(generator, len(hr), self.settings.no_degradation_probability)
         mode = self._draw_mode(generator)
         if bare.any():
-            untouched = TrackedBatch(hr[bare], self.scale)
+            untouched = TrackedBatch(hr[bare])
             untouched.resize(batch.lr_size, mode)
             batch.replace_rows(bare, untouched)
         return DegradedBatch(
@@ -157,9 +248,9 @@ class DegradationPipeline:
         problems = []
         if hr.ndim != 4 or hr.shape[0] < 1 or hr.shape[1] != 3:
             problems.append(f"shape {list(hr.shape)}, expected [N, 3, H, W]")
-        elif min(hr.shape[-2:]) < SMALLEST_SIDE or any(side % self.scale for side in hr.shape[-2:]):
+        elif min(hr.shape[-2:]) < SMALLEST_SIDE or any(side % SCALE for side in hr.shape[-2:]):
             problems.append(
-                f"size {list(hr.shape[-2:])}, expected multiples of {self.scale}, at least {SMALLEST_SIDE}"
+                f"size {list(hr.shape[-2:])}, expected multiples of {SCALE}, at least {SMALLEST_SIDE}"
             )
         if hr.dtype != torch.float32:
             problems.append(f"type {hr.dtype}, expected torch.float32 in [0, 1]")
@@ -167,5 +258,54 @@ class DegradationPipeline:
             problems.append(f"device {hr.device}, expected the generator's, {generator.device}")
         elif hr.numel() and not (hr.amin() >= 0 and hr.amax() <= 1):
             problems.append(f"values from {float(hr.amin()):.3g} to {float(hr.amax()):.3g}, expected [0, 1]")
-        if problems:
-            raise RequestError("cannot degrade these images: " + "; ".join(problems))
+        refuse(problems, "cannot degrade these images")
+
+
+def draw_noise(images: Tensor, stage: StageSettings, generator: Generator) -> Tensor:
+    """Draw each sample's noise as Real-ESRGAN does (section 3.1 "Noise").
+
+    Args:
+        images: float32 [N, 3, h, w] in [0, 1]; the rate of Poisson noise follows them.
+        stage: probabilities and ranges of kind and strength.
+        generator: on the images' device.
+
+    Returns:
+        float32 [N, 3, h, w], to be added to `images`.
+    """
+    count = len(images)
+    is_gaussian = chance(generator, count, stage.gaussian_probability)
+    is_grey = chance(generator, count, stage.grey_probability)
+    sigma = uniform(generator, count, stage.noise_sigma_range) / 255
+    scale = uniform(generator, count, stage.poisson_scale_range)
+    noise = torch.empty_like(images)
+    for grey in (False, True):
+        for chosen, draw, strength in ((is_gaussian, _gaussian, sigma), (~is_gaussian, _poisson, scale)):
+            rows = (chosen & (is_grey == grey)).nonzero().flatten()
+            if len(rows):
+                noise[rows] = draw(_signal(images[rows], grey), strength[rows], generator)
+    return noise
+
+
+def _signal(images: Tensor, grey: bool) -> Tensor:
+    """The channels that get a noise of their own: [N, 1, h, w] (luma) if `grey`, otherwise all three."""
+    if not grey:
+        return images
+    weights = torch.tensor(_LUMA, device=images.device).view(1, 3, 1, 1)
+    return (images * weights).sum(dim=1, keepdim=True)
+
+
+def _gaussian(signal: Tensor, sigma: Tensor, generator: Generator) -> Tensor:
+    return torch.randn(signal.shape, generator=generator, device=signal.device).mul_(sigma.view(-1, 1, 1, 1))
+
+
+def _poisson(signal: Tensor, scale: Tensor, generator: Generator) -> Tensor:
+    """Poisson noise of one photon per grey level, times `scale` [N].
+
+    Real-ESRGAN takes for the photons at white the power of two at or above the number of grey levels that the
+    image uses, so an image of few levels, hence a dim or flat one, is noisier.
+    """
+    levels = (signal.clamp(0, 1) * 255).round_()
+    used = [torch.bincount(row.flatten().long(), minlength=256).count_nonzero() for row in levels]
+    photons_per_level = (2 ** torch.stack(used).log2().ceil() / 255).view(-1, 1, 1, 1)
+    counted = torch.poisson(levels * photons_per_level, generator=generator)
+    return counted.div_(photons_per_level).sub_(levels).mul_(scale.view(-1, 1, 1, 1) / 255)

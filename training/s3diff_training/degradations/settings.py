@@ -1,15 +1,19 @@
-"""The numbers of the degradation pipeline; the defaults are those S3Diff was trained with."""
+"""The numbers of the degradation pipeline (defaults: those S3Diff was trained with), and draws from them.
 
-from __future__ import annotations
+All draws come from one explicit generator, so that a seed reproduces a batch.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from s3diff_runtime.options import Options, group, option
-from s3diff_training.degradations.draws import Range
+import torch
+from torch import Generator, Tensor
 
+from s3diff_runtime.options import Options, group, option
+
+Range = tuple[float, float]
 ResizeMode = Literal["area", "bilinear", "bicubic"]
 
 
@@ -123,3 +127,20 @@ class DegradationSettings(Options):
         """No interpolation to draw from."""
         if not self.resize_modes:
             yield f"resize_modes is empty, expected some of {', '.join(get_args(ResizeMode))}"
+
+
+def uniform(generator: Generator, count: int, interval: Range) -> Tensor:
+    """Draw float32 [count] uniformly from `interval`, on the generator's device."""
+    low, high = interval
+    return low + (high - low) * torch.rand(count, generator=generator, device=generator.device)
+
+
+def chance(generator: Generator, count: int, probability: float) -> Tensor:
+    """Draw bool [count], each true with `probability`."""
+    return torch.rand(count, generator=generator, device=generator.device) < probability
+
+
+def choice(generator: Generator, count: int, weights: Sequence[float]) -> Tensor:
+    """Draw int64 [count], index i with a probability in proportion to `weights[i]`."""
+    probabilities = torch.tensor(weights, dtype=torch.float32, device=generator.device)
+    return torch.multinomial(probabilities, count, replacement=True, generator=generator)

@@ -5,11 +5,9 @@ al. 2021), each depth has an independent head, and the loss is binary cross entr
 ("sigmoid").
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -59,7 +57,7 @@ class DinoDiscriminator(nn.Module):
 
     @classmethod
     @quiet_libraries()
-    def from_pretrained(cls, path_or_id: str | Path) -> DinoDiscriminator:
+    def from_pretrained(cls, path_or_id: str | Path) -> Self:
         """Build on a DINO in `transformers` format: a local folder, or a hub id, which is downloaded.
 
         Raises `RequestError` if it cannot be read or is not a ViT.
@@ -101,7 +99,7 @@ class DinoDiscriminator(nn.Module):
             head(self._patch_map(seen[level])) for head, level in zip(self.heads, self.levels, strict=True)
         ]
 
-    def train(self, mode: bool = True) -> DinoDiscriminator:
+    def train(self, mode: bool = True) -> Self:
         """Set the mode of the heads; the backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
@@ -130,9 +128,7 @@ def discriminator_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tens
     Summed over levels, averaged over images and positions. Lists of logits per level, of the images of the
     truth and of detached outputs of the generator -> scalar.
     """
-    real = torch.stack([functional.softplus(-logits).mean() for logits in real_logits]).sum()
-    fake = torch.stack([functional.softplus(logits).mean() for logits in fake_logits]).sum()
-    return real + fake
+    return generator_loss(real_logits) + generator_loss([-logits for logits in fake_logits])
 
 
 def _head(width: int) -> nn.Sequential:

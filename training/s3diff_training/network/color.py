@@ -1,7 +1,5 @@
 """Image preparation and colour correction around the network: pure functions on `[N, 3, H, W]` float32."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -76,15 +74,10 @@ _FIXES: dict[ColorFix, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": wavelet
 
 
 def correct_color(image: Tensor, reference: Tensor, fix: ColorFix) -> Tensor:
-    """Apply a colour correction and clamp to [0, 1].
+    """Correct the colours of `image`, in [0, 1], and clamp it there.
 
-    Args:
-        image: super-resolved image in [0, 1].
-        reference: the bicubic low-resolution image of the same size.
-        fix: `wavelet`, `adain` or `none`.
-
-    Raises:
-        RequestError: for another name.
+    `reference` is the bicubic low-resolution image of the same size. Raises `RequestError` for a correction
+    that is none of `COLOR_FIXES`.
     """
     if fix not in COLOR_FIXES:
         raise RequestError(f"unknown colour correction {fix!r}; expected one of {', '.join(COLOR_FIXES)}")

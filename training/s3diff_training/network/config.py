@@ -1,10 +1,8 @@
 """The options that fix what the network is; they travel inside every checkpoint."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Self
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
@@ -76,13 +74,9 @@ class NetworkConfig(Options):
         if sorted(self.degradation_axes) != sorted(AXES):
             yield f"degradation_axes is {self.degradation_axes}, expected blur and noise in some order"
 
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as JSON types; `from_dict` reads them back."""
-        return asdict(self)
-
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Read what `to_dict` wrote.
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read what a checkpoint's metadata hold of it.
 
         Raises:
             RequestError: for unknown fields (a newer version's file) or values out of range.
@@ -94,7 +88,3 @@ class NetworkConfig(Options):
             )
         read: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
         return cls(**read)
-
-    def scaling(self, rank: int) -> float:
-        """The factor s of a LoRA update of that rank."""
-        return self.lora_alpha / rank

@@ -1,7 +1,5 @@
 """The network that reads noise and blur off the low-resolution image (paper section 3.2.1; MM-RealSR's)."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import torch

@@ -1,7 +1,5 @@
 """Degradation-guided LoRA layers (paper section 3.2.1, eq. 3) and their placement in a diffusers model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,16 +98,16 @@ def add_lora(
     model: nn.Module,
     targets: str | tuple[str, ...],
     rank: int,
-    scaling: float,
+    alpha: float,
     block_of: Callable[[str], int],
 ) -> ModulationSlot:
-    """Replace every targeted Linear and Conv2d of `model` by a `ModulatedLoRA`, in place.
+    """Replace every targeted Linear and Conv2d of `model` by a `ModulatedLoRA`, in place; none for rank 0.
 
     Args:
         model: a diffusers UNet or VAE.
         targets: names as peft takes them: a tuple of suffixes or one regular expression.
         rank: rank of every update.
-        scaling: factor of every update.
+        alpha: over the rank, the factor of every update.
         block_of: index into the modulation for a layer's name.
 
     Returns:
@@ -119,11 +117,11 @@ def add_lora(
         RequestError: when nothing in the model matches.
     """
     slot = ModulationSlot()
-    matched = targeted_layers(model, targets)
-    if not matched:
+    matched = targeted_layers(model, targets) if rank else {}
+    if rank and not matched:
         raise RequestError(f"no layer of {type(model).__name__} matches the LoRA targets {targets}")
     for name, module in matched.items():
-        model.set_submodule(name, ModulatedLoRA(module, rank, scaling, block_of(name), slot))
+        model.set_submodule(name, ModulatedLoRA(module, rank, alpha / rank, block_of(name), slot))
     return slot
 
 
@@ -135,14 +133,8 @@ def lora_layers(model: nn.Module) -> dict[str, ModulatedLoRA]:
 def merged_weight(layer: ModulatedLoRA, modulation: Tensor | None) -> Tensor:
     """Eq. 3 on weights: `W + s B C^T A`, of the plain layer that computes the same, exactly.
 
-    The products run in float64, so that merging adds no error of its own to a float32 weight.
-
-    Args:
-        layer: a degradation-guided layer.
-        modulation: its C, `[r, r]`, or None for plain LoRA.
-
-    Returns:
-        The shape and dtype of `layer.base_layer.weight`.
+    The products run in float64, so that merging adds no error of its own to a float32 weight. `modulation` is
+    the layer's C, `[r, r]`, or None for plain LoRA; the result has the shape and dtype of its base's weight.
     """
     weight = layer.base_layer.weight
     a = layer.lora_A.weight.double().flatten(1)

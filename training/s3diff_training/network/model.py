@@ -1,7 +1,5 @@
 """The S3Diff network: degradation, modulation, encoder, one UNet step, decoder (paper section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.vocabulary import ColorFix
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep, guide
 from s3diff_training.network.color import (
     bicubic,
     bicubic_upscale,
@@ -22,10 +20,8 @@ from s3diff_training.network.color import (
     reflect_to_multiple,
 )
 from s3diff_training.network.config import NetworkConfig
-from s3diff_training.network.diffusion import FIRST_TIMESTEP, OneStep, guide
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import (
-    ModulationSlot,
     add_lora,
     lora_layers,
     targeted_layers,
@@ -37,10 +33,6 @@ from s3diff_training.network.skips import SkipConnections
 
 Around = Callable[[str], AbstractContextManager[object]]
 """Called with the name of each stage (of `s3diff_runtime.stages`) for a context to compute it in."""
-
-
-def _nothing_around(_stage: str) -> AbstractContextManager[object]:
-    return nullcontext()
 
 
 class Encoded(NamedTuple):
@@ -114,23 +106,14 @@ class S3Diff(nn.Module):
         self.one_step = OneStep(
             timestep, float(base.alphas_cumprod[timestep]), adds_noise=config.start_step is not None
         )
-        self._unet_slot, unet_size = ModulationSlot(), None
-        if config.rank_unet:
-            blocks, block_of = unet_blocks(unet_levels)
-            unet_size = (blocks, config.rank_unet)
-            self._unet_slot = add_lora(
-                self.unet, config.unet_targets, config.rank_unet, config.scaling(config.rank_unet), block_of
-            )
-        self._vae_slot, vae_size = ModulationSlot(), None
-        if config.rank_vae:
-            targeted = targeted_layers(self.vae, config.vae_targets)
-            in_decoder = any(name.startswith("decoder.") for name in targeted)
-            blocks, block_of = vae_blocks(vae_levels, in_decoder)
-            vae_size = (blocks, config.rank_vae)
-            self._vae_slot = add_lora(
-                self.vae, config.vae_targets, config.rank_vae, config.scaling(config.rank_vae), block_of
-            )
-        self.modulation = ModulationNetwork(vae_size, unet_size, config.fourier_features, config.modulation)
+        alpha, targeted = config.lora_alpha, targeted_layers(self.vae, config.vae_targets)
+        unet_count, unet_block = unet_blocks(unet_levels)
+        in_decoder = any(name.startswith("decoder.") for name in targeted)
+        vae_count, vae_block = vae_blocks(vae_levels, in_decoder)
+        self._unet_slot = add_lora(self.unet, config.unet_targets, config.rank_unet, alpha, unet_block)
+        self._vae_slot = add_lora(self.vae, config.vae_targets, config.rank_vae, alpha, vae_block)
+        sizes = (vae_count, config.rank_vae), (unet_count, config.rank_unet)
+        self.modulation = ModulationNetwork(*sizes, config.fourier_features, config.modulation)
 
     def trainable_names(self) -> set[str]:
         """Names, in this module's state, of what a checkpoint holds besides the estimator.
@@ -236,7 +219,7 @@ class S3Diff(nn.Module):
         generator: torch.Generator | None = None,
         *,
         one_batch: bool = True,
-        around: Around = _nothing_around,
+        around: Around = nullcontext,
     ) -> ForwardPass:
         """The network from prepared image to decoded image, differentiable.
 
@@ -287,7 +270,7 @@ class S3Diff(nn.Module):
         negative_prompt: str | Sequence[str] | Tensor | None = None,
         seed: int | None = None,
         one_batch: bool = True,
-        around: Around = _nothing_around,
+        around: Around = nullcontext,
     ) -> Restored:
         """Upscale low-resolution images x4.
 

@@ -1,7 +1,5 @@
 """From a degradation to the matrices C that turn the LoRA updates (paper eq. 2 to 4)."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ class Modulation(NamedTuple):
     unet: Tensor | None
     """`[N, blocks, r, r]` float32 for the UNet."""
 
-    def repeat(self, times: int) -> Modulation:
+    def repeat(self, times: int) -> "Modulation":
         """The same matrices for a batch that holds every image `times` times, one after the other."""
         return Modulation(*(None if c is None else c.repeat(times, 1, 1, 1) for c in self))
 
@@ -85,31 +83,28 @@ class ModulationNetwork(nn.Module):
     """Fourier embedding, and one head each for the VAE and the UNet.
 
     Args:
-        vae: (blocks, rank) of the VAE's LoRA, or None where it has none.
-        unet: (blocks, rank) of the UNet's LoRA, or None.
+        vae: (blocks, rank) of the VAE's LoRA; rank 0 where it has none.
+        unet: likewise of the UNet's.
         features: m of the Fourier embedding.
         kind: per-block, shared, or none (then this module holds nothing and gives no matrices).
     """
 
     def __init__(
-        self, vae: tuple[int, int] | None, unet: tuple[int, int] | None, features: int, kind: ModulationKind
+        self, vae: tuple[int, int], unet: tuple[int, int], features: int, kind: ModulationKind
     ) -> None:
         super().__init__()
-        used = kind != "none" and (vae is not None or unet is not None)
+
+        def head(blocks: int, rank: int) -> ModulationHead | None:
+            return ModulationHead(blocks, rank, features, kind == "per-block") if rank and used else None
+
+        used = kind != "none" and bool(vae[1] or unet[1])
         self.embedding = FourierEmbedding(features) if used else None
-
-        def head(size: tuple[int, int] | None) -> ModulationHead | None:
-            return ModulationHead(*size, features, kind == "per-block") if size and used else None
-
-        self.vae = head(vae)
-        self.unet = head(unet)
+        self.vae = head(*vae)
+        self.unet = head(*unet)
 
     def forward(self, degradation: Tensor) -> Modulation:
         """`[N, 2]` float32 in [0, 1], in the checkpoint's axis order, to the matrices of both networks."""
         if self.embedding is None:
             return Modulation(None, None)
         embedding = self.embedding(degradation.float())
-        return Modulation(
-            None if self.vae is None else self.vae(embedding),
-            None if self.unet is None else self.unet(embedding),
-        )
+        return Modulation(*(None if head is None else head(embedding) for head in (self.vae, self.unet)))

@@ -1,7 +1,5 @@
 """Skip connections from the VAE's encoder to its decoder (paper Table 4, after img2img-turbo)."""
 
-from __future__ import annotations
-
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 

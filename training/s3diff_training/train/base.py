@@ -4,8 +4,6 @@ For people without SD-Turbo, and for the model that ships. The whole network lea
 modulation, with the positive prompt; `train lora` then adapts it to each image's degradation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +36,7 @@ class BaseLosses(Options):
 
 
 class BaseTrainer:
-    """Trains VAE and UNet together; a `Trainer` for `TrainLoop`."""
+    """Trains VAE and UNet of a base model together, in place; `lpips` is on the loop's device."""
 
     product = "base"
 
@@ -50,26 +48,14 @@ class BaseTrainer:
         held_out: HeldOut,
         lpips: LPIPS | None,
     ) -> None:
-        """Put the parts together; `base` is trained in place.
-
-        Args:
-            base: new (`new_base`) or loaded.
-            losses: weights of the terms.
-            pairs: to learn from.
-            held_out: to validate and to show.
-            lpips: on the loop's device; needed unless its weight is 0.
-        """
         self._base, self._losses, self._pairs, self._held_out = base, losses, pairs, held_out
         self._lpips = lpips
         self._network = S3Diff(base, NetworkConfig(rank_unet=0, rank_vae=0, guidance=1.0))
         self._network.requires_grad_(False)
         base.vae.requires_grad_(True)
         base.unet.requires_grad_(True)
+        self.modules = {"network": TrainableModule(self._network)}
         self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The whole network; text encoder and estimator have no gradients."""
-        return {"network": TrainableModule(self._network)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update on fresh pairs."""
@@ -89,7 +75,10 @@ class BaseTrainer:
         save_base(self._base, path)
 
     def _terms(self, batch: DegradedBatch, loop: TrainLoop) -> dict[str, Tensor]:
-        output, truth = self._forward(batch.lr), batch.hr * 2 - 1
+        prepared, prompt = self._network.prepare(batch.lr), self._prompt.to(loop.device)
+        unknown = torch.zeros(len(prepared), 2, device=loop.device)  # nothing is modulated here
+        forward: ForwardPass = self._network(prepared, unknown, prompt)
+        output, truth = crop_padding(forward.decoded, batch.lr), batch.hr * 2 - 1
         restored = wavelet_fix(output, bicubic(batch.lr) * 2 - 1)
         low_frequencies = F.l1_loss(wavelet_low(output), wavelet_low(truth))
         terms = {
@@ -100,8 +89,3 @@ class BaseTrainer:
             distance = self._lpips.shifted(restored, truth, loop.generator).mean()
             terms["lpips"] = self._losses.lambda_lpips * distance
         return terms
-
-    def _forward(self, lr: Tensor) -> Tensor:
-        unknown = torch.zeros(len(lr), 2, device=lr.device)  # nothing is modulated here
-        forward: ForwardPass = self._network(self._network.prepare(lr), unknown, self._prompt.to(lr.device))
-        return crop_padding(forward.decoded, lr)

@@ -1,7 +1,5 @@
 """Subcommands of `train`: each puts loop, trainer and run folder together, as its request asks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,11 +9,18 @@ import click
 
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_training.checkpoints import load_estimator
+from s3diff_training.checkpoints.released import load_estimator
 from s3diff_training.logs import set_up_logging
 from s3diff_training.losses.adversarial import DEFAULT_DINO, DinoDiscriminator
-from s3diff_training.network import DegradationEstimator, NetworkConfig, S3Diff, load_base
-from s3diff_training.network.config import DECODER_TARGETS, ENCODER_AND_DECODER_TARGETS, ENCODER_TARGETS
+from s3diff_training.network.base import load_base
+from s3diff_training.network.config import (
+    DECODER_TARGETS,
+    ENCODER_AND_DECODER_TARGETS,
+    ENCODER_TARGETS,
+    NetworkConfig,
+)
+from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.network.model import S3Diff
 from s3diff_training.train.base import BaseLosses, BaseTrainer
 from s3diff_training.train.estimator import EstimatorTrainer
 from s3diff_training.train.loop import LoopOptions, Trainer, TrainLoop
@@ -95,11 +100,7 @@ class InitialWeights(ModelSource):
         return iter(())
 
     def network(self, config: NetworkConfig) -> S3Diff:
-        """The checkpoint's network, or a new one; see `ModelSource.load`.
-
-        Raises:
-            CheckpointError: when a part is unreadable or does not fit.
-        """
+        """The checkpoint's network, or a new one; raises as `ModelSource.load`."""
         if self.checkpoint is not None:
             return self.load()
         network = S3Diff(load_base(str(self.base)), config)

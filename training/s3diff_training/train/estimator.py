@@ -4,8 +4,6 @@ The source work (MM-RealSR) learns its scores by ranking, for want of true level
 them (`DegradationPipeline`), so the estimator regresses them, and a score set by hand has a meaning.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3diff_training.checkpoints import write_estimator
+from s3diff_training.checkpoints.released import write_estimator
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch
 from s3diff_training.metrics import spearman
@@ -29,16 +27,9 @@ _SHOWN = 8
 
 
 def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[DegradedBatch]:
-    """Random crops, each degraded on its own, the same for the same seed: to score an estimator.
+    """Random crops of `size` HR pixels a side, each degraded on its own, the same for the same seed.
 
-    Args:
-        folder: of photographs.
-        count: number of crops.
-        size: their side in HR pixels.
-        seed: of crops and degradations.
-
-    Raises:
-        RequestError: when the folder holds no photograph that large.
+    To score an estimator. Raises `RequestError` when the folder holds no photograph that large.
     """
     photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline()
     generator = torch.Generator().manual_seed(seed)
@@ -55,29 +46,17 @@ def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBa
 
 
 class EstimatorTrainer:
-    """Trains a degradation estimator; a `Trainer` for `TrainLoop`."""
+    """Trains a degradation estimator, in place."""
 
     product = "de_net.pth"
 
     def __init__(self, estimator: DegradationEstimator, options: PairOptions) -> None:
-        """Open the photographs.
-
-        Args:
-            estimator: trained in place.
-            options: the folders and the size of the crops.
-
-        Raises:
-            RequestError: for a folder without usable photographs.
-        """
         self._estimator, self._pairs = estimator.requires_grad_(True), TrainingPairs(options)
+        self.modules = {"estimator": TrainableModule(self._estimator)}
         self._validated = options.validation is not None
         folder = options.validation or options.data
         count = _HELD_OUT_CROPS if self._validated else _SHOWN
         self._crops = degraded_crops(folder, count, options.crop)
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The estimator."""
-        return {"estimator": TrainableModule(self._estimator)}
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update: smooth L1 between estimated and true levels."""
@@ -91,7 +70,7 @@ class EstimatorTrainer:
             both = (crop.levels(AXES), estimated)
             patches = [F.pad(levels, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for levels in both]
             rows.append([crop.lr[0], *patches])
-        return Samples(rows, ("low resolution", "true", "estimated"))
+        return rows, ("low resolution", "true", "estimated")
 
     def validate(self, loop: TrainLoop) -> Mapping[str, float]:
         """Spearman's correlation on held-out crops, by axis."""

@@ -4,8 +4,7 @@ Several GPUs, mixed precision and gradient accumulation go through `accelerate`:
 run on several GPUs. Every process draws its own crops; gradients are averaged before each update.
 """
 
-from __future__ import annotations
-
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,18 +17,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
 from s3diff_runtime.options import Options, option
 from s3diff_training.data import contact_sheet
 from s3diff_training.train.optimisers import OptimisedModule, TrainableModule
-from s3diff_training.train.progress import training_progress
 from s3diff_training.train.run import OnExisting, RunFolder
 
 Schedule = Literal["constant", "cosine"]
 MixedPrecision = Literal["no", "bf16"]
 Batch = TypeVar("Batch")
+Samples = tuple[Sequence[Sequence[Tensor]], Sequence[str]]
+"""What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
+_LOG = logging.getLogger(__name__)
+_PLAIN_INTERVAL = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,8 @@ class LoopOptions(Options):
         return frozenset(names)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
-
-    rows: Sequence[Sequence[Tensor]]
-    labels: Sequence[str]
-
-
 class Trainer(Protocol):
-    """What is trained. The loop calls `modules` once, then `step` for every step.
+    """What is trained. The loop calls `step` for every step.
 
     `sample`, `validate` and `export` run on the main process alone, inside `loop.averaged()`.
     """
@@ -95,16 +91,17 @@ class Trainer(Protocol):
     product: str
     """Name of what `export` writes into the run folder: a checkpoint file or a base folder."""
 
+    @property
     def modules(self) -> Mapping[str, TrainableModule]:
         """The modules to train, each with its own optimiser, by name. The loop moves them to its device."""
 
-    def step(self, loop: TrainLoop) -> Mapping[str, float]:
+    def step(self, loop: "TrainLoop") -> Mapping[str, float]:
         """One step: draw with `loop.generator`, call `loop.optimize` once or more, return named losses."""
 
-    def sample(self, loop: TrainLoop) -> Samples:
+    def sample(self, loop: "TrainLoop") -> Samples:
         """Images for the contact sheet."""
 
-    def validate(self, loop: TrainLoop) -> Mapping[str, float]:
+    def validate(self, loop: "TrainLoop") -> Mapping[str, float]:
         """Named scores on held-out images."""
 
     def export(self, path: Path) -> None:
@@ -142,6 +139,10 @@ class TrainLoop:
         if self.device.type != "cpu":
             self.device_generator = torch.Generator(self.device).manual_seed(seeds[2])
         self.step = 0
+        self._generators = [self.generator, self.device_generator, torch.default_generator]  # dropout's
+        if self.device.type != "cpu":
+            place = torch.cuda.current_device()  # initialises CUDA, which makes its generators
+            self._generators.append(torch.cuda.default_generators[place])
         self._seconds = 0.0
         self._unlogged: list[dict[str, float]] = []
         self._modules: dict[str, OptimisedModule] = {}
@@ -157,8 +158,7 @@ class TrainLoop:
         """Train to the last step, writing the run folder `path`, and the product into it at every save.
 
         Args:
-            trainer: what is trained.
-            path: of the run folder.
+            trainer, path: what is trained, and the run folder.
             config: the trainer's options (JSON types), recorded and, on resuming, compared with the earlier.
             on_existing: see `RunFolder.open`.
             changeable: names of options in `config` that may differ on resuming.
@@ -167,17 +167,23 @@ class TrainLoop:
             RequestError: for a run folder that is in the way or was started with other options.
             JobError: when a loss is not finite, naming step and term, or the disk refuses.
         """
-        folder = self._open(path, config or {}, on_existing, changeable)
+        main = self.accelerator.is_main_process
+        if main:
+            options = {**(config or {}), "loop": asdict(self.options)}
+            options["processes"] = self.accelerator.num_processes
+            of_loop = {f"loop.{name}" for name in self.options.changeable}
+            RunFolder.open(path, options, on_existing, of_loop.union(changeable))
+        self.accelerator.wait_for_everyone()
+        folder = RunFolder(path)
         decay = self.options.ema_decay
         self._modules = {
             name: OptimisedModule(name, module, self.accelerator, decay)
-            for name, module in trainer.modules().items()
+            for name, module in trainer.modules.items()
         }
         torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
         if on_existing == "resume":
             self._resume(folder)
-        main = self.accelerator.is_main_process
-        progress = training_progress(self.step, self.options.steps) if main else nullcontext()
+        progress = _progress(self.step, self.options.steps) if main else nullcontext()
         with progress as show:
             while self.step < self.options.steps:
                 began = time.monotonic()
@@ -232,7 +238,7 @@ class TrainLoop:
         with ExitStack() as stack:
             for module in self._modules.values():
                 stack.enter_context(module.in_use())
-            states = self._random_states()
+            states = [generator.get_state() for generator in self._generators]
             stack.enter_context(torch.no_grad())
             try:
                 yield
@@ -250,16 +256,6 @@ class TrainLoop:
                 )
         return values
 
-    def _open(
-        self, path: Path, config: Mapping[str, Any], on_existing: OnExisting, changeable: Collection[str]
-    ) -> RunFolder:
-        if self.accelerator.is_main_process:
-            options = {**config, "loop": asdict(self.options), "processes": self.accelerator.num_processes}
-            of_loop = {f"loop.{name}" for name in self.options.changeable}
-            RunFolder.open(path, options, on_existing, of_loop.union(changeable))
-        self.accelerator.wait_for_everyone()
-        return RunFolder(path)
-
     def _after_step(self, trainer: Trainer, folder: RunFolder) -> None:
         options = self.options
         if self._due(options.log_every):
@@ -267,7 +263,7 @@ class TrainLoop:
         if self.accelerator.is_main_process and self._due(options.sample_every):
             with self.averaged():
                 samples = trainer.sample(self)
-            contact_sheet(samples.rows, samples.labels, folder.sample_path(self.step))
+            contact_sheet(*samples, folder.samples / f"step-{self.step:06d}.png")
         if self.accelerator.is_main_process and self._due(options.validate_every):
             with self.averaged():
                 scores = trainer.validate(self)
@@ -297,7 +293,8 @@ class TrainLoop:
             folder.log("losses", record)
 
     def _save(self, folder: RunFolder) -> None:
-        own = {"random": self._random_states(), "unlogged": self._unlogged}
+        states = [generator.get_state() for generator in self._generators]
+        own = {"random": states, "unlogged": self._unlogged}
         processes = gather_object([own])
         if self.accelerator.is_main_process:
             state = {
@@ -325,17 +322,38 @@ class TrainLoop:
             folder.rewind(self.step)
         self.accelerator.wait_for_everyone()
 
-    def _random_states(self) -> list[Tensor]:
-        """Both generators, and torch's default ones, which dropout uses."""
-        states = [self.generator.get_state(), self.device_generator.get_state(), torch.get_rng_state()]
-        return states if self.device.type == "cpu" else [*states, torch.cuda.get_rng_state(self.device)]
-
     def _set_random_states(self, states: Sequence[Tensor]) -> None:
-        self.generator.set_state(states[0])
-        self.device_generator.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if self.device.type != "cpu":
-            torch.cuda.set_rng_state(states[3], self.device)
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
+
+
+@contextmanager
+def _progress(start: int, steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A progress bar on a terminal, a log line now and then elsewhere, from step `start` of `steps`.
+
+    Yields a function to call when a step is done, with the means of the losses since the last logged ones.
+    """
+    console = Console(stderr=True)
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
+    )
+    task = bar.add_task("training", total=steps, completed=start, note="")
+    began = spoke = time.monotonic()
+
+    def done(step: int, losses: Mapping[str, float]) -> None:
+        nonlocal spoke
+        now = time.monotonic()
+        rate = (step - start) / max(now - began, 1e-9)
+        note = "  ".join([f"{rate:.2f} steps/s", *(f"{name} {value:.4f}" for name, value in losses.items())])
+        bar.update(task, completed=step, note=note)
+        if bar.disable and (now - spoke >= _PLAIN_INTERVAL or step == steps):
+            spoke = now
+            minutes = (steps - step) / max(rate, 1e-9) / 60
+            _LOG.info("step %d of %d, %.0f min left, %s", step, steps, minutes, note)
+
+    with bar:
+        yield done
 
 
 def _means(records: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,7 +1,5 @@
 """`train lora`: the paper's training (section 3) of LoRA, modulation and the UNet's `conv_in`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
-from s3diff_training.checkpoints import capture, write_checkpoint
+from s3diff_training.checkpoints.native import capture, write_checkpoint
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.lpips import LPIPS
@@ -56,10 +54,11 @@ class PromptedBatch(NamedTuple):
 
 
 class LoraTrainer:
-    """Trains an S3Diff network on a frozen base; a `Trainer` for `TrainLoop`.
+    """Trains what a checkpoint holds of an S3Diff network, but the estimator, in place.
 
     Every step updates the generator on the reconstruction of positive and negative targets, then on the GAN
-    loss of positive ones, then the discriminator: the order of the released code.
+    loss of positive ones, then the discriminator: the order of the released code. Raises `RequestError` when
+    a loss with a weight has no network to compute it.
     """
 
     product = "checkpoint.safetensors"
@@ -74,28 +73,8 @@ class LoraTrainer:
         discriminator: DinoDiscriminator | None = None,
         provenance: Mapping[str, str] | None = None,
     ) -> None:
-        """Freeze all but what a checkpoint holds.
-
-        Args:
-            network: trained in place; its estimator stays as it is.
-            options: the objective.
-            pairs: to learn from.
-            held_out: to validate and to show.
-            lpips: on the loop's device; needed unless its weight is 0.
-            discriminator: needed unless the GAN's weight is 0.
-            provenance: what the checkpoint says of its making.
-
-        Raises:
-            RequestError: when a loss with a weight has no network to compute it.
-        """
-        missing = [
-            name
-            for name, weight, part in (
-                ("LPIPS", options.lambda_lpips, lpips),
-                ("GAN", options.lambda_gan, discriminator),
-            )
-            if weight and part is None
-        ]
+        needed = {"LPIPS": (options.lambda_lpips, lpips), "GAN": (options.lambda_gan, discriminator)}
+        missing = [name for name, (weight, part) in needed.items() if weight and part is None]
         if missing:
             raise RequestError(f"the {' and '.join(missing)} loss has a weight but no weights file")
         self._network, self._options, self._pairs, self._held_out = network, options, pairs, held_out
@@ -105,17 +84,13 @@ class LoraTrainer:
         own = network.trainable_names()
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in own)
+        self.modules = {"generator": TrainableModule(network)}
+        if discriminator is not None:
+            self.modules["discriminator"] = TrainableModule(discriminator, averaged=False)
         config = network.config
         self._positive, self._negative = network.encode_prompts(
             [config.positive_prompt, config.negative_prompt]
         ).split(1)
-
-    def modules(self) -> Mapping[str, TrainableModule]:
-        """The generator, and the heads of the discriminator where there is one."""
-        modules = {"generator": TrainableModule(self._network)}
-        if self._discriminator is not None:
-            modules["discriminator"] = TrainableModule(self._discriminator, averaged=False)
-        return modules
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """Update the generator on reconstruction; with a discriminator, then both on the GAN loss."""

@@ -4,8 +4,6 @@ Untrained, it upscales already: the VAE averages and interpolates, the UNet pred
 starts from a blurred picture instead of from noise, which on a CPU decides whether it gets anywhere.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -23,9 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, option
 from s3diff_training.logs import quiet_libraries
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
-from s3diff_training.network.diffusion import FIRST_TIMESTEP
 
 _IMAGE_CHANNELS = 3
 _PAIRED = 2 * _IMAGE_CHANNELS  # SiLU passes x unchanged as SiLU(x) - SiLU(-x), so every colour goes twice
@@ -92,13 +89,7 @@ def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
 def save_base(base: BaseModel, path: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write a base model as a diffusers folder that `load_base` reads, atomically, replacing an earlier one.
 
-    Args:
-        base: stays as it is.
-        path: of the folder.
-        dtype: of the weights on disk; `torch.float16` halves them.
-
-    Raises:
-        JobError: when the disk refuses.
+    `dtype` is that of the weights on disk; float16 halves them.
     """
     with replacing(path) as folder:
         base.tokenizer.save_pretrained(folder / "tokenizer")

@@ -1,7 +1,5 @@
 """One trained module with its optimiser and the moving average of its weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +32,6 @@ class OptimisedModule:
     def __init__(
         self, name: str, trainable: TrainableModule, accelerator: Accelerator, ema_decay: float
     ) -> None:
-        """Move the module to the device, give all processes the same weights, build the optimiser."""
         self.name, self.module = name, trainable.module
         self._accelerator, self._decay = accelerator, ema_decay if trainable.averaged else 0.0
         self.module.to(accelerator.device)
@@ -92,7 +89,7 @@ class OptimisedModule:
                 module.training = training
 
     @contextmanager
-    def only_trained(self, others: list[OptimisedModule]) -> Iterator[None]:
+    def only_trained(self, others: list["OptimisedModule"]) -> Iterator[None]:
         """Gradients for this module alone: the parameters of `others` do not require them for a while."""
         frozen = [p for other in others for p in other.parameters if other is not self]
         for parameter in frozen:

@@ -1,15 +1,13 @@
 """One training run on disk: its configuration, losses, checkpoints and samples."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 
@@ -35,7 +33,6 @@ class RunFolder:
     """
 
     def __init__(self, path: Path) -> None:
-        """Name the folder's parts; touches nothing on disk. `open` does."""
         self.path = path
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
@@ -47,7 +44,7 @@ class RunFolder:
         config: Mapping[str, Any],
         on_existing: OnExisting = "refuse",
         changeable: Collection[str] = (),
-    ) -> RunFolder:
+    ) -> Self:
         """Start a new run, or open one to resume it.
 
         Args:
@@ -62,13 +59,18 @@ class RunFolder:
         """
         run = cls(path)
         options = json.loads(json.dumps(config, default=str))
+        versions = {package: version(package) for package in _PACKAGES}
         if on_existing == "resume":
-            run._check_same(options, changeable)
+            run._check_same(options, versions, changeable)
         elif on_existing == "replace":
-            run._clear()
+            for folder in (run.checkpoints, run.samples):
+                shutil.rmtree(folder, ignore_errors=True)
+            for name in ("config.json", *_LOGS):
+                (path / name).unlink(missing_ok=True)
         else:
             run.require_empty()
-        run._write_config(options)
+        content = {"options": options, "versions": versions}
+        write_text(path / "config.json", json.dumps(content, indent=2) + "\n")
         return run
 
     def require_empty(self) -> None:
@@ -79,25 +81,8 @@ class RunFolder:
                 "folder"
             )
 
-    def read_config(self) -> dict[str, Any]:
-        """What `config.json` holds: `options` and `versions`.
-
-        Raises:
-            RequestError: when there is no readable one.
-        """
-        path = self.path / "config.json"
-        try:
-            config: dict[str, Any] = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{self.path} holds no run to resume ({path.name}: {error})") from error
-        return config
-
     def log(self, name: Literal["losses", "validation"], record: Mapping[str, Any]) -> None:
-        """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`.
-
-        Raises:
-            JobError: when the disk refuses.
-        """
+        """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`."""
         path = self.path / f"{name}.jsonl"
         try:
             with path.open("a") as file:
@@ -107,19 +92,21 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drop the log records after `step`, so that a resumed run writes each record once."""
-        for name in _LOGS:
-            path = self.path / name
-            if path.exists():
-                kept = [json.dumps(record) + "\n" for record in _records(path) if record["step"] <= step]
-                write_text(path, "".join(kept))
+        for path in (self.path / name for name in _LOGS if (self.path / name).exists()):
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # a crash cut it short
+                    break
+                if record["step"] <= step:
+                    kept.append(line + "\n")
+            write_text(path, "".join(kept))
 
     def save_checkpoint(self, step: int, state: Mapping[str, Any], keep: int) -> None:
         """Write `state` (tensors and plain Python values) as the checkpoint of `step`, atomically.
 
-        Afterwards only the last `keep` checkpoints remain.
-
-        Raises:
-            JobError: when the disk refuses; the checkpoints that were there stay.
+        Afterwards only the last `keep` checkpoints remain; all that were there, when the disk refuses.
         """
         path = self.checkpoints / f"step-{step:06d}"
         with replacing(path) as temporary:
@@ -146,49 +133,32 @@ class RunFolder:
             ) from error
         return steps[-1], state
 
-    def sample_path(self, step: int) -> Path:
-        """Where the contact sheet of `step` belongs."""
-        return self.samples / f"step-{step:06d}.png"
-
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
-    def _check_same(self, options: dict[str, Any], changeable: Collection[str]) -> None:
-        before = self.read_config()
+    def _check_same(
+        self, options: dict[str, Any], versions: dict[str, str], changeable: Collection[str]
+    ) -> None:
+        try:
+            before = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RequestError(f"{self.path} holds no run to resume (config.json: {error})") from error
         old, new = _flat(before["options"]), _flat(options)
-        missing = object()
         differing = [
             f"{key} was {old.get(key, 'absent')!r} and is {new.get(key, 'absent')!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in changeable and old.get(key, missing) != new.get(key, missing)
+            if key not in changeable and old.get(key, "absent") != new.get(key, "absent")
         ]
         if differing:
             raise RequestError(
                 f"{self.path} was started with other options: {'; '.join(differing)}; resume it with its own"
             )
-        earlier, now = before["versions"], _versions()
-        if earlier != now:
-            _LOG.warning("%s was started with other library versions: %s, now %s", self.path, earlier, now)
-
-    def _clear(self) -> None:
-        for folder in (self.checkpoints, self.samples):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in ("config.json", *_LOGS):
-            (self.path / name).unlink(missing_ok=True)
-
-    def _write_config(self, options: dict[str, Any]) -> None:
-        content = {"options": options, "versions": _versions()}
-        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a log, oldest first; a last line that a crash cut short is left out."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+        if before["versions"] != versions:
+            _LOG.warning(
+                "%s was started with other library versions: %s, now %s",
+                *(self.path, before["versions"], versions),
+            )
 
 
 def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,7 +166,3 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in options.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}

@@ -1,5 +1,10 @@
 """How far the network is from what the released code computed, quantity by quantity.
 
+    python -m tests.training.released_parity ../shared/reference
+
+prints it as a Markdown table. One row per quantity, the worst of all cases; the exit code is 1 where an error
+exceeds its tolerance.
+
 The released results are a folder: a small random model in the released formats (`base/`, `s3diff.pkl`,
 `de_net.pth`), `reference.json` with the list of cases, and `reference.safetensors` with their results.
 """
@@ -8,17 +13,19 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.vocabulary import COLOR_FIXES
-from s3diff_training.network import ForwardPass, S3Diff
+from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.weights import ModelSource
 
 TOLERANCE = 1e-5
@@ -127,3 +134,21 @@ def _deviation(case: str, quantity: str, found: Tensor | None, expected: Tensor)
         return Deviation(case, quantity, float("inf"), float("inf"), tolerance)
     absolute = float((found - expected).abs().max())
     return Deviation(case, quantity, absolute, absolute / float(expected.abs().max()), tolerance)
+
+
+@click.command(help=__doc__)
+@click.argument("reference", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def main(reference: Path) -> None:
+    """Compare on all cases of the folder and print the table."""
+    deviations = compare_with_reference(reference_network(reference), reference)
+    click.echo("| quantity | max absolute error | max relative error | tolerance (relative) | worst case |")
+    click.echo("| --- | ---: | ---: | ---: | --- |")
+    for worst in worst_of_each(deviations):
+        absolute = max(one.absolute for one in deviations if one.quantity == worst.quantity)
+        numbers = f"{absolute:.1e} | {worst.relative:.1e} | {worst.tolerance:.0e}"
+        click.echo(f"| {worst.quantity} | {numbers} | {worst.case} |")
+    sys.exit(0 if all(deviations) else 1)
+
+
+if __name__ == "__main__":
+    main()
