@@ -34,7 +34,7 @@ _MEMBERS = {
         "What the noise and blur scores do to one image, as the paper's Figure 11.",
     ),
     "compare": Member(
-        "s3diff_benchmarks.report.changes:show_changes", "Tell regressions from noise between two reports."
+        "s3diff_benchmarks.report.compare:show_changes", "Tell regressions from noise between two reports."
     ),
 }
 

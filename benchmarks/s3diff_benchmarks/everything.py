@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.report.index import write_index
-from s3diff_benchmarks.report.output import INDEX_NAME, Output
-from s3diff_benchmarks.steps import Step, own_command, run_steps
+from s3diff_benchmarks.report.output import FORMAT, JSON_NAME, Output, read_report
+from s3diff_benchmarks.report.rendering import render
+from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
 from s3diff_runtime.command_line import typed_command
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 
 BENCHMARKS = ("latency", "throughput", "quality", "fidelity", "control")
 """In the order in which they run; also the names of their folders."""
+INDEX_NAME = "index.json"
+"""By which a folder of reports is known as ours."""
 _BUNDLE = "demo.bundle"
 _BUILD = "build"
 _PHOTOGRAPH_SECONDS = 20.0
@@ -125,6 +129,28 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
     ]
     build = Step(_BUILD, own_command("build", "--demo", "-o", bundle, "--force"))
     return [build, *steps] if request.demo else steps
+
+
+def write_index(folder: Path, command: str, steps: Sequence[Outcome], html: bool) -> None:
+    """Write the index of `folder`: index.json, index.md and, where asked for, index.html; each file atomically.
+
+    Args:
+        folder: holds a folder with a report for every step that made one, by its name.
+        command: as it was typed.
+        steps: in the order in which they are shown.
+        html: also write index.html, which leads to the pages of the reports.
+
+    Raises:
+        RequestError: when a report cannot be read back.
+        JobError: when the disk refuses.
+    """
+    made = [step.name for step in steps if step.status == "ok" and (folder / step.name / JSON_NAME).is_file()]
+    reports = {name: read_report(folder / name) for name in made}
+    told = [{**asdict(step), "report": step.name in made} for step in steps]
+    index = {"format": FORMAT, "command": command, "steps": told}
+    write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    for name in ("index.md", *(["index.html"] if html else [])):
+        write_text(folder / name, render(name, command=command, steps=steps, reports=reports))
 
 
 def _clear(folder: Path) -> None:

@@ -12,7 +12,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import TypeVar
 
-from s3diff_benchmarks.records import Record
+from s3diff_benchmarks.machine import Record
 from s3diff_benchmarks.report.model import Cell, Column, Table
 from s3diff_runtime.errors import RequestError
 

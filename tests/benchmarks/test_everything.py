@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.reports import HOSTILE, report, table
 
-from s3diff_benchmarks.everything import BENCHMARKS, AllRequest, plan
-from s3diff_benchmarks.report.index import write_index
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.report.writing import write_report
+from s3diff_benchmarks.everything import BENCHMARKS, AllRequest, plan, write_index
+from s3diff_benchmarks.report.output import Output, write_report
 from s3diff_benchmarks.steps import Outcome
 from s3diff_export import cli
 

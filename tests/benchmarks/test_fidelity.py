@@ -27,7 +27,7 @@ from s3diff_benchmarks.pictures.fidelity import (
     measure_fidelity,
     nearest_centre,
 )
-from s3diff_benchmarks.report.series import series_of
+from s3diff_benchmarks.report.plots import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.weights import ModelSource

@@ -16,7 +16,7 @@ from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.report.model import Table
-from s3diff_benchmarks.report.series import ceiling, series_of
+from s3diff_benchmarks.report.plots import ceiling, series_of
 from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
 from s3diff_benchmarks.speed.cold_start import Task, measure_cold_start
 from s3diff_benchmarks.speed.flops import Work

@@ -1,69 +1,39 @@
-"""How figures are shown to people: rounded, with units and arrows, the same everywhere."""
+"""How figures are shown to people: rounded, and with their intervals, the same everywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from s3diff_benchmarks.report.model import Cell, Column, Table, bounds_of, figure_in
+from s3diff_benchmarks.report.model import Cell, Column, Row, Table, bounds_of, figure_in
 
 NOTHING = "–"
 """Stands where there is no figure."""
 
-_ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 
-
-@dataclass(frozen=True)
-class ShownColumn:
-    """What people see above a column."""
-
-    name: str
-    """With the arrow of what is better."""
-    heading: str
-    """Name, unit and arrow in one."""
-    unit: str
-    numeric: bool
-
-    @classmethod
-    def of(cls, column: Column, cells: Sequence[ShownCell]) -> ShownColumn:
-        """The heading of a column with those cells."""
-        arrow, unit = _ARROWS[column.better], f" ({column.unit})" if column.unit else ""
-        numeric = any(cell.is_number for cell in cells)
-        return cls(f"{column.name}{arrow}", f"{column.name}{unit}{arrow}", column.unit, numeric)
-
-
-@dataclass(frozen=True)
-class ShownCell:
+class ShownCell(NamedTuple):
     """A cell, and what people see of it."""
 
     value: Cell
     text: str
 
-    @property
-    def is_number(self) -> bool:
-        """Whether rows can be put in the order of its value."""
-        return figure_in(self.value) is not None
 
-
-@dataclass(frozen=True)
-class ShownTable:
+class ShownTable(NamedTuple):
     """What people see of a table: "NAME low" and "NAME high" stand in the cells of NAME."""
 
-    title: str
-    note: str
-    columns: tuple[ShownColumn, ...]
-    rows: tuple[tuple[ShownCell, ...], ...]
+    columns: list[Column]
+    numeric: list[bool]
+    """Of each column, whether a cell is a number."""
+    rows: list[list[ShownCell]]
 
-    @classmethod
-    def of(cls, table: Table) -> ShownTable:
-        """All of a table, as text."""
-        names = {column.name for column in table.columns}
-        bounds = {bound for name in names for bound in bounds_of(name)}
-        columns = [column for column in table.columns if column.name not in bounds]
-        rows = tuple(tuple(_shown_cell(column, row) for column in columns) for row in table.records)
-        heads = (ShownColumn.of(column, [row[at] for row in rows]) for at, column in enumerate(columns))
-        return cls(table.title, table.note, tuple(heads), rows)
+
+def shown_table(table: Table) -> ShownTable:
+    """All of a table, as text."""
+    bounds = {bound for column in table.columns for bound in bounds_of(column.name)}
+    columns = [column for column in table.columns if column.name not in bounds]
+    rows = [[_shown_cell(column, row) for column in columns] for row in table.records]
+    numeric = [any(figure_in(row[at].value) is not None for row in rows) for at in range(len(columns))]
+    return ShownTable(columns, numeric, rows)
 
 
 def shown(cell: Cell, digits: int = 3) -> str:
@@ -87,7 +57,7 @@ def rounded(value: float, digits: int = 3) -> str:
     return f"{value:.{max(digits - 1 - magnitude, 0)}f}"
 
 
-def _shown_cell(column: Column, row: Mapping[str, Cell]) -> ShownCell:
+def _shown_cell(column: Column, row: Row) -> ShownCell:
     """A cell with its interval where the row states one: `25.76 [21.19, 30.33]`."""
     text = shown(row[column.name], column.digits)
     low, high = (row.get(bound) for bound in bounds_of(column.name))

@@ -21,8 +21,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from s3diff_benchmarks.machine import Machine
-from s3diff_benchmarks.report.figures import ShownTable, rounded
-from s3diff_benchmarks.report.model import BundleFacts, Report
+from s3diff_benchmarks.report.figures import rounded, shown_table
+from s3diff_benchmarks.report.model import BundleFacts, figure_in
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#&!$~])")
 
@@ -31,23 +31,8 @@ class Verbatim(str):
     """Markdown that is shown as it is."""
 
 
-def to_markdown(report: Report) -> str:
-    """The whole report; plots and pictures are linked by their paths beside it."""
-    return render("report.md", report=report)
-
-
-def to_page(report: Report, folder: Path) -> str:
-    """The whole report as one file of HTML.
-
-    Args:
-        report: what it shows.
-        folder: where the report's plots/ and pictures/ were written.
-    """
-    return render("report.html", report=report, embedded=partial(_embedded, folder))
-
-
 def render(template: str, **shown: object) -> str:
-    """Fill `templates/TEMPLATE.jinja` with what it shows."""
+    """Fill `templates/TEMPLATE.jinja` with what it shows; the page of a report needs `embedded` too."""
     environment = _HTML if template.endswith(".html") else _MARKDOWN
     return environment.get_template(f"{template}.jinja").render(shown) + "\n"
 
@@ -91,8 +76,8 @@ def _described(bundle: BundleFacts) -> str:
     return f"{bundle.name}: {bundle.lora_mode}, {bundle.precision}{bins}{engines}; {made}"
 
 
-def _embedded(folder: Path, kind: str, name: str) -> str:
-    """An image of the report as a data URL, lossless and in fewer bytes than its file."""
+def embedded(folder: Path, kind: str, name: str) -> str:
+    """An image in `plots` or `pictures` of a report's folder as a data URL, lossless and smaller than its file."""
     file = io.BytesIO()
     with Image.open(folder / kind / f"{name}.png") as image:
         image.save(file, "WEBP", lossless=True)
@@ -112,9 +97,10 @@ def _environment(**options: Any) -> Environment:  # noqa: ANN401 - of jinja2
         "described": _described,
         "facts": _facts,
         "fenced": fenced,
+        "figure": figure_in,
         "moment": _moment,
         "rounded": rounded,
-        "shown": ShownTable.of,
+        "shown": shown_table,
     }
     return made
 
