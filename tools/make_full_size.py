@@ -8,19 +8,17 @@ hand. Writes `OUT/base` (a diffusers folder, float16, 2.5 GB), `OUT/s3diff.pkl` 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+import click
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from s3diff_training.checkpoints import capture, write_released
-from s3diff_training.network import NetworkConfig, S3Diff
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network import BaseModel, NetworkConfig, S3Diff, lora_layers
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
-from s3diff_training.network.lora import lora_layers
 from s3diff_training.train.new_base import SD_TURBO_SCHEDULER, prompt_tokenizer, save_base
 
 
@@ -53,31 +51,25 @@ def full_size_base() -> BaseModel:
         sample_size=768,
     )
     scheduler = DDPMScheduler.from_config(SD_TURBO_SCHEDULER)
-    for model in (unet, vae):
-        randomise_norms(model)
+    for module in (*unet.modules(), *vae.modules()):
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+            # Norms of ones and zeros would be recognised by exporters, and merged.
+            nn.init.normal_(module.weight, 1.0, 0.05)
+            nn.init.normal_(module.bias, 0.0, 0.05)
     return BaseModel(tokenizer, CLIPTextModel(text).eval(), vae, unet, scheduler.alphas_cumprod.float())
 
 
-def randomise_norms(model: nn.Module) -> None:
-    """Move norms off their ones and zeros, which exporters would recognise and merge."""
-    for module in model.modules():
-        if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-            nn.init.normal_(module.weight, 1.0, 0.05)
-            nn.init.normal_(module.bias, 0.0, 0.05)
-
-
-def main() -> None:
-    """Make the model."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("output", type=Path, help="folder to make")
-    arguments = parser.parse_args()
+@click.command(help=__doc__)
+@click.argument("output", type=click.Path(file_okay=False, path_type=Path))
+def main(output: Path) -> None:
+    """Make the model in the folder OUTPUT."""
     torch.manual_seed(0)
     base = full_size_base()
-    save_base(base, arguments.output / "base", torch.float16)
+    save_base(base, output / "base", torch.float16)
     network = S3Diff(base, NetworkConfig())
     for layer in (*lora_layers(network.unet).values(), *lora_layers(network.vae).values()):
         nn.init.normal_(layer.lora_B.weight, std=0.01)
-    write_released(capture(network), arguments.output / "s3diff.pkl", arguments.output / "de_net.pth")
+    write_released(capture(network), output / "s3diff.pkl", output / "de_net.pth")
 
 
 if __name__ == "__main__":

@@ -100,21 +100,12 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
     hurried = seconds < _LEISURE_SECONDS
     weights = ["--demo"] if request.demo else []
     images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
-    truths = ["--hr", str(request.hr)] if request.hr else []
+    truths = [f"--hr={request.hr}"] if request.hr else []
     options = {
-        "latency": [
-            *weights,
-            *(["--cold-starts", "1"] if hurried else []),
-            "--seconds",
-            f"{seconds * 0.2:.0f}",
-        ],
-        "throughput": [
-            *(["--callers", "1,2,4,8"] if hurried else []),
-            "--seconds",
-            f"{seconds * 0.15:.0f}",
-        ],
-        "quality": ["--lr", str(request.lr), *truths, *weights, "--limit", str(images)],
-        "fidelity": [*weights, *(["--quick"] if hurried else [])],
+        "latency": [*weights, f"--seconds={seconds * 0.2:.0f}", *["--cold-starts=1"] * hurried],
+        "throughput": [f"--seconds={seconds * 0.15:.0f}", *["--callers=1,2,4,8"] * hurried],
+        "quality": [f"--lr={request.lr}", *truths, *weights, f"--limit={images}"],
+        "fidelity": [*weights, *["--quick"] * hurried],
         "control": [],
     }
     page = ["--html"] if request.output.html else []
@@ -132,10 +123,10 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
 
 
 def write_index(folder: Path, command: str, steps: Sequence[Outcome], html: bool) -> None:
-    """Write the index of `folder`: index.json, index.md and, where asked for, index.html; each file atomically.
+    """Write index.json, index.md and, where asked for, index.html, each atomically.
 
     Args:
-        folder: holds a folder with a report for every step that made one, by its name.
+        folder: where they go; it holds a folder with a report for every step that made one, by its name.
         command: as it was typed.
         steps: in the order in which they are shown.
         html: also write index.html, which leads to the pages of the reports.

@@ -79,8 +79,6 @@ def run_steps(
     steps: Sequence[Step],
     finished: Callable[[Sequence[Outcome]], None],
     seconds: float = math.inf,
-    run: Callable[[Sequence[str], float], Ended] | None = None,
-    clock: Callable[[], float] = monotonic,
 ) -> list[Outcome]:
     """Run all steps in their order.
 
@@ -88,12 +86,10 @@ def run_steps(
         steps: to run; one names only earlier ones as needed.
         finished: told all outcomes so far, after every step.
         seconds: for all together; what is not begun by then is skipped.
-        run: runs a command within so many seconds; `run_process` by default.
-        clock: in seconds.
     """
-    start, outcomes = clock(), dict[str, Outcome]()
+    start, outcomes = monotonic(), dict[str, Outcome]()
     for step in steps:
-        begun, needed = clock(), outcomes.get(step.needs)
+        begun, needed = monotonic(), outcomes.get(step.needs)
         if step.left_out:
             outcome = Outcome(step.name, step.command, "left out", reason=step.left_out)
         elif needed is not None and needed.status != "ok":
@@ -102,8 +98,8 @@ def run_steps(
             reason = f"the {seconds:.0f} s for all steps are used up"
             outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         else:
-            ended = (run or run_process)(step.command, start + seconds - begun)
-            outcome = _judged(step, ended, clock() - begun)
+            ended = run_process(step.command, start + seconds - begun)
+            outcome = _judged(step, ended, monotonic() - begun)
         outcomes[step.name] = outcome
         finished(list(outcomes.values()))
     return list(outcomes.values())

@@ -17,7 +17,7 @@ from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, meas
 from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
 from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
-from s3diff_benchmarks.published import DATASETS, dataset_named, quality_rows
+from s3diff_benchmarks.published import DATASETS, dataset_named, quality_table
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
@@ -34,18 +34,6 @@ if TYPE_CHECKING:
 PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
 """Of what is measured in the first place, among the rows: behind bicubic."""
-_PUBLISHED = {
-    "PSNR-Y": "psnr",
-    "SSIM-Y": "ssim",
-    "LPIPS": "lpips",
-    "DISTS": "dists",
-    "FID": "fid",
-    "NIQE": "niqe",
-    "MUSIQ": "musiq",
-    "MANIQA": "maniqa",
-    "CLIPIQA": "clipiqa",
-}
-"""Columns, and the fields of `PublishedQuality` that they show."""
 _GRID_NOTE = (
     " grid: how far one of that period, in pixels, stands out of the difference from the truth where that is "
     "flattest; 1 where there is none."
@@ -164,7 +152,7 @@ def run_quality(request: QualityRequest) -> Findings:
         if request.picture:
             write_picture(measured[-1], methods[-1], request.picture)
     if request.dataset:
-        tables.append(_published(request.dataset))
+        tables.append(quality_table(request.dataset))
     notes = [*pytorch_notes(request.weights, request.device, device, request.bundles)]
     if not request.scoring.no_reference:
         notes.append(f"not asked for: {HOW}")
@@ -241,24 +229,6 @@ def _differences(measured: Measured) -> Table:
 
 def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {label: one[label] - other[label] for label in one}
-
-
-def _published(dataset: str) -> Table:
-    return Table(
-        name="published",
-        title=f"Published scores on {dataset}, not measured here",
-        columns=(
-            Column(name="method"),
-            # No arrows: these are constants, and comparing two reports must not judge them.
-            *(Column(name=label, digits=4) for label in _PUBLISHED),
-            Column(name="source"),
-        ),
-        rows=tuple(
-            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source)
-            for row in quality_rows(dataset)
-        ),
-        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
-    )
 
 
 def _plane(measured: Measured) -> Iterator[Plot]:

@@ -77,7 +77,7 @@ def _described(bundle: BundleFacts) -> str:
 
 
 def embedded(folder: Path, kind: str, name: str) -> str:
-    """An image in `plots` or `pictures` of a report's folder as a data URL, lossless and smaller than its file."""
+    """An image in `plots` or `pictures` of a report's folder, as a lossless data URL."""
     file = io.BytesIO()
     with Image.open(folder / kind / f"{name}.png") as image:
         image.save(file, "WEBP", lossless=True)
