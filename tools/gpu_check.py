@@ -35,7 +35,7 @@ _WEIGHTS = "full-size"
 
 
 def plan(output: Path, device: str, full_size: bool) -> list[Step]:
-    """All steps: of the small model, and where wanted of one of SD-Turbo's size; `output` gets the bundles."""
+    """All steps: of the small model, and where asked for of one of SD-Turbo's size."""
     small = check_bundle("small", (), ("--demo",), output / "small.bundle", device)
     if not full_size:
         return [*small, Step("full size", left_out="--small-only")]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -117,19 +118,21 @@ def run_process(command: Sequence[str], seconds: float) -> Ended:
                 command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
             )
         except OSError as problem:
-            raise JobError(
-                f"cannot run {command[0]}: {problem.strerror}; reinstall s3diff-export"
-            ) from problem
+            reason = f"{problem.strerror}; reinstall s3diff-export"
+            raise JobError(f"cannot run {command[0]}: {reason}") from problem
         said: list[str] = []
         listener = Thread(target=_listen, args=(process.stderr, said), daemon=True)
         listener.start()
         code: int | None = None
         try:
-            code = process.wait(None if math.isinf(seconds) else seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _stop(process)
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(None if math.isinf(seconds) else seconds)
+        finally:  # neither signal reaches a process that has ended
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            process.kill()
+            process.wait()
             listener.join(_LAST_WORDS_SECONDS)
         output.seek(0)
         return Ended(code, output.read().decode(errors="replace"), _last_word(said))
@@ -168,14 +171,3 @@ def _listen(stream: IO[str], said: list[str]) -> None:
 def _last_word(said: Sequence[str]) -> str:
     errors = [line.removeprefix(_ERROR) for line in said if line.startswith(_ERROR)]
     return (errors or said or [""])[-1][:_LONGEST_REASON]
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a process that still runs, politely at first."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

@@ -87,8 +87,7 @@ def ceiling(tables: Mapping[str, Table], points: Sequence[Series]) -> Series:
 
 def label(text: str, names: Names, table: Table) -> str:
     """The text of an axis; where it is empty, the columns' names with their unit."""
-    columns = {column.name: column for column in table.columns}
-    unit = columns[names_of(names)[0]].unit
+    unit = next(column.unit for column in table.columns if column.name == names_of(names)[0])
     return text or ", ".join(names_of(names)) + (f" ({unit})" if unit else "")
 
 
@@ -111,8 +110,7 @@ def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
     if plot.kind == "bar":
         _bars(axes, drawn)
     else:
-        _curves(axes, drawn, joined=plot.kind == "line")
-        _name_positions(axes, drawn, plot.log_x)
+        _curves(axes, drawn, joined=plot.kind == "line", log_x=plot.log_x)
     if plot.from_zero:
         axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
@@ -138,10 +136,13 @@ def _frame(axes: Axes, plot: Plot, table: Table) -> None:
         axes.set_yscale("log")
 
 
-def _curves(axes: Axes, drawn: Sequence[Series], joined: bool) -> None:
-    """Lines whose bounds are bands, or points whose bounds are bars."""
+def _curves(axes: Axes, drawn: Sequence[Series], joined: bool, log_x: bool) -> None:
+    """Lines whose bounds are bands, or points whose bounds are bars; at numbers, or at names in a row."""
+    numbers = sorted({x for series in drawn for x in series.x if not isinstance(x, str)})
+    names = _names(drawn) if any(isinstance(x, str) for series in drawn for x in series.x) else []
     for number, series in enumerate(drawn):
-        x, style = _positions(drawn, series), _style(number)
+        x = [names.index(str(each)) if names else float(each) for each in series.x]
+        style = _style(number)
         if not joined:
             style |= {"yerr": _errors(series), "linestyle": "none", "markersize": 6, "capsize": 3}
             axes.errorbar(x, series.y, label=_plain(series.name), **style)
@@ -149,11 +150,17 @@ def _curves(axes: Axes, drawn: Sequence[Series], joined: bool) -> None:
         axes.plot(x, series.y, label=_plain(series.name), markersize=5, linewidth=1.8, **style)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0)
+    if names:
+        crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
+        axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
+    elif log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.minorticks_off()
 
 
 def _bars(axes: Axes, drawn: Sequence[Series]) -> None:
     """Groups side by side; lying down where the names would not fit under upright bars."""
-    names = _categories(drawn)
+    names = _names(drawn)
     lying = sum(map(len, names)) > 2 * _LONG
     thickness = 0.8 / max(len(drawn), 1)
     draw_bars, errors_along = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
@@ -183,21 +190,9 @@ def _errors(series: Series) -> NDArray[np.float64] | None:
     return np.maximum([np.subtract(series.y, series.low), np.subtract(series.high, series.y)], 0)
 
 
-def _categories(drawn: Sequence[Series]) -> list[str]:
+def _names(drawn: Sequence[Series]) -> list[str]:
     """All that stands on the x axis, as text, in the order of its first appearance."""
     return list(dict.fromkeys(str(x) for series in drawn for x in series.x))
-
-
-def _has_names(drawn: Sequence[Series]) -> bool:
-    return any(isinstance(x, str) for series in drawn for x in series.x)
-
-
-def _positions(drawn: Sequence[Series], series: Series) -> Sequence[float]:
-    """Where on the x axis: the numbers, or where there are names their place among all names."""
-    if not _has_names(drawn):
-        return [float(x) for x in series.x]
-    names = _categories(drawn)
-    return [names.index(str(x)) for x in series.x]
 
 
 def _name_decades(axis: Axis) -> None:
@@ -210,18 +205,6 @@ def _name_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_positions(axes: Axes, drawn: Sequence[Series], log_x: bool) -> None:
-    if _has_names(drawn):
-        names = _categories(drawn)
-        crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
-        axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
-        return
-    numbers = sorted({float(x) for series in drawn for x in series.x})
-    if log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
-        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-        axes.minorticks_off()
-
-
 def _plain(text: str, most: int = _LONG) -> str:
     """Text that matplotlib shows as it is: a dollar would begin mathematics, a leading underscore hides."""
     short = text if len(text) <= most else f"{text[: most - 1]}…"
@@ -230,11 +213,9 @@ def _plain(text: str, most: int = _LONG) -> str:
 
 def _named(row: Row, columns: Sequence[str]) -> str:
     """A series by its cells; numbers with their column's name, nothing for nothing."""
-    cells = ((name, row[name]) for name in columns)
+    known = {name: cell for name in columns if (cell := row[name]) is not None}
     return ", ".join(
-        cell if isinstance(cell, str) else f"{name} {_short(cell)}"
-        for name, cell in cells
-        if cell is not None
+        cell if isinstance(cell, str) else f"{name} {_short(cell)}" for name, cell in known.items()
     )
 
 
