@@ -72,7 +72,11 @@ def run_all(request: AllRequest) -> None:
     """
     output, folder = request.output, Path(str(request.output.folder))
     output.check_folder(INDEX_NAME)
-    _clear(folder)
+    write_index(folder, typed_command(), [], html=False)  # the folder is known as ours from now on
+    for name in BENCHMARKS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("index.html", "index.md"):
+        (folder / name).unlink(missing_ok=True)
     outcomes = run_steps(
         plan(request, folder), lambda found: write_index(folder, typed_command(), found, output.html)
     )
@@ -90,11 +94,8 @@ def run_all(request: AllRequest) -> None:
 def plan(request: AllRequest, folder: Path) -> list[Step]:
     """All benchmarks with their options, each with a share of the time.
 
-    Of the shipped small model, the bundle is built first, and PyTorch runs beside it.
-
-    Args:
-        request: what is measured.
-        folder: of the reports; that of each has the step's name.
+    Each report goes into the folder below `folder` that has the step's name. Of the shipped small model, the
+    bundle is built first, and PyTorch runs beside it.
     """
     bundle, seconds = str(request.bundle or folder / _BUNDLE), request.minutes * 60
     hurried = seconds < _LEISURE_SECONDS
@@ -123,13 +124,7 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
 
 
 def write_index(folder: Path, command: str, steps: Sequence[Outcome], html: bool) -> None:
-    """Write index.json, index.md and, where asked for, index.html, each atomically.
-
-    Args:
-        folder: where they go; it holds a folder with a report for every step that made one, by its name.
-        command: as it was typed.
-        steps: in the order in which they are shown.
-        html: also write index.html, which leads to the pages of the reports.
+    """Write index.json, index.md and with `html` index.html above the folders of the steps' reports.
 
     Raises:
         RequestError: when a report cannot be read back.
@@ -142,12 +137,3 @@ def write_index(folder: Path, command: str, steps: Sequence[Outcome], html: bool
     write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
     for name in ("index.md", *(["index.html"] if html else [])):
         write_text(folder / name, render(name, command=command, steps=steps, reports=reports))
-
-
-def _clear(folder: Path) -> None:
-    """Make the folder, known as ours from now on, without the reports of an earlier run."""
-    write_index(folder, typed_command(), [], html=False)
-    for name in BENCHMARKS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("index.html", "index.md"):
-        (folder / name).unlink(missing_ok=True)

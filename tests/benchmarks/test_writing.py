@@ -15,11 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.report.figures import rounded, shown, shown_table
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output, read_report, show_report, write_report
 from s3diff_benchmarks.report.plots import draw, label, series_of
-from s3diff_benchmarks.report.rendering import fenced, render
+from s3diff_benchmarks.report.rendering import fenced, render, rounded, shown, shown_table
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, group, option

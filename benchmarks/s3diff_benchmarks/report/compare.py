@@ -12,12 +12,10 @@ from typing import Literal, TypeVar
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as RichTable
 
-from s3diff_benchmarks.report.figures import NOTHING, rounded
 from s3diff_benchmarks.report.model import Cell, Column, Report, Row, Table, figure_in, interval_of
-from s3diff_benchmarks.report.output import read_report
+from s3diff_benchmarks.report.output import read_report, terminal_table
+from s3diff_benchmarks.report.rendering import NOTHING
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import Options, argument, option
 
@@ -118,16 +116,20 @@ def show_changes(request: CompareRequest) -> None:
 def _show(found: Comparison) -> None:
     for warning in found.warnings:
         click.echo(f"warning: {warning}", err=True)
-    table = RichTable(title="Changes beyond noise")
-    for heading in ("", "table", "row", "figure", "old", "new", "worse by"):
-        table.add_column(heading, overflow="fold")
-    for change in found.of(*_SHOWN):
-        figures = (NOTHING if value is None else rounded(value, 4) for value in (change.old, change.new))
-        texts = (change.verdict, change.table, change.place, change.column, *figures, change.share)
-        table.add_row(*map(escape, texts))
+    headings = ("", "table", "row", "figure", "old", "new", "worse by")
+    rows = (
+        (each.verdict, each.table, each.place, each.column, each.old, each.new, each.share)
+        for each in found.of(*_SHOWN)
+    )
+    table = Table(
+        name="changes",
+        title="Changes beyond noise",
+        columns=tuple(Column(name=heading, digits=4) for heading in headings),
+        rows=tuple(rows),
+    )
     console = Console(highlight=False)
-    if table.row_count:
-        console.print(table)
+    if table.rows:
+        console.print(terminal_table(table))
     worse, better = len(found.of("regression")), len(found.of("improvement"))
     same = len(found.of("within noise", "unchanged"))
     console.print(f"{worse} worse, {better} better, {same} the same.")

@@ -20,9 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from s3diff_benchmarks.report.figures import shown_table
 from s3diff_benchmarks.report.model import Report, Table
-from s3diff_benchmarks.report.rendering import embedded, render
+from s3diff_benchmarks.report.rendering import embedded, render, shown_table
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, option
@@ -178,14 +177,15 @@ def show_report(report: Report, output: Output) -> None:
     if not console.is_terminal:
         console.width = _PLAIN_WIDTH
     for table in report.tables:
-        console.print(_terminal_table(table))
+        console.print(terminal_table(table))
     for note in report.notes:
         console.print(note, markup=False)
     if output.folder is not None:
         click.echo(output.folder)
 
 
-def _terminal_table(table: Table) -> RichTable:
+def terminal_table(table: Table) -> RichTable:
+    """A table for the terminal."""
     columns, numeric, rows = shown_table(table)
     drawn = RichTable(title=escape(table.title), caption=escape(table.note))
     for column, is_number in zip(columns, numeric, strict=True):
