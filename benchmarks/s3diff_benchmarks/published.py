@@ -48,11 +48,7 @@ DATASETS = tuple(dict.fromkeys(str(row["dataset"]) for row in _QUALITY))
 
 
 def dataset_named(text: str) -> str:
-    """The data set of the paper's tables that is meant, in capitals or not.
-
-    Raises:
-        RequestError: for another one.
-    """
+    """The data set of the paper's that is meant, in capitals or not. Raises `RequestError` for another."""
     found = {name.lower(): name for name in DATASETS}.get(text.lower())
     if found is None:
         raise RequestError(f"the paper has no scores for {text!r}; it has them for {', '.join(DATASETS)}")

@@ -40,11 +40,7 @@ class Summary:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
-        """Summarise samples.
-
-        Raises:
-            RequestError: when there are none, or one is not finite.
-        """
+        """Summarise samples. Raises `RequestError` when there are none, or one is not finite."""
         values = np.sort(_finite(samples))
         rank = max(_median_rank(len(values)), 1)
         percentiles = np.percentile(values, [50, 95, 99])
@@ -68,11 +64,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """The mean of values, such as one score for each image.
-
-        Raises:
-            RequestError: when there are none, or one is not finite.
-        """
+        """The mean of values. Raises `RequestError` when there are none, or one is not finite."""
         from scipy.stats import sem, t
 
         found = _finite(values)
@@ -109,9 +101,8 @@ def sample_interleaved(
         RequestError: when there is no candidate or `least` is below 1.
     """
     if not candidates or least < 1:
-        raise RequestError(
-            f"nothing to measure: {len(candidates)} candidates, {least} rounds; at least 1 each"
-        )
+        counts = f"{len(candidates)} candidates, {least} rounds"
+        raise RequestError(f"nothing to measure: {counts}; at least 1 each")
     start = perf_counter()
 
     def run(name: str, phase: str) -> float:

@@ -109,8 +109,7 @@ def run_steps(
 def run_process(command: Sequence[str], seconds: float) -> Ended:
     """Run a command, and pass on what it tells on standard error; an interruption ends it too.
 
-    Raises:
-        JobError: when there is no such command.
+    Raises `JobError` when there is no such command.
     """
     with TemporaryFile() as output:
         try:

@@ -182,7 +182,7 @@ def _compare_cells(same: Change, column: Column, old: Row, new: Row) -> Iterator
     worse = after - before if column.better == "lower" else before - after
     percent = 100 * worse / abs(before) if before else None if worse else 0.0
     verdict: Verdict = "regression" if worse > 0 else "improvement" if worse else "unchanged"
-    one, other = (_interval(_witness(column, row), row) for row in (old, new))
+    one, other = (_interval(column, row) for row in (old, new))
     if worse and one[0] <= other[1] and other[0] <= one[1]:
         verdict = "within noise"
     yield replace(same, verdict=verdict, old=before, new=after, percent=percent)
@@ -199,16 +199,15 @@ def _rows(table: Table) -> dict[tuple[Cell, ...], Row]:
     return rows
 
 
-def _witness(column: Column, row: Row) -> str:
-    """The figure whose interval decides about a column: its own, or the median's where it has none."""
+def _interval(column: Column, row: Row) -> tuple[float, float]:
+    """The interval that decides about a column: its own, or the median's where it has none.
+
+    Where the report states neither, the figure itself.
+    """
     has_own = all(bound in row for bound in interval_of(column.name))
     has_median = all(name in row for name in (_MEDIAN, *interval_of(_MEDIAN)))
-    return _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
-
-
-def _interval(name: str, row: Row) -> tuple[float, float]:
-    """A figure's interval; the figure itself where the report states none."""
-    value, low, high = (figure_in(row.get(column)) for column in (name, *interval_of(name)))
+    witness = _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
+    value, low, high = (figure_in(row.get(name)) for name in (witness, *interval_of(witness)))
     middle = math.nan if value is None else value
     return (middle if low is None else low, middle if high is None else high)
 

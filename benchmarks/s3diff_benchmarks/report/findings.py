@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from PIL import Image
 
@@ -32,7 +32,7 @@ class Findings:
     files: Mapping[str, str] = field(default_factory=dict)
     """Texts of more files, by name."""
 
-    def noting(self, *notes: str) -> Findings:
+    def noting(self, *notes: str) -> Self:
         """The same findings with notes in front."""
         return replace(self, notes=(*notes, *self.notes))
 

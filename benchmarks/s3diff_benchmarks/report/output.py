@@ -61,11 +61,8 @@ class Output(Options):
     def check_folder(self, marker: str = JSON_NAME) -> None:
         """Refuse a folder that is in the way; to be called before any work.
 
-        Args:
-            marker: the file that a folder must hold, written by a benchmark, to be replaced.
-
-        Raises:
-            RequestError: when the folder holds something else, or a report that `force` does not give up.
+        Raises `RequestError` where it holds other things than `marker`, a file that a benchmark wrote, and
+        where it holds that but `force` does not give it up.
         """
         folder = self.folder
         if folder is None or not (folder.exists() or folder.is_symlink()):
@@ -90,15 +87,13 @@ def _is_ours(marker: Path) -> bool:
 def read_report(path: Path) -> Report:
     """The report in a file, or in the folder that a benchmark wrote.
 
-    Raises:
-        RequestError: when there is none, or it is too large, damaged or of another revision.
+    Raises `RequestError` when there is none, or it is too large, damaged or of another revision.
     """
     file = path / JSON_NAME if path.is_dir() else path
     try:
         if file.stat().st_size > _MOST_BYTES:
-            raise RequestError(
-                f"{file} has more than {_MOST_BYTES >> 20} MiB; expected a report of s3diff-export bench"
-            )
+            most = f"{_MOST_BYTES >> 20} MiB"
+            raise RequestError(f"{file} has more than {most}; expected a report of s3diff-export bench")
         return Report.model_validate_json(file.read_bytes())
     except OSError as error:
         raise RequestError(f"cannot read {file}: {error.strerror or error}; expected {JSON_NAME}") from error

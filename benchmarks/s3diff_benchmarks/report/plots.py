@@ -54,17 +54,11 @@ class Series:
 
 
 def series_of(plot: Plot, tables: Mapping[str, Table]) -> list[Series]:
-    """The series of a plot, in the order of the rows; rows without x or y are left out.
-
-    Args:
-        plot: what is drawn of them.
-        tables: of its report, by name.
-    """
+    """The series of a plot of a report's tables, in the rows' order; rows without x or y are left out."""
     groups: dict[str, list[Row]] = {}
     for row in tables[plot.table].records:
-        if all(
-            row[name] in (cell if isinstance(cell, tuple) else (cell,)) for name, cell in plot.where.items()
-        ):
+        wanted = {name: cell if isinstance(cell, tuple) else (cell,) for name, cell in plot.where.items()}
+        if all(row[name] in cells for name, cells in wanted.items()):
             groups.setdefault(_named(row, names_of(plot.by)), []).append(row)
     several = len(names_of(plot.y)) > 1
     found = []
@@ -92,12 +86,7 @@ def label(text: str, names: Names, table: Table) -> str:
 
 
 def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
-    """The plot as a PNG of 1200 by 780 pixels.
-
-    Args:
-        plot: what is drawn.
-        tables: of its report, by name.
-    """
+    """The plot of a report's tables as a PNG of 1200 by 780 pixels."""
     drawn = series_of(plot, tables)
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
