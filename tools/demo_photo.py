@@ -7,8 +7,6 @@ The degradation is what a cheap camera and a messenger do: blur, ÷4 in size, se
 file comes out every time.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

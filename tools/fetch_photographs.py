@@ -10,8 +10,6 @@ differs is refused. Each set's folder also gets `SOURCES.json` and `SOURCES.md`,
 photographs: most of the licences ask for the credit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import io

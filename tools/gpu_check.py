@@ -9,8 +9,6 @@ Writes `OUT/gpu-check.json` after every step, with all that the commands said, a
 code is 1 when an engine that ran does not compute what PyTorch computes, or none ran.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

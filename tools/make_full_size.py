@@ -6,8 +6,6 @@ hand. Writes `OUT/base` (a diffusers folder, float16, 2.5 GB), `OUT/s3diff.pkl` 
     python tools/make_full_size.py full-size
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

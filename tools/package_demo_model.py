@@ -8,8 +8,6 @@ leaves them. With `--figures` and `--sources` it writes the card too: what the m
 (the Markdown of `s3diff-export bench quality --card`), and the photographs that it was trained on.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math

@@ -6,8 +6,6 @@ The folder holds the reference model and its results. One row per quantity, the 
 code is 1 where an error exceeds its tolerance.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -11,8 +11,6 @@ whole. OUTPUT_FOLDER gets a PNG for every image, and seconds.json: the median ti
 warm-up.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

@@ -6,8 +6,6 @@ To be run after every change of the manifest or of the report; a test fails whil
 file is out of date.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

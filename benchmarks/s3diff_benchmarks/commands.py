@@ -1,7 +1,5 @@
 """The group `bench`: its commands, each a function of one request, imported only when it runs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, get_type_hints

@@ -1,7 +1,5 @@
 """All of `bench all`: every benchmark of one bundle, and an index of them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Where figures were taken: processor, memory, GPU, driver, clocks, versions."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator

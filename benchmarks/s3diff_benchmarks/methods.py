@@ -1,7 +1,5 @@
 """Whatever upscales, behind one call: bundles here, PyTorch in `pytorch_method`, other methods in `pairs`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ The paper is "Degradation-Guided One-Step Image Super-Resolution with Diffusion 
 the works that it compares with disagree, both stand here.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """Turns repeated measurements into figures that can be trusted: order statistics, intervals, fair rounds."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Runs commands one after another, each in a process of its own: one that fails or crashes is a finding."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

@@ -1,7 +1,5 @@
 """All of `bench compare`: what became worse, better, new or gone from a report to another, beyond noise."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -1,7 +1,5 @@
 """What a benchmark is asked and what it finds, and the report on it: on which machine, of which bundles."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

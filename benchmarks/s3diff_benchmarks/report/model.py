@@ -1,7 +1,5 @@
 """What a benchmark found: one model for JSON, Markdown, plots and the page that people open."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 A folder is replaced only where a benchmark wrote it, and read back with care: it may come from anywhere.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator, Mapping

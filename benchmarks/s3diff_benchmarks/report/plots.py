@@ -1,7 +1,5 @@
 """Reads what a plot shows from the tables of its report, and draws it as a PNG file, without a display."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Mapping, Sequence

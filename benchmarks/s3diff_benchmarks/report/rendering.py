@@ -5,8 +5,6 @@ no network and no other file, and a content security policy lets only its own sc
 name: every text that a template shows is escaped, unless it is `Verbatim`.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
