@@ -6,6 +6,7 @@ hand. Writes `OUT/base` (a diffusers folder, float16, 2.5 GB), `OUT/s3diff.pkl` 
     python tools/make_full_size.py full-size
 """
 
+import tomllib
 from pathlib import Path
 
 import click
@@ -19,35 +20,17 @@ from s3diff_training.network import BaseModel, NetworkConfig, S3Diff, lora_layer
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT
 from s3diff_training.train.new_base import SD_TURBO_SCHEDULER, prompt_tokenizer, save_base
 
+_LAYOUT = Path(__file__).with_name("full_size.toml")
+
 
 def full_size_base() -> BaseModel:
-    """SD 2.1's layout: UNet 866 M, VAE 84 M, text encoder 303 M (its vocabulary is the prompts' alone)."""
+    """The base model that `full_size.toml` lays out, with random weights."""
+    layout = tomllib.loads(_LAYOUT.read_text(encoding="utf-8"))
     tokenizer = prompt_tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=23,
-        num_attention_heads=16,
-        hidden_act="gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        attention_head_dim=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        sample_size=768,
-    )
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), **layout["text"], **special)
+    unet = UNet2DConditionModel(**layout["unet"])
+    vae = AutoencoderKL(**layout["vae"])
     scheduler = DDPMScheduler.from_config(SD_TURBO_SCHEDULER)
     for module in (*unet.modules(), *vae.modules()):
         if isinstance(module, nn.GroupNorm | nn.LayerNorm):

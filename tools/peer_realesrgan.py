@@ -77,9 +77,8 @@ def main(lr: Path, output: Path, model: str, threads: int, repeats: int) -> None
         for path in images.values():
             width, height = photograph_size(path)
             if max(width, height) > LARGEST_SIDE:
-                raise click.ClickException(
-                    f"{path} is {width}x{height}; images run whole, up to {LARGEST_SIDE}"
-                )
+                limit = f"images run whole, up to {LARGEST_SIDE}"
+                raise click.ClickException(f"{path} is {width}x{height}; {limit}")
         network, seconds = load(model, threads), {}
         for number, (name, path) in enumerate(images.items()):
             pixels = open_photograph(path).pixels

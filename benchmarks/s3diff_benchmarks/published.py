@@ -8,7 +8,6 @@ import csv
 import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
-from types import MappingProxyType
 
 from s3diff_benchmarks.report.model import Cell, Column, Row, Table
 from s3diff_runtime.errors import RequestError
@@ -74,7 +73,7 @@ def table3(
     ours: float | None,
     machine: str,
     trainable_millions: float | None,
-    baselines: Mapping[str, float] = MappingProxyType({}),
+    baselines: Mapping[str, float],
 ) -> Table:
     """The paper's Table 3 with rows of this run.
 

@@ -47,7 +47,7 @@ def test_other_data_sets_are_refused_by_name() -> None:
 
 
 def test_speed_rows_hold_the_strong_targets_too() -> None:
-    table = table3(None, "Test CPU", None)
+    table = table3(None, "Test CPU", None, {})
     found = {(row["method"], row["source"]): float(str(row["time"])) for row in table.records}
     assert found["S3Diff", "the paper, Table 3"] == 0.62
     assert found["OSEDiff", "the paper, Table 3"] == 0.60
@@ -68,7 +68,7 @@ def test_ratios_stand_only_beside_what_this_run_measured() -> None:
 
 
 def test_without_a_measurement_table_3_is_only_published() -> None:
-    rows = table3(None, "Test CPU", None).records
+    rows = table3(None, "Test CPU", None, {}).records
     assert len(rows) == 12
     assert "this run" not in {row["source"] for row in rows}
 
