@@ -39,7 +39,6 @@ class DISTS(nn.Module):
         weights_id: says where the weights came from.
     """
 
-    weights_id: str
     mean: Tensor
     deviation: Tensor
     pooling: Tensor
@@ -88,7 +87,7 @@ class DISTS(nn.Module):
             raise RequestError(
                 f"{path} has {alpha.numel()} and {beta.numel()} weights, not {sum(_WIDTHS)} each"
             )
-        return cls(vgg, alpha, beta, f"DISTS, sha256 {digest[:12]}")
+        return cls(vgg, alpha, beta, f"sha256 {digest[:12]}")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of each pair: `x`, `y` [N, 3, H, W] in [0, 1] -> [N], 0 for equal images."""

@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from s3diff_benchmarks.methods import Input, bundle_names
-from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
-from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.pixels import COLUMNS, NOTE, differences, middle
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
-from s3diff_benchmarks.report.output import Output
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.options import option
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
-from s3diff_training.weights import ModelSource
+from s3diff_training.drawn_pictures import draw_picture
 
 if TYPE_CHECKING:
     from s3diff_training.network import S3Diff
@@ -32,38 +30,19 @@ if TYPE_CHECKING:
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
-_ERROR: dict[str, Any] = {"kind": "line", "y": "error", "y_label": "error (levels of 255)"}
-_PLOTS = {
-    "bins": Plot(
-        name="bins",
-        title="Error of the nearest bin",
-        table="bins",
-        x="bins",
-        log_x=True,
-        from_zero=True,
-        **_ERROR,
-    ),
-    "bundles": Plot(
-        name="precision",
-        title="Error of bundles",
-        table="bundles",
-        x="precision",
-        by=("mode", "bins", "engine"),
-        log_y=True,  # bins and precision are orders of magnitude apart
-        **_ERROR,
-    ),
-    "tiles": Plot(
-        name="tiles",
-        title="Error of tiles",
-        table="tiles",
-        x="overlap",
-        by="tile",
-        x_label="overlap (low-resolution pixels)",
-        from_zero=True,
-        **_ERROR,
-    ),
+_ABSCISSAS: dict[str, dict[str, Any]] = {
+    "bins": {"title": "Error of the nearest bin", "x": "bins", "log_x": True, "from_zero": True},
+    "bundles": {"title": "Error of bundles", "x": "precision", "by": ("mode", "bins", "engine")},
+    "tiles": {
+        "title": "Error of tiles",
+        "x": "overlap",
+        "by": "tile",
+        "x_label": "overlap (low-resolution pixels)",
+        "from_zero": True,
+    },
 }
-"""By the table that they draw."""
+"""What the error is drawn over, by the table."""
+_OF_BUNDLES = ("bundle", "engine", "mode", "precision", "bins")
 
 
 class Effort(NamedTuple):
@@ -83,14 +62,11 @@ class Effort(NamedTuple):
 class FidelityRequest(BundlesRequest):
     """What is compared, and how thoroughly."""
 
-    weights: ModelSource = group(ModelSource)
     images: tuple[Path, ...] = option(
         (), "Photograph to compare on; repeatable. Drawn by default.", flags=("--image",), repeated=True
     )
-    device: str = option("cpu", "cpu, cuda or cuda:N.")
     quick: bool = option(False, "Fewer and smaller images, for an indication within a minute.")
     seed: int = option(0, "Of the degradations and the drawn pictures.")
-    output: Output = group(Output)
 
     @property
     def effort(self) -> Effort:
@@ -179,12 +155,7 @@ def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
     from s3diff_benchmarks.pytorch_method import exact
 
     method = exact(network)
-
-    @cache
-    def result(trial: Trial) -> Pixels:
-        return method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels
-
-    return result
+    return cache(lambda trial: method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels)
 
 
 def nearest_centre(score: float, side: int) -> float:
@@ -201,10 +172,10 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
     with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for side in BIN_SIDES:
             pairs: list[tuple[Pixels, Pixels]] = []
-            for trial in trials:
+            for image, *scores in trials:
                 tell(len(rows) * len(trials) + len(pairs), f"bins: {side}×{side}")
-                noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
-                pairs.append((exact(Trial(trial.image, noise, blur)), exact(trial)))
+                centre = Trial(image, *(nearest_centre(score, side) for score in scores))
+                pairs.append((exact(centre), exact(Trial(image, *scores))))
             rows.append((f"{side}×{side}", side * side, *differences(pairs)))
     return Table(
         name="bins",
@@ -216,11 +187,7 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
 
 
 def _compare_bundles(
-    request: FidelityRequest,
-    exact: Exact,
-    images: Sequence[Pixels],
-    trials: Sequence[Trial],
-    notes: list[str],
+    request: FidelityRequest, exact: Exact, images: list[Pixels], trials: list[Trial], notes: list[str]
 ) -> Table:
     """Every bundle, on every engine that runs here, against PyTorch in fp32; notes what did not run."""
     rows: list[tuple[Cell, ...]] = []
@@ -241,11 +208,10 @@ def _compare_bundles(
                     pairs.append((result.pixels, exact(trial)))
             mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
             rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
-    headings = ("bundle", "engine", "mode", "precision", "bins")
     return Table(
         name="bundles",
         title="Bundles against PyTorch fp32",
-        columns=(*(Column(name=heading) for heading in headings), *COLUMNS),
+        columns=(*(Column(name=name) for name in _OF_BUNDLES), *COLUMNS),
         rows=tuple(rows),
         key=2,
         note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {NOTE}",
@@ -290,5 +256,13 @@ def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int
 
 def _plot(table: Table) -> Plot:
     """The errors of a table; equal images have no place on a logarithmic axis."""
-    plot, error = _PLOTS[table.name], [column.name for column in table.columns].index("error")
-    return plot.model_copy(update={"log_y": plot.log_y and all(row[error] for row in table.rows)})
+    of_bundles = table.name == "bundles"  # among which bins and precision are orders of magnitude apart
+    return Plot(
+        name="precision" if of_bundles else table.name,
+        kind="line",
+        table=table.name,
+        y="error",
+        y_label="error (levels of 255)",
+        log_y=of_bundles and all(record["error"] for record in table.records),
+        **_ABSCISSAS[table.name],
+    )

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,9 +13,8 @@ from PIL import Image
 from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
 from s3diff_benchmarks.pictures.held_out import held_out_images, measure_network, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
-from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
-from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
+from s3diff_benchmarks.pictures.scores import HOW, ScoreOptions, load_scores
 from s3diff_benchmarks.published import DATASETS, dataset_named, quality_rows
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
@@ -27,9 +25,6 @@ from s3diff_runtime.files import write_text
 from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
-
-if TYPE_CHECKING:
-    pass
 
 PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
@@ -50,7 +45,6 @@ _GRID_NOTE = (
     " grid: how far one of that period, in pixels, stands out of the difference from the truth where that is "
     "flattest; 1 where there is none."
 )
-_TIME = Column(name="time", unit="s")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -169,43 +163,44 @@ def run_quality(request: QualityRequest) -> Findings:
     if not request.scoring.no_reference:
         notes.append(f"not asked for: {HOW}")
     notes += [note for each in measured for note in each.images.notes]
+    pictures = [picture for each in measured for picture in _pictures(each)]
     return Findings(
         tables=tuple(tables),
         plots=tuple(plot for each in measured for plot in _plane(each)),
-        pictures=tuple(picture for each in measured for picture in _pictures(each)),
+        pictures=tuple(picture for picture, _ in pictures),
         notes=(*notes, *_peer_notes(peers), *scores.notes),
-        images={name: image for each in measured for name, image in _images(each)},
+        images={name: image for _, images in pictures for name, image in images.items()},
         files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
     )
 
 
-def _pictures(measured: Measured) -> Iterator[Picture]:
-    images, subject = measured.images, measured.rows[_SUBJECT].method.name
+def _pictures(measured: Measured) -> Iterator[tuple[Picture, dict[str, Image.Image]]]:
+    """Before and after, with the images by the names that they have there."""
+    images, (bicubic, subject) = measured.images, measured.rows[: _SUBJECT + 1]
     for number, place in enumerate(images.shown, start=1):
         name = f"{images.prefix}image-{number}"
-        title = f"{images.cases[place].name}: bicubic, and {subject}"
-        yield Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
-
-
-def _images(measured: Measured) -> Iterator[tuple[str, Image.Image]]:
-    """Those of the pictures, by name."""
-    bicubic, subject = measured.rows[0].shown, measured.rows[_SUBJECT].shown
-    for picture, place in zip(_pictures(measured), measured.images.shown, strict=True):
-        yield picture.before, Image.fromarray(bicubic[place])
-        yield picture.after, Image.fromarray(subject[place])
+        title = f"{images.cases[place].name}: bicubic, and {subject.method.name}"
+        picture = Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
+        shown = {picture.before: bicubic.shown[place], picture.after: subject.shown[place]}
+        yield picture, {name: Image.fromarray(pixels) for name, pixels in shown.items()}
 
 
 def _means(measured: Measured) -> Table:
-    grids = tuple(Column(name=name) for name in GRIDS.values()) if measured.images.has_truths else ()
+    grids = GRIDS if measured.images.has_truths else {}
     rows: list[tuple[Cell, ...]] = []
     for row in measured.rows:
         ratios = row.spectrum.ratios()
-        means = (*measured.scores.means(row.scores), *(ratios.get(period) for period in GRIDS if grids))
+        means = (*measured.scores.means(row.scores), *map(ratios.get, grids))
         rows.append((row.method.name, len(row.scores), *means, row.typical_seconds))
     return Table(
         name=f"{measured.images.prefix}quality",
         title=f"Mean scores{measured.images.titled}",
-        columns=(Column(name="method"), Column(name="images"), *measured.scores.columns(), *grids, _TIME),
+        columns=(
+            *(Column(name=name) for name in ("method", "images")),
+            *measured.scores.columns(),
+            *(Column(name=name) for name in grids.values()),
+            Column(name="time", unit="s"),
+        ),
         rows=tuple(rows),
         note=(
             "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
@@ -220,18 +215,16 @@ def _differences(measured: Measured) -> Table:
     """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
     subject, scores = measured.rows[_SUBJECT], measured.scores
     columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
+    rows = [
+        (row.method.name, *scores.means([*map(_less, row.scores, subject.scores)]))
+        for row in measured.rows
+        if row is not subject
+    ]
     return Table(
         name=f"{measured.images.prefix}differences",
         title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
         columns=(Column(name="method"), *columns),
-        rows=tuple(
-            (
-                row.method.name,
-                *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores, strict=True)]),
-            )
-            for row in measured.rows
-            if row is not subject
-        ),
+        rows=tuple(rows),
         note=(
             f"The method's score less that of {subject.method.name}; a difference is real where the brackets "
             "leave out 0."

@@ -19,7 +19,8 @@ from s3diff_benchmarks.report.writing import show_report, write_report
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from s3diff_runtime.command_line import typed_command
-from s3diff_runtime.options import Options, argument, infos_of, option
+from s3diff_runtime.options import Options, argument, group, infos_of, option
+from s3diff_training.weights import ModelSource
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class BundleRequest(BenchmarkRequest):
     """What those are asked that need a bundle."""
 
     bundle: Path = argument("Bundle to measure.")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    output: Output = group(Output)
 
     @property
     def bundles(self) -> tuple[Path, ...]:
@@ -64,9 +67,10 @@ class BundleRequest(BenchmarkRequest):
 
 @dataclass(frozen=True)
 class BundlesRequest(BundleRequest):
-    """What those are asked that set bundles beside each other."""
+    """What those are asked that set bundles beside each other, and beside PyTorch."""
 
     vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+    weights: ModelSource = group(ModelSource)
 
     @property
     def bundles(self) -> tuple[Path, ...]:

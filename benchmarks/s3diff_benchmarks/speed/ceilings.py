@@ -49,9 +49,7 @@ class Ceilings:
             name=CEILINGS,
             title="What this machine reaches at best",
             columns=(
-                Column(name="what"),
-                Column(name="precision"),
-                Column(name="device"),
+                *(Column(name=name) for name in ("what", "precision", "device")),
                 Column(name="measured", better="higher"),
                 Column(name="unit"),
             ),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple
 from itertools import permutations
 
-from s3diff_benchmarks.pictures.difference import NOTE, differences
+from s3diff_benchmarks.pictures.pixels import COLUMNS, NOTE, differences
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
 from s3diff_benchmarks.speed.ceilings import Ceilings
 from s3diff_benchmarks.speed.cold_start import ColdStart
@@ -42,8 +42,7 @@ def latency_table(timings: Sequence[Timings]) -> Table:
         columns=(
             Column(name="method"),
             *_CASE,
-            Column(name="part"),
-            Column(name="rounds"),
+            *(Column(name=name) for name in ("part", "rounds")),
             *seconds_columns(_SECONDS),
             Column(name="rate", unit="images/s", better="higher"),
             Column(name="time, first method = 1"),
@@ -82,8 +81,7 @@ def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | N
             Column(name="work", unit="TFLOP"),
             Column(name="intensity", unit="FLOP/byte"),
             Column(name="achieved", unit="TFLOP/s"),
-            Column(name="of the matrix product", unit="%"),
-            Column(name="of the roof", unit="%"),
+            *(Column(name=f"of the {limit}", unit="%") for limit in ("matrix product", "roof")),
         ),
         rows=tuple(rows),
         key=4,
@@ -112,12 +110,9 @@ def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Ta
         name="agreement",
         title="The same picture",
         columns=(
-            Column(name="method"),
-            Column(name="against"),
+            *(Column(name=name) for name in ("method", "against")),
             *_CASE,
-            Column(name="error", unit="levels", better="lower"),
-            Column(name="PSNR", unit="dB", better="higher", digits=4),
-            Column(name="largest difference", unit="levels"),
+            *(column for column in COLUMNS if column.name != "PSNR of the worst"),
         ),
         rows=tuple(rows),
         key=4,
@@ -134,8 +129,7 @@ def cold_start_table(found: Mapping[str, ColdStart], times: int) -> Table:
             Column(name="method"),
             Column(name="ready", unit="s", better="lower"),
             *(Column(name=name, unit="s") for name in _NEW_PROCESS),
-            Column(name="host memory", unit="MiB", better="lower"),
-            Column(name="device memory", unit="MiB", better="lower"),
+            *(Column(name=f"{held} memory", unit="MiB", better="lower") for held in ("host", "device")),
         ),
         rows=tuple((name, one.ready, *astuple(one)) for name, one in found.items()),
         note=(

@@ -12,31 +12,21 @@ from PIL import Image
 
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.methods import RELEASED, BundleMethod, Method, open_bundles
-from s3diff_benchmarks.pictures.drawn import given_or_drawn
+from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.published import table3
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
-from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.speed import latency_report
 from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
 from s3diff_benchmarks.speed.cold_start import ColdStart, Task, measure_cold_start
 from s3diff_benchmarks.speed.flops import bundle_work
-from s3diff_benchmarks.speed.latency import Case, Sampling, Timings, measure, picture_of
-from s3diff_benchmarks.speed.latency_report import (
-    agreement_table,
-    cold_start_table,
-    latency_table,
-    plots,
-    roofline,
-    stage_table,
-    table3_seconds,
-)
+from s3diff_benchmarks.speed.latency import Case, Timings, measure
 from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.options import option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
-from s3diff_training.weights import ModelSource
 
 _CEILING_SECONDS = 6.0
 _WITHOUT_PYTORCH = "PyTorch was not timed: pass --demo, or --base and --checkpoint"
@@ -49,7 +39,6 @@ class LatencyRequest(BundlesRequest):
     engines: tuple[str, ...] = option(
         ("auto",), "onnx, tensorrt, tensorrt-rtx, auto, or several with commas.", flags=("--engine",)
     )
-    device: str = option("cpu", "cpu, cuda or cuda:N.")
     sizes: tuple[int, ...] = option(
         (128,),
         "Sides of the square inputs, in pixels, with commas; the results have four times as many.",
@@ -69,8 +58,6 @@ class LatencyRequest(BundlesRequest):
     cold_starts: int = option(
         3, "New processes for the time to the first image and the memory; 0 leaves them out.", least=0
     )
-    weights: ModelSource = group(ModelSource)
-    output: Output = group(Output)
 
     @property
     def cases(self) -> list[Case]:
@@ -102,31 +89,37 @@ def run_latency(request: LatencyRequest) -> Findings:
         ):
             cases, too_large = _fitting(request.cases, bundles)
             baselines, trainable, pytorch_notes = _baselines(request, image)
-            sampling = Sampling(request.seconds, request.warm_up)
             timings = measure(
-                [*bundles, *baselines], cases, image, sampling, Path(folder), meter.joules, tell
+                [*bundles, *baselines],
+                cases,
+                image,
+                Path(folder),
+                seconds=request.seconds,
+                warm_up=request.warm_up,
+                counter=meter.joules,
+                progress=tell,
             )
-        picture = picture_of(image, cases[0].side)
+        picture = square_of(image, cases[0].side)
         cold_starts = _cold_starts(request, bundles, bool(baselines), picture, Path(folder))
     works = {
         (each.name, case): bundle_work(each.folder, each.upscaler.manifest, case.batch, case.side, case.side)
         for each, case in product(bundles, cases)
     }
     ceilings, ceiling_notes = _ceilings(request, bundles[0])
-    seconds = table3_seconds(timings)
+    seconds = latency_report.table3_seconds(timings)
     ours = seconds.pop(bundles[0].name, None)
     references: Sequence[Method] = baselines or bundles[:1]
     tables = [
-        latency_table(timings),
-        stage_table(timings, works, ceilings),
-        agreement_table(timings, [method.name for method in references]),
-        cold_start_table(cold_starts, request.cold_starts),
+        latency_report.latency_table(timings),
+        latency_report.stage_table(timings, works, ceilings),
+        latency_report.agreement_table(timings, [method.name for method in references]),
+        latency_report.cold_start_table(cold_starts, request.cold_starts),
         table3(ours, describe_machine().name, trainable, seconds),
     ]
-    drawn = list(plots(timings))
+    drawn = list(latency_report.plots(timings))
     if ceilings:
         tables.append(ceilings.table())
-        drawn.append(roofline(timings, bundles[0].name, ceilings))
+        drawn.append(latency_report.roofline(timings, bundles[0].name, ceilings))
     return Findings(
         tables=tuple(table for table in tables if table.rows),
         plots=tuple(drawn),
@@ -179,7 +172,7 @@ def _baselines(request: LatencyRequest, image: Pixels) -> tuple[list[Method], fl
         "PyTorch as released: fp32, the prompts one after the other, LoRA as branches. PyTorch tuned: "
         f"{how}, both prompts in one batch, LoRA merged. Both without sampling, prompts encoded before"
     )
-    return [released(network), tuned(network, picture_of(image, min(request.sizes)))], trainable, [note]
+    return [released(network), tuned(network, square_of(image, min(request.sizes)))], trainable, [note]
 
 
 def _ceilings(request: LatencyRequest, method: BundleMethod) -> tuple[Ceilings | None, list[str]]:

@@ -79,9 +79,8 @@ def open_loop(call: Call, rate: float, callers: int, seconds: float) -> Load:
             yield arrival
 
     waits = _serve(call, callers, arrived)
-    return Load(
-        rate, callers, len(waits) / (perf_counter() - start), Summary.of(waits), arrivals - len(waits)
-    )
+    served = len(waits) / (perf_counter() - start)
+    return Load(rate, callers, served, Summary.of(waits), arrivals - len(waits))
 
 
 def knee(loads: Sequence[Load], patience: float) -> float | None:
@@ -101,12 +100,11 @@ def _serve(call: Call, callers: int, begun: Callable[[], Iterator[float]]) -> li
     """Call for everything that `begun` gives each of the callers, and return the seconds since it began."""
 
     def waits(_: int) -> list[float]:
-        return [_seconds_since(moment, call) for moment in begun()]
+        taken = []
+        for moment in begun():
+            call()
+            taken.append(perf_counter() - moment)
+        return taken
 
     with ThreadPoolExecutor(callers, "caller") as threads:
         return [wait for each in threads.map(waits, range(callers)) for wait in each]
-
-
-def _seconds_since(moment: float, call: Call) -> float:
-    call()
-    return perf_counter() - moment

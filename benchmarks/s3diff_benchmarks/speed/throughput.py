@@ -11,11 +11,9 @@ from time import perf_counter
 from PIL import Image
 
 from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
-from s3diff_benchmarks.pictures.drawn import given_or_drawn
+from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.speed.latency import picture_of
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
@@ -23,7 +21,7 @@ from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.options import option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import Counted, counted
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -63,9 +61,7 @@ class ThroughputRequest(BundleRequest):
     """What is loaded, and how."""
 
     engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
-    devices: str = option(
-        "cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.", flags=("--device",)
-    )
+    device: str = option("cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.")
     size: int = option(128, "Side of the square inputs.", least=8, most=4096)
     callers: tuple[int, ...] = option(
         (1, 2, 4, 8, 16, 32, 64), "Concurrent callers, with commas.", least=1, most=256
@@ -74,7 +70,6 @@ class ThroughputRequest(BundleRequest):
     image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
     threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
     seconds: float = option(120.0, "For everything, about.", least=1)
-    output: Output = group(Output)
 
 
 @dataclass(frozen=True)
@@ -101,8 +96,8 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     Raises:
         RequestError, BundleError, JobError: see `Upscaler`.
     """
-    devices = listed_devices(request.devices)
-    image = picture_of(given_or_drawn(request.image), request.size)
+    devices = listed_devices(request.device)
+    image = square_of(given_or_drawn(request.image), request.size)
     options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
     with (
         TemporaryDirectory() as folder,
