@@ -22,7 +22,7 @@ from s3diff_benchmarks.speed.ceilings import Ceilings, measure_ceilings
 from s3diff_benchmarks.speed.cold_start import Task, measure_cold_start
 from s3diff_benchmarks.speed.flops import Work
 from s3diff_benchmarks.speed.latency import CALL, END_TO_END, Case, Timings, measure
-from s3diff_benchmarks.speed.latency_report import (
+from s3diff_benchmarks.speed.latency_run import (
     agreement_table,
     latency_table,
     plots,

@@ -14,7 +14,8 @@ from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
 from s3diff_benchmarks.pictures.pixels import middle
 from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreOptions, Scores, load_scores
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
-from s3diff_benchmarks.report.model import Column, Picture, Plot, Table
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Picture, Table
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.pictures.photograph import open_photograph
@@ -84,11 +85,7 @@ def run_control(request: ControlRequest) -> Findings:
 def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, scores: Scores) -> Findings:
     """Restore an image with every pair of scores, and at its estimate.
 
-    Args:
-        request: the grid.
-        lr: `[H, W, 3]`.
-        truth: `[4H, 4W, 3]`, or None.
-        scores: loaded with or without a truth.
+    `lr` is `[H, W, 3]`, and `truth`, where the scores need one, `[4H, 4W, 3]`.
 
     Raises:
         RequestError: when the truth is not four times as large as the input, or too small to score.
@@ -102,22 +99,14 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
         raise RequestError(f"the image is too small to score; expected at least {LEAST_SIDE} pixels a side")
     with Upscaler.open(request.bundle, request.engine, request.device) as upscaler:
         estimated, *grid = _settings(upscaler, request.levels, lr, truth, scores)
-    plot = Plot(
-        name="control",
-        title="Fine detail under control",
-        kind="line",
-        table="control",
-        x="noise",
-        y=DETAIL,
-        by="blur",
-        where={"setting": tuple(setting.name for setting in grid)},
-        x_label="noise score",
-        log_y=min(setting.scores[DETAIL] for setting in grid) > 0,
-    )
+    shown = {
+        "where": {"setting": tuple(setting.name for setting in grid)},
+        "log_y": min(setting.scores[DETAIL] for setting in grid) > 0,
+    }
     title = "Noise score downwards, blur score to the right"
     return Findings(
         tables=(_table([estimated, *grid], scores),),
-        plots=(plot,),
+        plots=(plot("control", shown),),
         pictures=(Picture(name="control", title=title, before=_SHEET, after=_SHEET),),
         notes=(*_shared_bins(grid), *scores.notes),
         images={_SHEET: _sheet([setting.result.pixels for setting in grid], request.levels)},
@@ -138,7 +127,6 @@ def _settings(
 
 
 def _table(settings: Sequence[Setting], scores: Scores) -> Table:
-    # No arrows: a score set by hand is not meant to be as good as it can be.
     figures = (score.columns()[0].model_copy(update={"better": ""}) for score in scores.scores)
     rows = []
     for setting in settings:
@@ -146,13 +134,7 @@ def _table(settings: Sequence[Setting], scores: Scores) -> Table:
         measured = (value if np.isfinite(value) else None for value in setting.scores.values())
         bin_name = chosen.name if chosen else None
         rows.append((setting.name, applied["noise"], applied["blur"], bin_name, *measured))
-    return Table(
-        name="control",
-        title="Scores set by hand",
-        columns=(*(Column(name=name) for name in ("setting", "noise", "blur", "bin")), *figures),
-        rows=tuple(rows),
-        note=f"{DETAIL}: power of luma above half the Nyquist frequency; a higher noise score removes it.",
-    )
+    return table("control", rows, tuple(figures))
 
 
 def _shared_bins(grid: Sequence[Setting]) -> Iterator[str]:

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from s3diff_benchmarks.methods import Input, bundle_names
-from s3diff_benchmarks.pictures.pixels import COLUMNS, NOTE, differences, middle
+from s3diff_benchmarks.pictures.pixels import NOTE, differences, middle
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
-from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Cell, Plot, Table
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import option
@@ -30,19 +31,6 @@ if TYPE_CHECKING:
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
-_ABSCISSAS: dict[str, dict[str, Any]] = {
-    "bins": {"title": "Error of the nearest bin", "x": "bins", "log_x": True, "from_zero": True},
-    "bundles": {"title": "Error of bundles", "x": "precision", "by": ("mode", "bins", "engine")},
-    "tiles": {
-        "title": "Error of tiles",
-        "x": "overlap",
-        "by": "tile",
-        "x_label": "overlap (low-resolution pixels)",
-        "from_zero": True,
-    },
-}
-"""What the error is drawn over, by the table."""
-_OF_BUNDLES = ("bundle", "engine", "mode", "precision", "bins")
 
 
 class Effort(NamedTuple):
@@ -132,7 +120,7 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
         tables += [compare_bins(exact, trials), _compare_bundles(request, exact, small, trials, notes)]
     (large,) = _cut_or_drawn(images[:1], request.effort.tiled_side, 1, request.seed)
     tables.append(_compare_tiles(request, large, notes))
-    tables = [table for table in tables if table.rows]
+    tables = [each for each in tables if each.rows]
     return Findings(tuple(tables), plots=tuple(map(_plot, tables)), notes=tuple(notes))
 
 
@@ -177,13 +165,7 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
                 centre = Trial(image, *(nearest_centre(score, side) for score in scores))
                 pairs.append((exact(centre), exact(Trial(image, *scores))))
             rows.append((f"{side}×{side}", side * side, *differences(pairs)))
-    return Table(
-        name="bins",
-        title="Nearest bin against exact weights, both in PyTorch fp32",
-        columns=(Column(name="grid"), Column(name="bins"), *COLUMNS),
-        rows=tuple(rows),
-        note=f"Over {len(trials)} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
-    )
+    return table("bins", rows, trials=len(trials), differences=NOTE)
 
 
 def _compare_bundles(
@@ -208,14 +190,7 @@ def _compare_bundles(
                     pairs.append((result.pixels, exact(trial)))
             mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
             rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
-    return Table(
-        name="bundles",
-        title="Bundles against PyTorch fp32",
-        columns=(*(Column(name=name) for name in _OF_BUNDLES), *COLUMNS),
-        rows=tuple(rows),
-        key=2,
-        note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {NOTE}",
-    )
+    return table("bundles", rows, differences=NOTE)
 
 
 def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
@@ -238,14 +213,7 @@ def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) 
                 continue
             rows.append((tile, overlap, *differences([(cut, whole)])))
     height, width = picture.shape[:2]
-    return Table(
-        name="tiles",
-        title=f"Tiles against an image of {width}×{height} in one piece",
-        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
-        rows=tuple(rows),
-        key=2,
-        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
-    )
+    return table("tiles", rows, width=width, height=height, differences=NOTE)
 
 
 def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
@@ -254,15 +222,7 @@ def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int
         return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
 
 
-def _plot(table: Table) -> Plot:
+def _plot(errors: Table) -> Plot:
     """The errors of a table; equal images have no place on a logarithmic axis."""
-    of_bundles = table.name == "bundles"  # among which bins and precision are orders of magnitude apart
-    return Plot(
-        name="precision" if of_bundles else table.name,
-        kind="line",
-        table=table.name,
-        y="error",
-        y_label="error (levels of 255)",
-        log_y=of_bundles and all(record["error"] for record in table.records),
-        **_ABSCISSAS[table.name],
-    )
+    equal = not all(record["error"] for record in errors.records)
+    return plot(errors.name, {"log_y": False} if equal else {})

@@ -18,8 +18,8 @@ import numpy as np
 from s3diff_benchmarks.methods import Input, Method
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured
 from s3diff_benchmarks.pictures.pairs import Case
-from s3diff_benchmarks.pictures.scores import DETAIL
-from s3diff_benchmarks.report.model import Column, Table
+from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.report.model import Table
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
 from s3diff_runtime.vocabulary import SCALE
@@ -79,32 +79,18 @@ def measure_network(
     """What scores do not say of a network, and the targets that it meets or misses.
 
     Args:
-        network: in evaluation mode, on its device.
-        method: that network.
-        folder: of the held-out photographs.
-        held_out: on these.
+        network: in evaluation mode, on its device; `method` runs it.
+        folder: of the held-out photographs, on which `held_out` was measured.
         pairs: on real pairs, which have targets of their own.
     """
     from s3diff_training.train.estimator import degraded_crops, rank_correlation
 
     detail = _fine_detail(method, held_out.images)
-    yield Table(
-        name="control",
-        title="Fine detail by the noise score set by hand",
-        columns=(Column(name="noise score"), Column(name=DETAIL, unit="levels²")),
-        rows=tuple(detail.items()),
-        note="Mean over the photographs, each with its first seed; a higher score must remove detail.",
-    )
+    yield table("detail", detail.items())
     shortest = SCALE * min(min(open_photograph(case.lr).size) for case in held_out.images.cases)
     crops = degraded_crops(folder, CROPS, min(CROP, shortest))
     spearman = rank_correlation(network.estimator, crops)
-    yield Table(
-        name="estimator",
-        title="Estimated against true levels of degradation",
-        columns=(Column(name="axis"), Column(name="Spearman", better="higher")),
-        rows=tuple(spearman.items()),
-        note=f"Rank correlation over {CROPS} random crops, degraded as in training.",
-    )
+    yield table("estimator", spearman.items(), crops=CROPS)
     if "LPIPS" in held_out.scores.labels:
         of_pairs = _compared(pairs, method) if pairs else None
         yield target_table(_compared(held_out, method), of_pairs, detail, spearman)
@@ -132,11 +118,8 @@ def target_table(
 ) -> Table:
     """What a good model reaches; a target that is missed is shown and is no error.
 
-    Args:
-        held_out: on held-out photographs.
-        pairs: on real pairs, where some were given.
-        detail: fine detail by the noise score set by hand, rising.
-        spearman: by axis, the rank correlation of estimated and true levels.
+    `pairs` are real ones, where some were given; `detail` is by the noise score set by hand, rising, and
+    `spearman` by axis the rank correlation of estimated and true levels.
     """
     ours, bicubic = held_out
     step = max(after / before for before, after in pairwise(detail.values()))
@@ -154,19 +137,12 @@ def target_table(
         ("Spearman, blur, at least", spearman["blur"], ge, 0.6),
     ]
     # NaN meets no limit.
-    rows = [
-        (name, limit, figure, "met" if meets(figure, limit) else "MISSED")
-        for name, figure, meets, limit in targets
-    ]
-    return Table(
-        name="targets",
-        title="What a good model reaches",
-        columns=(
-            Column(name="target"),
-            *(Column(name=name, digits=4) for name in ("limit", "measured")),
-            Column(name="verdict"),
-        ),
-        rows=tuple(rows),
+    return table(
+        "targets",
+        [
+            (name, limit, figure, "met" if meets(figure, limit) else "MISSED")
+            for name, figure, meets, limit in targets
+        ],
     )
 
 

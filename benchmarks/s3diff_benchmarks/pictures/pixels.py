@@ -5,18 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from s3diff_benchmarks.report.model import Cell, Column
+from s3diff_benchmarks.report.model import Cell
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.drawn_pictures import draw_picture
 
-COLUMNS = (
-    Column(name="error", unit="levels", better="lower"),
-    Column(name="PSNR", unit="dB", better="higher", digits=4),
-    Column(name="PSNR of the worst", unit="dB", better="higher", digits=4),
-    Column(name="largest difference", unit="levels", better="lower"),
-)
-"""Of what `differences` gives."""
 NOTE = "error: root mean square over all pixels and channels, of 255 levels; PSNR is empty for equal images."
 
 
@@ -43,7 +36,7 @@ def square_of(image: Pixels, side: int) -> Pixels:
 
 
 def differences(pairs: Sequence[tuple[Pixels, Pixels]]) -> tuple[Cell, ...]:
-    """The cells under `COLUMNS` for pairs of uint8 images of equal shapes; at least one.
+    """Error, PSNR, PSNR of the worst and largest difference of pairs of uint8 images of equal shapes.
 
     PSNR is empty where all images, or those of the worst pair, are equal.
     """

@@ -17,6 +17,7 @@ from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
 from s3diff_benchmarks.pictures.scores import HOW, ScoreOptions, load_scores
 from s3diff_benchmarks.published import DATASETS, dataset_named, quality_rows
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
+from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.rendering import render
@@ -29,18 +30,8 @@ from s3diff_training.weights import ModelSource
 PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
 """Of what is measured in the first place, among the rows: behind bicubic."""
-_PUBLISHED = {
-    "PSNR-Y": "psnr",
-    "SSIM-Y": "ssim",
-    "LPIPS": "lpips",
-    "DISTS": "dists",
-    "FID": "fid",
-    "NIQE": "niqe",
-    "MUSIQ": "musiq",
-    "MANIQA": "maniqa",
-    "CLIPIQA": "clipiqa",
-}
-"""Columns, and the fields of `PublishedQuality` that they show."""
+_PUBLISHED = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
+"""The fields of `PublishedQuality` in the order of the table's columns."""
 _GRID_NOTE = (
     " grid: how far one of that period, in pixels, stands out of the difference from the truth where that is "
     "flattest; 1 where there is none."
@@ -192,23 +183,14 @@ def _means(measured: Measured) -> Table:
         ratios = row.spectrum.ratios()
         means = (*measured.scores.means(row.scores), *map(ratios.get, grids))
         rows.append((row.method.name, len(row.scores), *means, row.typical_seconds))
-    return Table(
-        name=f"{measured.images.prefix}quality",
-        title=f"Mean scores{measured.images.titled}",
-        columns=(
-            *(Column(name=name) for name in ("method", "images")),
-            *measured.scores.columns(),
-            *(Column(name=name) for name in grids.values()),
-            Column(name="time", unit="s"),
-        ),
-        rows=tuple(rows),
-        note=(
-            "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
-            "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
-            "with the result made small again; fine detail is the power above half the Nyquist frequency."
-            + (_GRID_NOTE if grids else "")
-        ),
+    columns = (
+        *measured.scores.columns(),
+        *(Column(name=name) for name in grids.values()),
+        Column(name="time", unit="s"),
     )
+    images = measured.images
+    note = _GRID_NOTE if grids else ""
+    return table("quality", rows, columns, images.prefix, images=images.titled, grid=note)
 
 
 def _differences(measured: Measured) -> Table:
@@ -220,16 +202,8 @@ def _differences(measured: Measured) -> Table:
         for row in measured.rows
         if row is not subject
     ]
-    return Table(
-        name=f"{measured.images.prefix}differences",
-        title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
-        columns=(Column(name="method"), *columns),
-        rows=tuple(rows),
-        note=(
-            f"The method's score less that of {subject.method.name}; a difference is real where the brackets "
-            "leave out 0."
-        ),
-    )
+    images, name = measured.images, subject.method.name
+    return table("differences", rows, tuple(columns), images.prefix, subject=name, images=images.titled)
 
 
 def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -237,38 +211,17 @@ def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, flo
 
 
 def _published(dataset: str) -> Table:
-    return Table(
-        name="published",
-        title=f"Published scores on {dataset}, not measured here",
-        columns=(
-            Column(name="method"),
-            # No arrows: these are constants, and comparing two reports must not judge them.
-            *(Column(name=label, digits=4) for label in _PUBLISHED),
-            Column(name="source"),
-        ),
-        rows=tuple(
-            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source)
-            for row in quality_rows(dataset)
-        ),
-        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
+    rows = (
+        (row.name, *(getattr(row, name) for name in _PUBLISHED), row.source) for row in quality_rows(dataset)
     )
+    return table("published", rows, dataset=dataset)
 
 
 def _plane(measured: Measured) -> Iterator[Plot]:
     """Distortion against perception, where there are truths."""
     means = [row.means for row in measured.rows]
     if any("LPIPS" in each and np.isfinite(each["PSNR-Y"]) for each in means):
-        yield Plot(
-            name=f"{measured.images.prefix}quality",
-            title=f"Near the truth, and looking like it{measured.images.titled}",
-            kind="scatter",
-            table=f"{measured.images.prefix}quality",
-            x="PSNR-Y",
-            y="LPIPS",
-            by="method",
-            x_label="PSNR-Y (dB), higher is nearer",
-            y_label="LPIPS, lower looks more alike",
-        )
+        yield plot("quality", prefix=measured.images.prefix, images=measured.images.titled)
 
 
 def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:

@@ -14,7 +14,8 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 
-from s3diff_benchmarks.report.model import CEILINGS, Column, Table
+from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.report.model import CEILINGS, Table
 from s3diff_benchmarks.statistics import Summary, sample_interleaved
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
@@ -45,20 +46,11 @@ class Ceilings:
 
     def table(self) -> Table:
         """For a report."""
-        return Table(
-            name=CEILINGS,
-            title="What this machine reaches at best",
-            columns=(
-                *(Column(name=name) for name in ("what", "precision", "device")),
-                Column(name="measured", better="higher"),
-                Column(name="unit"),
-            ),
-            rows=(
-                ("matrix product", self.precision, self.device, self.flops / 1e12, "TFLOP/s"),
-                ("copy", self.precision, self.device, self.bandwidth / 1e9, "GB/s"),
-            ),
-            note="Large operators of ONNX Runtime, measured in the same run; medians.",
+        rows = (
+            ("matrix product", self.precision, self.device, self.flops / 1e12, "TFLOP/s"),
+            ("copy", self.precision, self.device, self.bandwidth / 1e9, "GB/s"),
         )
+        return table(CEILINGS, rows)
 
 
 def measure_ceilings(device: str, precision: str, threads: int | None, seconds: float) -> Ceilings:

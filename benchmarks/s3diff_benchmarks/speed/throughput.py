@@ -13,7 +13,8 @@ from PIL import Image
 from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
 from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
-from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Cell, Table
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
@@ -34,26 +35,6 @@ _PATIENCE = 3.0
 """Times the median of a single caller, within which 95 % of the arrivals must be served."""
 _MOST_IMAGES = 2000
 _WAITS = ("median", "low", "high", "p95", "p99")
-_CALLERS_PLOT = Plot(
-    name="callers",
-    title="Images per second, by callers that wait",
-    kind="line",
-    table="callers",
-    x="callers",
-    y="served",
-    log_x=True,
-    from_zero=True,
-)
-_ARRIVALS_PLOT = Plot(
-    name="arrivals",
-    title="Waiting time, by arrivals",
-    kind="line",
-    table="arrivals",
-    x="offered",
-    y=("median", "p95", "p99", "in time"),
-    y_label="seconds from arrival to result",
-    log_y=True,
-)
 
 
 @dataclass(frozen=True)
@@ -118,10 +99,10 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     return Findings(
         tables=(
             _summary_table(from_folder, closed, best, request.size),
-            _load_table("callers", "Callers that wait", closed),
-            _load_table("arrivals", "Arrivals at fixed rates", opened, patience),
+            table("callers", ((load.callers, *_figures(load)) for load in closed)),
+            table("arrivals", ((load.offered, *_figures(load), load.late, patience) for load in opened)),
         ),
-        plots=(_CALLERS_PLOT, _ARRIVALS_PLOT),
+        plots=(plot("callers"), plot("arrivals")),
         notes=(
             f"knee: the highest rate of which all were served, and 95 % of them within {patience:.3g} s, "
             f"{_PATIENCE:.0f} times the median with the fewest callers",
@@ -184,56 +165,11 @@ def _summary_table(run: _FolderRun, closed: Sequence[Load], best: float | None, 
         ("callers, at best", size, most.images, most.served, most.served, None),
         ("arrivals, at the knee", size, None, best, best, None),
     )
-    return Table(
-        name="throughput",
-        title="Images per second",
-        columns=(
-            Column(name="load"),
-            Column(name="size", unit="pixels"),
-            Column(name="images"),
-            Column(name="rate", unit="images/s", better="higher"),
-            Column(name="each device", unit="images/s", better="higher"),
-            Column(name="energy", unit="J/image", better="lower"),
-        ),
-        rows=rows,
-        key=2,
-        note=(
-            "folder: from PNG to PNG, reading and writing beside the network, in batches. callers and "
-            "arrivals: from pixels to pixels, one image a call."
-        ),
-    )
+    return table("throughput", rows)
 
 
-def _load_table(name: str, title: str, loads: Sequence[Load], patience: float | None = None) -> Table:
-    by_rate = patience is not None
-    head = Column(name="offered", unit="images/s") if by_rate else Column(name="callers")
-    return Table(
-        name=name,
-        title=title,
-        columns=(
-            head,
-            Column(name="served", unit="images/s", better="" if by_rate else "higher"),
-            *seconds_columns(_WAITS),
-            Column(name="images"),
-            *((Column(name="given up", better="lower"), Column(name="in time", unit="s")) if by_rate else ()),
-        ),
-        rows=tuple(
-            (
-                load.offered if by_rate else load.callers,
-                load.served,
-                *(getattr(load.waits, each) for each in _WAITS),
-                load.images,
-                *((load.late, patience) if by_rate else ()),
-            )
-            for load in loads
-        ),
-        note=(
-            "Seconds from the arrival to the result; what nobody had begun at the end was given up. in time: "
-            "what 95 % of the arrivals must not exceed."
-            if by_rate
-            else "Seconds from asking to the result; low and high: 95 % confidence interval of the median."
-        ),
-    )
+def _figures(load: Load) -> tuple[Cell, ...]:
+    return load.served, *(getattr(load.waits, each) for each in _WAITS), load.images
 
 
 def _device_notes(devices: Sequence[str], run: _FolderRun) -> Iterator[str]:
