@@ -145,7 +145,7 @@ def flat_patches(truth: Pixels, fraction: float) -> list[tuple[slice, slice]]:
         )
     corners = product(*(range(0, side - PATCH + 1, PATCH) for side in values.shape))
     windows = [(slice(top, top + PATCH), slice(left, left + PATCH)) for top, left in corners]
-    windows.sort(key=lambda window: _gradient_energy(values[window]))
+    windows.sort(key=lambda window: sum(np.mean(np.diff(values[window], axis=axis) ** 2) for axis in (0, 1)))
     return windows[: max(1, round(fraction * len(windows)))]
 
 
@@ -194,8 +194,3 @@ def _peak_ratio(power: FloatImage, at: int) -> float:
         peak += float(block[_SURROUND, _SURROUND])
         surround += float(block[beyond].mean())
     return (peak + _NO_POWER) / (surround + _NO_POWER)
-
-
-def _gradient_energy(values: FloatImage) -> float:
-    vertical, horizontal = np.diff(values, axis=0), np.diff(values, axis=1)
-    return float(np.mean(vertical**2) + np.mean(horizontal**2))

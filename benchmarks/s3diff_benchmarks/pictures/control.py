@@ -69,9 +69,6 @@ def run_control(request: ControlRequest) -> Findings:
 
     \b
       s3diff-export bench control s3diff.bundle photograph.jpg --steps 5 -o control
-
-    Raises:
-        RequestError, BundleError, JobError: see `measure_control`.
     """
     from s3diff_benchmarks.pytorch_method import torch_device
 

@@ -63,11 +63,9 @@ class DISTS(nn.Module):
 
     @classmethod
     def load(cls, vgg: LPIPS, weights: Path | None = None) -> DISTS:
-        """DISTS with its published weights.
+        """DISTS with its published weights, on LPIPS's VGG16.
 
-        Args:
-            vgg: LPIPS of VGG16, loaded.
-            weights: `weights.pt` of the authors; None looks into the installed package dists-pytorch.
+        `weights` is the authors' `weights.pt`; None looks into the installed package dists-pytorch.
 
         Raises:
             RequestError: if there is no such file, or it does not hold `alpha` and `beta`.
@@ -105,14 +103,11 @@ class DISTS(nn.Module):
     def _features(self, image: Tensor) -> list[Tensor]:
         tapped, features = [image], (image - self.mean) / self.deviation
         for stage, convs in enumerate(_STAGES):
-            features = self._pooled(features) if stage else features
+            if stage:
+                kernel = self.pooling.expand(features.shape[1], 1, 3, 3)
+                squares = functional.conv2d(features**2, kernel, stride=2, padding=1, groups=len(kernel))
+                features = (squares + 1e-12).sqrt()
             for place in convs:
                 features = functional.relu(self.convs[place](features))
             tapped.append(features)
         return tapped
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        channels = features.shape[1]
-        kernel = self.pooling.expand(channels, 1, 3, 3)
-        squares = functional.conv2d(features**2, kernel, stride=2, padding=1, groups=channels)
-        return (squares + 1e-12).sqrt()

@@ -71,7 +71,7 @@ class Trial(NamedTuple):
 
 
 Exact = Callable[[Trial], Pixels]
-"""What PyTorch makes of a trial: uint8 RGB `[4H, 4W, 3]`."""
+"""What PyTorch makes of a trial, `[4H, 4W, 3]`."""
 
 
 def run_fidelity(request: FidelityRequest) -> Findings:
@@ -83,9 +83,6 @@ def run_fidelity(request: FidelityRequest) -> Findings:
 
     \b
       s3diff-export bench fidelity dynamic-fp16.bundle --vs merged-fp16.bundle --demo -o fidelity
-
-    Raises:
-        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
     from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
 
@@ -99,10 +96,8 @@ def run_fidelity(request: FidelityRequest) -> Findings:
 def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
     """Compare everything that the request and the machine allow.
 
-    Args:
-        request: what to compare.
-        images: photographs, uint8 RGB `[H, W, 3]`; none draws pictures.
-        network: of the bundles' weights, in fp32; None compares tiles alone.
+    `images` are photographs, none draws pictures; `network` is of the bundles' weights, in fp32, and without
+    it tiles alone are compared.
 
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.

@@ -39,9 +39,7 @@ CROPS, CROP = 128, 256
 def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     """Degrade the photographs of a folder, each with every seed.
 
-    Args:
-        folder: searched at every depth.
-        limit: take only that many photographs, the first by name.
+    The folder is searched at every depth; `limit` takes only so many photographs, the first by name.
 
     Raises:
         RequestError: when there is no photograph of 64 pixels a side or more.

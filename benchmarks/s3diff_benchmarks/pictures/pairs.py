@@ -94,13 +94,8 @@ def find_cases(
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """Match the images of two folders by the stems of their names.
 
-    Args:
-        lr: folder of low-resolution images.
-        hr: folder of truths; None measures without.
-        limit: take only that many, the first by name.
-
-    Returns:
-        The cases by name, and a note on every kind of image that was left out.
+    Gives the cases by name, only the first `limit` of them, and a note on every kind of image that was left
+    out; without a folder of truths, all low-resolution images.
 
     Raises:
         RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four

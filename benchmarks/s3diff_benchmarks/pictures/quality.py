@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
 
-PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
 """Of what is measured in the first place, among the rows: behind bicubic."""
 _PUBLISHED = ("psnr", "ssim", "lpips", "dists", "fid", "niqe", "musiq", "maniqa", "clipiqa")
@@ -116,7 +116,6 @@ def run_quality(request: QualityRequest) -> Findings:
 
     Raises:
         RequestError: for folders that do not fit (see `pairs`), and for a card without LPIPS.
-        RequestError, BundleError, JobError: see `Upscaler`.
     """
     from s3diff_benchmarks.pytorch_method import BicubicMethod, exact, pytorch_notes, torch_device
 
@@ -140,7 +139,7 @@ def run_quality(request: QualityRequest) -> Findings:
             for images in (photographs, held_out)
             if images
         ]
-    tables = [table for each in measured for table in (_means(each), _differences(each))]
+    tables = [made for each in measured for made in (_means(each), _differences(each))]
     if network is not None and request.held_out:
         pairs = measured[0] if request.hr else None
         tables += measure_network(network, methods[-1], request.held_out, measured[-1], pairs)
@@ -149,7 +148,9 @@ def run_quality(request: QualityRequest) -> Findings:
         if request.picture:
             write_picture(measured[-1], methods[-1], request.picture)
     if request.dataset:
-        tables.append(_published(request.dataset))
+        columns = attrgetter("name", *_PUBLISHED, "source")
+        rows = map(columns, quality_rows(request.dataset))
+        tables.append(table("published", rows, dataset=request.dataset))
     notes = [*pytorch_notes(request.weights, request.device, device, request.bundles)]
     if not request.scoring.no_reference:
         notes.append(f"not asked for: {HOW}")
@@ -161,7 +162,7 @@ def run_quality(request: QualityRequest) -> Findings:
         pictures=tuple(picture for picture, _ in pictures),
         notes=(*notes, *_peer_notes(peers), *scores.notes),
         images={name: image for _, images in pictures for name, image in images.items()},
-        files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
+        files={f"{each.images.prefix}per-image.csv": per_image_csv(each) for each in measured},
     )
 
 
@@ -208,13 +209,6 @@ def _differences(measured: Measured) -> Table:
 
 def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {label: one[label] - other[label] for label in one}
-
-
-def _published(dataset: str) -> Table:
-    rows = (
-        (row.name, *(getattr(row, name) for name in _PUBLISHED), row.source) for row in quality_rows(dataset)
-    )
-    return table("published", rows, dataset=dataset)
 
 
 def _plane(measured: Measured) -> Iterator[Plot]:

@@ -118,10 +118,7 @@ def load_scores(options: ScoreOptions, truth: bool, device: str = "cpu") -> Scor
 
     Weights that were not named and are not installed leave a note; those that were named must be there.
 
-    Args:
-        options: see there.
-        truth: whether there are truths to compare with.
-        device: of torch, for the learned scores.
+    `truth` says whether there are truths to compare with; `device` is of torch, for the learned scores.
 
     Raises:
         RequestError: for named weights that cannot be read, and for no-reference scores without pyiqa.

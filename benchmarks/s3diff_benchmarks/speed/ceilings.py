@@ -56,12 +56,8 @@ class Ceilings:
 def measure_ceilings(device: str, precision: str, threads: int | None, seconds: float) -> Ceilings:
     """Multiply large matrices and copy a large array on a device, with ONNX Runtime.
 
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`.
-        precision: `fp32` or `fp16`, of the graphs that are compared; on a CPU, whose kernels compute fp16
-            in fp32, always fp32.
-        threads: of the CPU; None takes its cores.
-        seconds: to spend, about.
+    `precision` is `fp32` or `fp16`, of the graphs that are compared; on a CPU, whose kernels compute fp16 in
+    fp32, always fp32. `threads` are the CPU's, None takes its cores, and it all takes about `seconds`.
 
     Raises:
         RequestError: when ONNX Runtime does not serve the device.

@@ -80,15 +80,9 @@ def measure(
 ) -> list[Timings]:
     """Time every method in every case, in rounds with an order drawn anew, until the medians are settled.
 
-    Args:
-        methods: whose names differ.
-        cases: one after the other.
-        image: uint8 RGB `[H, W, 3]`, from whose middle inputs are cut.
-        folder: for files that are read and written; of the caller to remove.
-        seconds: for all cases together; each gets an equal share.
-        warm_up: runs of every method before anything counts.
-        counter: of the energy of the calls.
-        progress: told the share that is done, from 0 to 1, and what runs.
+    Inputs are cut from the middle of `image`, uint8 RGB `[H, W, 3]`; files are read and written in `folder`,
+    which is the caller's to remove. `seconds` are for all cases together, each of which gets an equal share;
+    `warm_up` runs of every method come before anything counts. `progress` is told the share that is done.
 
     Returns:
         In the order of the cases, and within each of the methods.

@@ -79,9 +79,6 @@ def run_latency(request: LatencyRequest) -> Findings:
     \b
       s3diff-export bench latency s3diff.bundle --size 128,256 --batch 1,4 -o latency
       s3diff-export bench latency s3diff.bundle --engine onnx,tensorrt --device cuda --demo
-
-    Raises:
-        RequestError, BundleError, JobError: see `Upscaler`.
     """
     image = given_or_drawn(request.image)
     options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
@@ -245,9 +242,7 @@ def stage_table(timings: Sequence[Timings], works: Works, ceilings: Ceilings | N
 def agreement_table(timings: Sequence[Timings], references: Sequence[str]) -> Table:
     """How far the methods' images are from each other: times of different results do not compare.
 
-    Args:
-        timings: with images.
-        references: names of the methods that the others are held against.
+    The methods that `references` names are those that the others are held against.
     """
     rows: list[tuple[Cell, ...]] = []
     for one, other in permutations(timings, 2):

@@ -36,10 +36,8 @@ class Load:
 def closed_loop(call: Call, callers: int, seconds: float) -> Load:
     """Callers that each ask again as soon as they have their result; all finish what they began.
 
-    Args:
-        call: for one image; from several threads at once.
-        callers: threads.
-        seconds: after which nobody asks again. Each caller asks at least once.
+    `call` is for one image, and from several threads at once. After so many seconds nobody asks again; each
+    caller asks at least once.
     """
     start = perf_counter()
 

@@ -14,7 +14,7 @@ from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
 from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import plot, table
-from s3diff_benchmarks.report.model import Cell, Table
+from s3diff_benchmarks.report.model import Cell
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
@@ -53,16 +53,6 @@ class ThroughputRequest(BundleRequest):
     seconds: float = option(120.0, "For everything, about.", least=1)
 
 
-@dataclass(frozen=True)
-class _FolderRun:
-    """Upscaling a folder: reading, network and writing overlap."""
-
-    images: int
-    seconds: float
-    devices: int
-    joules: float | None
-
-
 def run_throughput(request: ThroughputRequest) -> Findings:
     """Images per second of BUNDLE: from a folder, with callers that wait, and with arrivals that do not.
 
@@ -73,9 +63,6 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     \b
       s3diff-export bench throughput s3diff.bundle -o throughput
       s3diff-export bench throughput s3diff.bundle --device all --seconds 300 -o throughput --html
-
-    Raises:
-        RequestError, BundleError, JobError: see `Upscaler`.
     """
     devices = listed_devices(request.device)
     image = square_of(given_or_drawn(request.image), request.size)
@@ -95,10 +82,15 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         from_folder = _folder(fleet, image, Path(folder), request)
         closed, opened = _loads(lambda: methods[0]([Input(image)]), request, tell)
     patience = _PATIENCE * closed[0].waits.median
-    best = knee(opened, patience)
+    most, best = max(closed, key=lambda load: load.served), knee(opened, patience)
+    summary = (
+        from_folder,
+        ("callers, at best", request.size, most.images, most.served, most.served, None),
+        ("arrivals, at the knee", request.size, None, best, best, None),
+    )
     return Findings(
         tables=(
-            _summary_table(from_folder, closed, best, request.size),
+            table("throughput", summary),
             table("callers", ((load.callers, *_figures(load)) for load in closed)),
             table("arrivals", ((load.offered, *_figures(load), load.late, patience) for load in opened)),
         ),
@@ -107,13 +99,13 @@ def run_throughput(request: ThroughputRequest) -> Findings:
             f"knee: the highest rate of which all were served, and 95 % of them within {patience:.3g} s, "
             f"{_PATIENCE:.0f} times the median with the fewest callers",
             "callers and arrivals use one device, and ask for one image a call",
-            *_device_notes(devices, from_folder),
+            *_device_notes(devices, measured=from_folder[-1] is not None),
         ),
     )
 
 
-def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputRequest) -> _FolderRun:
-    """Upscale as many images as fit the time, after a small folder that tells how many these are."""
+def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputRequest) -> tuple[Cell, ...]:
+    """The row of as many images as fit the time, after a small folder that tells how many these are."""
     least = request.batch * len(fleet.upscalers)
     seconds = _timed_folder(fleet, image, folder / "first", least)
     fitting = int(request.seconds * _FOLDER_SHARE * least / seconds)
@@ -121,8 +113,9 @@ def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputReques
     spent: list[float] = []
     with gpu_meter(fleet.upscalers[0].device) as meter, energy(meter.joules, spent):
         seconds = _timed_folder(fleet, image, folder / "second", images)
-    joules = spent[0] if spent and len(fleet.upscalers) == 1 else None
-    return _FolderRun(images, seconds, len(fleet.upscalers), joules)
+    devices, rate = len(fleet.upscalers), images / seconds
+    joules = spent[0] / images if spent and devices == 1 else None
+    return "folder", request.size, images, rate, rate / devices, joules
 
 
 def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> float:
@@ -157,23 +150,12 @@ def _loads(call: Call, request: ThroughputRequest, tell: Counted) -> tuple[list[
     return closed, opened
 
 
-def _summary_table(run: _FolderRun, closed: Sequence[Load], best: float | None, size: int) -> Table:
-    most = max(closed, key=lambda load: load.served)
-    rate = run.images / run.seconds
-    rows: tuple[tuple[Cell, ...], ...] = (
-        ("folder", size, run.images, rate, rate / run.devices, run.joules and run.joules / run.images),
-        ("callers, at best", size, most.images, most.served, most.served, None),
-        ("arrivals, at the knee", size, None, best, best, None),
-    )
-    return table("throughput", rows)
-
-
 def _figures(load: Load) -> tuple[Cell, ...]:
     return load.served, *(getattr(load.waits, each) for each in _WAITS), load.images
 
 
-def _device_notes(devices: Sequence[str], run: _FolderRun) -> Iterator[str]:
+def _device_notes(devices: Sequence[str], measured: bool) -> Iterator[str]:
     if len(devices) > 1:
         yield f"the folder was shared among {', '.join(devices)}; callers and arrivals used {devices[0]}"
-    if run.joules is None:
+    if not measured:
         yield "energy was not measured: NVML counts it, for one GPU at a time"
