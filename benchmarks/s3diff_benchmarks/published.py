@@ -9,7 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 
-from s3diff_benchmarks.report.model import Cell, Column, Row, Table
+from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.report.model import Cell, Row, Table
 from s3diff_runtime.errors import RequestError
 
 _SUPER_RESOLUTION = "128→512"
@@ -54,19 +55,8 @@ def dataset_named(text: str) -> str:
 
 def quality_table(dataset: str) -> Table:
     """The paper's rows for one of `DATASETS`, in its order."""
-    dataset_column, method, *scores, source = _QUALITY[0]
-    return Table(
-        name="published",
-        title=f"Published scores on {dataset}, not measured here",
-        columns=(
-            Column(name=method),
-            # No arrows: these are constants, and comparing two reports must not judge them.
-            *(Column(name=score, digits=4) for score in scores),
-            Column(name=source),
-        ),
-        rows=tuple(tuple(row.values())[1:] for row in _QUALITY if row[dataset_column] == dataset),
-        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
-    )
+    rows = ([*row.values()][1:] for row in _QUALITY if row["dataset"] == dataset)
+    return table("published", rows, dataset=dataset)
 
 
 def table3(
@@ -90,23 +80,4 @@ def table3(
     for name, seconds in measured.items():
         ratio = None if ours is None else seconds / ours
         rows.append((name, "this run", _SUPER_RESOLUTION, machine, 1, seconds, trainable_millions, ratio))
-    return Table(
-        name="table3",
-        title="The paper's Table 3, and this run",
-        columns=(
-            Column(name="method"),
-            Column(name="source"),
-            Column(name="task"),
-            Column(name="machine"),
-            Column(name="steps"),
-            Column(name="time", unit="s", better="lower"),
-            Column(name="trainable", unit="M parameters", digits=4),
-            Column(name="time, this bundle = 1"),
-        ),
-        rows=tuple(rows),
-        key=4,
-        note=(
-            "Only the rows of this run were measured here; the others are as published, on their own "
-            "machines, and no ratio can be taken across machines."
-        ),
-    )
+    return table("table3", rows)

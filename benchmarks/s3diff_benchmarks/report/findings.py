@@ -14,7 +14,8 @@ from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.report.model import BundleFacts, Picture, Plot, Report, Table
 from s3diff_benchmarks.report.output import Output, show_report, write_report
 from s3diff_runtime.command_line import typed_command
-from s3diff_runtime.options import Options, argument, infos_of, option
+from s3diff_runtime.options import Options, argument, group, infos_of, option
+from s3diff_training.weights import ModelSource
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class BundleRequest(BenchmarkRequest):
     """What those are asked that need a bundle."""
 
     bundle: Path = argument("Bundle to measure.")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    output: Output = group(Output)
 
     @property
     def bundles(self) -> tuple[Path, ...]:
@@ -59,9 +62,10 @@ class BundleRequest(BenchmarkRequest):
 
 @dataclass(frozen=True)
 class BundlesRequest(BundleRequest):
-    """What those are asked that set bundles beside each other."""
+    """What those are asked that set bundles beside each other, and beside PyTorch."""
 
     vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+    weights: ModelSource = group(ModelSource)
 
     @property
     def bundles(self) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
 """What a benchmark found: one model for JSON, Markdown, plots and the page that people open."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -60,13 +60,6 @@ def bounds_of(name: str) -> tuple[str, str]:
 def interval_of(name: str) -> tuple[str, str]:
     """Names of the columns that hold the interval of a figure; those of a median are columns of their own."""
     return ("low", "high") if name == "median" else bounds_of(name)
-
-
-def seconds_columns(fields: Sequence[str]) -> tuple[Column, ...]:
-    """The columns of fields of a `statistics.Summary` in seconds; its bounds are neither better nor worse."""
-    return tuple(
-        Column(name=field, unit="s", better="" if field in ("low", "high") else "lower") for field in fields
-    )
 
 
 class Table(Record):
