@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -56,7 +57,8 @@ class Commands:
 def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -> list[Outcome]:
     commands = Commands(told)
     planned = list(tool.check_bundle("small", (), ("--demo",), Path("small.bundle"), "cuda"))
-    return run_steps(planned, lambda outcomes: None, seconds, commands, commands.clock)
+    with patch.multiple(steps, run_process=commands, monotonic=commands.clock):
+        return run_steps(planned, lambda outcomes: None, seconds)
 
 
 def test_every_engine_is_built_compared_and_measured(tool: ModuleType) -> None:

@@ -7,8 +7,6 @@ The degradation is what a cheap camera and a messenger do: blur, ÷4 in size, se
 file comes out every time.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
@@ -25,13 +23,7 @@ BLUR_RADIUS = 1.5  # of the full-size crop, in pixels
 NOISE_SIGMA = 4.0  # in grey levels of 255
 JPEG_QUALITY = 75
 SEED = 7
-
-
-def crop() -> Image.Image:
-    """Return the truth: an RGB crop of the photograph, 512×384."""
-    photograph = Image.fromarray(skimage.data.coffee())
-    left, top = (photograph.width - CROP_WIDTH) // 2, (photograph.height - CROP_HEIGHT) // 2
-    return photograph.crop((left, top, left + CROP_WIDTH, top + CROP_HEIGHT))
+FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def degraded(truth: Image.Image) -> Image.Image:
@@ -46,23 +38,18 @@ def degraded(truth: Image.Image) -> Image.Image:
 
 
 @click.command(help=__doc__)
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path))
-@click.option(
-    "--truth", type=click.Path(dir_okay=False, path_type=Path), help="Also write what was degraded."
-)
+@click.argument("output", type=FILE)
+@click.option("--truth", type=FILE, help="Also write what was degraded.")
 def main(output: Path, truth: Path | None) -> None:
-    """Write the photograph to OUTPUT."""
-    original = crop()
-    write(degraded(original), output)
-    if truth is not None:
-        write(original, truth)
-
-
-def write(image: Image.Image, path: Path) -> None:
-    """Write a PNG file atomically and print where it is."""
-    with replacing(path) as partial:
-        image.save(partial, "PNG")
-    click.echo(str(path))
+    """Write the photograph to OUTPUT, and print where the files are."""
+    photograph = Image.fromarray(skimage.data.coffee())
+    left, top = (photograph.width - CROP_WIDTH) // 2, (photograph.height - CROP_HEIGHT) // 2
+    original = photograph.crop((left, top, left + CROP_WIDTH, top + CROP_HEIGHT))
+    for image, path in ((degraded(original), output), (original, truth)):
+        if path is not None:
+            with replacing(path) as partial:
+                image.save(partial, "PNG")
+            click.echo(path)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ differs is refused. Each set's folder also gets `SOURCES.json` and `SOURCES.md`,
 photographs: most of the licences ask for the credit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.metadata
 import io
@@ -22,8 +20,8 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 from PIL import Image
@@ -35,6 +33,8 @@ SETS = ("train", "held-out")
 # Above this many pixels a JPEG original is halved: full-size camera JPEGs are soft at the pixel level
 # (demosaicing, noise reduction, compression), and a model trained on soft truth learns to be soft.
 HALVE_ABOVE_PIXELS = 8_000_000
+_SOURCE_HEADINGS = "| file | author | licence | package | change |"
+_SOURCE_ROW = "| {file} | {author} | {licence} | {package} {version} | {change} |"
 
 
 @dataclass(frozen=True)
@@ -50,96 +50,65 @@ class Photograph:
     module: str | None = None
 
 
-class Original(NamedTuple):
-    """The file that a package ships, and the package's version."""
-
-    path: Path | None
-    version: str
-
-
-class Prepared(NamedTuple):
-    """A file as it is stored, and what was done to it."""
-
-    data: bytes
-    suffix: str
-    change: str
+Original = tuple[Path | None, str]
+"""The file that a package ships, and the package's version."""
 
 
 def in_debian_packages(photographs: Sequence[Photograph], folder: Path) -> Iterator[Original]:
-    """Download and unpack the packages under `folder`.
-
-    Raises:
-        click.ClickException: a tool is missing or a package cannot be had.
-    """
+    """Download and unpack the packages under `folder`."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise click.ClickException(f"{tool} is missing: run this on Debian or Ubuntu")
     packages = sorted({photograph.package for photograph in photographs})
-    _download(packages, folder)
+    download = ["apt-get", "download", *packages]
+    if subprocess.run(download, cwd=folder, capture_output=True).returncode:
+        subprocess.run(["apt-get", "update"], capture_output=True)  # a fresh machine has no package lists yet
+        result = subprocess.run(download, cwd=folder, capture_output=True, text=True)
+        if result.returncode:
+            reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
+            raise click.ClickException(f"apt-get could not download {', '.join(packages)}: {reason}")
     versions = {}
     for package in packages:
         archive = next(folder.glob(f"{package}_*.deb"))
         subprocess.run(["dpkg-deb", "-x", archive, folder / package], check=True)
-        field = subprocess.run(["dpkg-deb", "-f", archive, "Version"], check=True, capture_output=True)
-        versions[package] = field.stdout.decode().strip()
+        versions[package] = subprocess.check_output(["dpkg-deb", "-f", archive, "Version"], text=True).strip()
     for photograph in photographs:
-        yield Original(folder / photograph.package / photograph.path, versions[photograph.package])
-
-
-def _download(packages: list[str], folder: Path) -> None:
-    command = ["apt-get", "download", *packages]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if result.returncode != 0:  # a fresh machine has no package lists yet
-        subprocess.run(["apt-get", "update"], capture_output=True)
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise click.ClickException(f"apt-get could not download {', '.join(packages)}: {reason}")
+        yield folder / photograph.package / photograph.path, versions[photograph.package]
 
 
 def in_python_packages(photographs: Sequence[Photograph]) -> Iterator[Original]:
-    """Find the photographs without importing what ships them.
-
-    Raises:
-        click.ClickException: a package is not installed.
-    """
+    """Find the photographs without importing what ships them."""
     for photograph in photographs:
+        package = photograph.package
         try:
-            version = importlib.metadata.version(photograph.package)
+            version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError as error:
-            package = photograph.package
             raise click.ClickException(f"{package} is not installed: pip install {package}") from error
-        yield Original(installed_file(photograph.module or "", photograph.path), version)
+        yield installed_file(photograph.module or "", photograph.path), version
 
 
 def read_verified(photograph: Photograph, source: Path | None) -> bytes:
-    """Return the original file's bytes.
-
-    Raises:
-        click.ClickException: the file is missing, or is not the one whose licence was judged.
-    """
+    """Return the original file's bytes, where it is the one whose licence was judged."""
     if source is None or not source.is_file():
         raise click.ClickException(f"{photograph.package} has no {photograph.path}")
     data = source.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != photograph.sha256:
-        raise click.ClickException(
-            f"{photograph.package}: {photograph.path} has sha256 {found}, expected {photograph.sha256}"
-        )
+    if (found := hashlib.sha256(data).hexdigest()) != photograph.sha256:
+        problem = f"{photograph.path} has sha256 {found}, expected {photograph.sha256}"
+        raise click.ClickException(f"{photograph.package}: {problem}")
     return data
 
 
-def prepare(data: bytes, always_png: bool) -> Prepared:
-    """What to store of a photograph; RGB files pass untouched where possible.
+def prepare(data: bytes, always_png: bool) -> tuple[bytes, str, str]:
+    """Return what to store of a photograph, its suffix, and what was done to it.
 
     Large JPEG originals (see `HALVE_ABOVE_PIXELS`) are halved with Lanczos, grey ones become RGB; both are
-    stored as PNG, so that nothing is compressed with loss a second time. With `always_png` nothing else is
-    done than that, to every file: validation reads one format only.
+    stored as PNG, so that nothing is compressed with loss a second time; all else passes untouched. With
+    `always_png` nothing but the format changes, of every file: validation reads one format only.
     """
     with Image.open(io.BytesIO(data)) as image:
         large = image.format == "JPEG" and image.width * image.height > HALVE_ABOVE_PIXELS
         if not (always_png or large) and image.mode == "RGB":
-            return Prepared(data, ".jpg" if image.format == "JPEG" else ".png", "as shipped")
+            return data, ".jpg" if image.format == "JPEG" else ".png", "as shipped"
         rgb = image.convert("RGB")
     change = "stored as PNG" if always_png else "converted to RGB"
     if large and not always_png:
@@ -147,16 +116,13 @@ def prepare(data: bytes, always_png: bool) -> Prepared:
         change = "halved with Lanczos"
     buffer = io.BytesIO()
     rgb.save(buffer, "PNG")
-    return Prepared(buffer.getvalue(), ".png", change)
+    return buffer.getvalue(), ".png", change
 
 
 def sources_markdown(name: str, sources: Sequence[dict[str, str | None]]) -> str:
     """Return the table of credits of one set."""
-    lines = [f"# Sources of the {name} photographs", "", "| file | author | licence | package | change |"]
-    lines.append("| --- | --- | --- | --- | --- |")
-    for row in sources:
-        package = f"{row['package']} {row['version']}"
-        lines.append(f"| {row['file']} | {row['author']} | {row['licence']} | {package} | {row['change']} |")
+    lines = [f"# Sources of the {name} photographs", "", _SOURCE_HEADINGS, "| --- | --- | --- | --- | --- |"]
+    lines += [_SOURCE_ROW.format_map(row) for row in sources]
     return "\n".join(lines) + "\n"
 
 
@@ -169,17 +135,13 @@ def main(out_dir: Path, sets: tuple[str, ...]) -> None:
     for name in sets or SETS:
         photographs, sources = [Photograph(**row) for row in table[name]], []
         held_out = name == "held-out"
-        with tempfile.TemporaryDirectory(prefix="photographs-") as temporary:
-            found = (
-                in_python_packages(photographs)
-                if held_out
-                else in_debian_packages(photographs, Path(temporary))
-            )
-            for photograph, (source, version) in zip(photographs, found, strict=True):
+        with tempfile.TemporaryDirectory(prefix="photographs-") as folder:
+            look = in_python_packages if held_out else partial(in_debian_packages, folder=Path(folder))
+            for photograph, (source, version) in zip(photographs, look(photographs), strict=True):
                 data, suffix, change = prepare(read_verified(photograph, source), always_png=held_out)
                 file = photograph.name + suffix
-                with replacing(out_dir / name / file) as partial:
-                    partial.write_bytes(data)
+                with replacing(out_dir / name / file) as temporary:
+                    temporary.write_bytes(data)
                 sources.append({"file": file, **asdict(photograph), "version": version, "change": change})
         write_text(out_dir / name / "SOURCES.json", json.dumps(sources, indent=2) + "\n")
         write_text(out_dir / name / "SOURCES.md", sources_markdown(name, sources))

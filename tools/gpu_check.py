@@ -9,8 +9,6 @@ Writes `OUT/gpu-check.json` after every step, with all that the commands said, a
 code is 1 when an engine that ran does not compute what PyTorch computes, or none ran.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -30,20 +28,16 @@ from s3diff_runtime.files import write_text
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 _COMPARED = "against PyTorch in fp32"
 _MAKE_WEIGHTS = "full size: make random weights"
+_WEIGHTS = "full-size"
+"""The folder of the large model's weights, while the check runs."""
 
 
 def plan(output: Path, device: str, full_size: bool) -> list[Step]:
-    """All steps: of the small model, and of one of SD-Turbo's size.
-
-    Args:
-        output: folder for the bundles, and for the weights of the large one while the check runs.
-        device: to run on.
-        full_size: whether the large one is checked.
-    """
+    """All steps: of the small model, and where asked for of one of SD-Turbo's size."""
     small = check_bundle("small", (), ("--demo",), output / "small.bundle", device)
     if not full_size:
         return [*small, Step("full size", left_out="--small-only")]
-    weights = weights_folder(output)
+    weights = output / _WEIGHTS
     maker = (sys.executable, str(Path(__file__).with_name("make_full_size.py")), str(weights))
     files = {"base": "base", "checkpoint": "s3diff.pkl", "estimator": "de_net.pth"}
     options = [f"--{option}={weights / file}" for option, file in files.items()]
@@ -57,13 +51,8 @@ def check_bundle(
 ) -> Iterator[Step]:
     """Build one bundle, and take it through every engine; what this machine lacks is skipped.
 
-    Args:
-        name: of the model, for the steps' names.
-        build: what `build` needs besides weights and output.
-        weights: options that name the weights.
-        bundle: to make.
-        device: to run on.
-        needs: the step that makes the weights.
+    `build` is what that command needs besides the options that name the weights, and `needs` the step that
+    makes them.
     """
 
     def step(what: str, *words: str, needs: str) -> Step:
@@ -85,11 +74,6 @@ def check_bundle(
         yield step(f"{engine} latency", "bench", "latency", *runs, *sizes, needs=needed)
 
 
-def weights_folder(output: Path) -> Path:
-    """Where the random weights of the large model are while the check runs."""
-    return output / "full-size"
-
-
 def passed(outcomes: Sequence[Outcome]) -> bool:
     """Whether some engine was compared with PyTorch, and all that were agree with it."""
     compared = [each for each in outcomes if _COMPARED in each.name and each.status != "skipped"]
@@ -104,14 +88,11 @@ def figure_of(outcome: Outcome) -> str:
         worst = max(row["relative"] for row in result["quantities"] if row["quantity"].startswith("epsilon"))
         return f"ε relative {worst:.1e}" + (f", image {min(psnr):.1f} dB" if psnr else ", image identical")
     for table in result.get("tables", ()):
-        names = [column["name"] for column in table["columns"]]
-        if "median" in names:
-            column = names.index("median")
-            calls = [row for row in table["rows"] if "call" in row]
-            return ", ".join(
-                f"{row[0]} {row[column]:.3g} {table['columns'][column]['unit']}" for row in calls
-            )
-    if "engines" in result and isinstance(result["engines"], list):
+        units = {column["name"]: column["unit"] for column in table["columns"]}
+        if "median" in units:
+            rows = (dict(zip(units, row, strict=True)) for row in table["rows"] if "call" in row)
+            return ", ".join(f"{row['method']} {row['median']:.3g} {units['median']}" for row in rows)
+    if isinstance(result.get("engines"), list):
         size = sum(engine["bytes"] for engine in result["engines"])
         return f"{len(result['engines'])} engines, {size / 2**20:.0f} MiB"
     return ""
@@ -132,17 +113,14 @@ def main(output: Path, device: str, minutes: float, full_size: bool) -> None:
     console = Console(stderr=True)
 
     def finished(outcomes: Sequence[Outcome]) -> None:
-        report = {
-            "machine": machine.model_dump(mode="json"),
-            "passed": passed(outcomes),
-            "steps": [asdict(each) for each in outcomes],
-        }
+        steps = [asdict(each) for each in outcomes]
+        report = {"machine": machine.model_dump(mode="json"), "passed": passed(outcomes), "steps": steps}
         write_text(output / "gpu-check.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         last = outcomes[-1]
         console.print(f"{last.status:8}{last.seconds:6.0f} s  {last.name}", highlight=False)
 
     outcomes = run_steps(plan(output, device, full_size), finished, minutes * 60)
-    shutil.rmtree(weights_folder(output), ignore_errors=True)
+    shutil.rmtree(output / _WEIGHTS, ignore_errors=True)
     table = Table("step", "", "time", "found", title=machine.name)
     for each in outcomes:
         table.add_row(each.name, each.status, f"{each.seconds:.0f} s", escape(each.reason or figure_of(each)))

@@ -8,8 +8,6 @@ leaves them. With `--figures` and `--sources` it writes the card too: what the m
 (the Markdown of `s3diff-export bench quality --card`), and the photographs that it was trained on.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import math
@@ -31,6 +29,7 @@ from s3diff_training.network.base import BaseModel, load_base
 from s3diff_training.train.new_base import save_base
 
 _FILE = click.Path(path_type=Path, dir_okay=False, exists=True)
+_FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 _RUNS = ("base", "estimator", "lora-first", "lora")
 _SIDE, _CROPS = 128, 4
 # Everything that reads the residual stream of a Stable Diffusion UNet normalises it first (GroupNorm), or
@@ -40,35 +39,15 @@ _WRITERS = re.compile(r"conv_in|.*\.resnets\.\d+\.conv2|.*\.attentions\.\d+\.pro
 """Layers whose output is added to the stream; they read what was normalised."""
 _CARRIERS = re.compile(r".*\.conv_shortcut|.*samplers\.0\.conv")
 """Layers that read the stream itself, linearly; only their bias has a scale of its own."""
-_CARD = """# The small model that ships with s3diff-export
-
-S3Diff's architecture in small: a VAE with {vae:.2f} M parameters, a UNet with {unet:.2f} M, LoRA of rank
-{rank_vae} in the encoder and {rank_unet} in the UNet, modulated by block, and the paper's degradation
-estimator. It exists to try and to test the toolkit, on a CPU too; it is not S3Diff, and no part of SD-Turbo
-is in it.
-
-Made from random weights by `tools/make_demo_model.sh` with this project's own commands, on photographs
-with free licences alone: {minutes:.0f} minutes of training on two CPU cores ({steps}).
-
-## Measured
-
-{figures}
-
-## Photographs
-
-The weights are under the Apache Licence 2.0 like the code. They hold none of the photographs; their authors,
-with thanks:
-
-{sources}
-"""
+_CARD = Path(__file__).with_name("demo_model_card.md")
 
 
 @click.command(help=__doc__)
-@click.argument("runs", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.argument("runs", type=_FOLDER)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
     "--photographs",
-    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    type=_FOLDER,
     required=True,
     help="On which the UNet's activations are measured, to fit them into float16.",
 )
@@ -85,7 +64,7 @@ def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sour
     write_checkpoint(checkpoint, output / "checkpoint.safetensors", torch.float16)
     if figures and sources:
         spent = {name: _spent(runs / name) for name in _RUNS}
-        card = _CARD.format(
+        card = _CARD.read_text(encoding="utf-8").format(
             vae=sum(p.numel() for p in base.vae.parameters()) / 1e6,
             unet=sum(p.numel() for p in base.unet.parameters()) / 1e6,
             rank_vae=checkpoint.config.rank_vae,
@@ -93,7 +72,7 @@ def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sour
             minutes=sum(seconds for _, seconds in spent.values()) / 60,
             steps=", ".join(f"{name} {steps} steps" for name, (steps, _) in spent.items()),
             figures=figures.read_text().strip(),
-            sources=_table(sources),
+            sources="\n".join(line for line in sources.read_text().splitlines() if line.startswith("|")),
         )
         write_text(output / "CARD.md", card)
     click.echo(output)
@@ -124,10 +103,6 @@ def _spent(run: Path) -> tuple[int, float]:
     """Steps and seconds of a run, from the last line of its log."""
     last = json.loads((run / "losses.jsonl").read_text().splitlines()[-1])
     return last["step"], last["seconds"]
-
-
-def _table(sources: Path) -> str:
-    return "\n".join(line for line in sources.read_text().splitlines() if line.startswith("|"))
 
 
 @torch.no_grad()

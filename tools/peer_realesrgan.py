@@ -11,8 +11,6 @@ whole. OUTPUT_FOLDER gets a PNG for every image, and seconds.json: the median ti
 warm-up.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import statistics
@@ -66,26 +64,6 @@ def upscale(network: Any, pixels: Pixels) -> Pixels:  # noqa: ANN401
     return np.ascontiguousarray(levels.round().astype(np.uint8).transpose(1, 2, 0))
 
 
-def timed(network: Any, pixels: Pixels, repeats: int) -> tuple[Pixels, float]:  # noqa: ANN401
-    """The upscaled image and the median seconds of some runs."""
-    seconds = []
-    for _ in range(repeats):
-        start = perf_counter()
-        result = upscale(network, pixels)
-        seconds.append(perf_counter() - start)
-    return result, statistics.median(seconds)
-
-
-def small_images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem. Raises `RequestError` where there is none, or one is damaged."""
-    images = images_of(folder)
-    for path in images.values():
-        width, height = photograph_size(path)
-        if max(width, height) > LARGEST_SIDE:
-            raise click.ClickException(f"{path} is {width}x{height}; images run whole, up to {LARGEST_SIDE}")
-    return images
-
-
 @click.command(help=(__doc__ or "").splitlines()[0])
 @click.argument("lr", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
@@ -95,13 +73,23 @@ def small_images(folder: Path) -> dict[str, Path]:
 def main(lr: Path, output: Path, model: str, threads: int, repeats: int) -> None:
     """Write what the network makes of the folder LR into the folder OUTPUT."""
     try:
-        images = small_images(lr)
+        images = images_of(lr)
+        for path in images.values():
+            width, height = photograph_size(path)
+            if max(width, height) > LARGEST_SIDE:
+                limit = f"images run whole, up to {LARGEST_SIDE}"
+                raise click.ClickException(f"{path} is {width}x{height}; {limit}")
         network, seconds = load(model, threads), {}
         for number, (name, path) in enumerate(images.items()):
             pixels = open_photograph(path).pixels
             if number == 0:
                 upscale(network, pixels)  # a warm-up: the first run allocates
-            result, seconds[name] = timed(network, pixels, repeats)
+            spent = []
+            for _ in range(repeats):
+                start = perf_counter()
+                result = upscale(network, pixels)
+                spent.append(perf_counter() - start)
+            seconds[name] = statistics.median(spent)
             with replacing(output / f"{name}.png") as partial:
                 Image.fromarray(result).save(partial, "PNG")
             click.echo(f"{number + 1}/{len(images)} {path.name} {seconds[name]:.2f} s", err=True)

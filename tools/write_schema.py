@@ -6,39 +6,27 @@ To be run after every change of the manifest or of the report; a test fails whil
 file is out of date.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import click
-from pydantic import BaseModel
 
 from s3diff_benchmarks.report.model import Report
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-SCHEMAS: Mapping[str, type[BaseModel]] = MappingProxyType(
-    {"manifest.schema.json": Manifest, "bench-report.schema.json": Report}
-)
-
-
-def schema(model: type[BaseModel]) -> str:
-    """The text of a model's file."""
-    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
-    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=DOCS)
 def main(folder: Path) -> None:
     """Write the files and print where they are."""
-    for name, model in SCHEMAS.items():
-        write_text(folder / name, schema(model))
-        click.echo(folder / name)
+    for name, model in (("manifest", Manifest), ("bench-report", Report)):
+        path, schema = folder / f"{name}.schema.json", {"$schema": DRAFT, **model.model_json_schema()}
+        write_text(path, json.dumps(schema, indent=2, ensure_ascii=False) + "\n")
+        click.echo(path)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The group `bench`: its commands, each a function of one request, imported only when it runs."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, get_type_hints
@@ -34,7 +32,7 @@ _MEMBERS = {
         "What the noise and blur scores do to one image, as the paper's Figure 11.",
     ),
     "compare": Member(
-        "s3diff_benchmarks.report.changes:show_changes", "Tell regressions from noise between two reports."
+        "s3diff_benchmarks.report.compare:show_changes", "Tell regressions from noise between two reports."
     ),
 }
 

@@ -1,23 +1,25 @@
 """All of `bench all`: every benchmark of one bundle, and an index of them."""
 
-from __future__ import annotations
-
+import json
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import click
 
-from s3diff_benchmarks.report.index import write_index
-from s3diff_benchmarks.report.output import INDEX_NAME, Output
-from s3diff_benchmarks.steps import Step, own_command, run_steps
+from s3diff_benchmarks.report.output import FORMAT, JSON_NAME, Output, read_report
+from s3diff_benchmarks.report.rendering import render
+from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
 from s3diff_runtime.command_line import typed_command
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 
 BENCHMARKS = ("latency", "throughput", "quality", "fidelity", "control")
 """In the order in which they run; also the names of their folders."""
+INDEX_NAME = "index.json"
+"""By which a folder of reports is known as ours."""
 _BUNDLE = "demo.bundle"
 _BUILD = "build"
 _PHOTOGRAPH_SECONDS = 20.0
@@ -68,7 +70,11 @@ def run_all(request: AllRequest) -> None:
     """
     output, folder = request.output, Path(str(request.output.folder))
     output.check_folder(INDEX_NAME)
-    _clear(folder)
+    write_index(folder, typed_command(), [], html=False)  # the folder is known as ours from now on
+    for name in BENCHMARKS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("index.html", "index.md"):
+        (folder / name).unlink(missing_ok=True)
     outcomes = run_steps(
         plan(request, folder), lambda found: write_index(folder, typed_command(), found, output.html)
     )
@@ -86,31 +92,19 @@ def run_all(request: AllRequest) -> None:
 def plan(request: AllRequest, folder: Path) -> list[Step]:
     """All benchmarks with their options, each with a share of the time.
 
-    Of the shipped small model, the bundle is built first, and PyTorch runs beside it.
-
-    Args:
-        request: what is measured.
-        folder: of the reports; that of each has the step's name.
+    Each report goes into the folder below `folder` that has the step's name. Of the shipped small model, the
+    bundle is built first, and PyTorch runs beside it.
     """
     bundle, seconds = str(request.bundle or folder / _BUNDLE), request.minutes * 60
     hurried = seconds < _LEISURE_SECONDS
     weights = ["--demo"] if request.demo else []
     images = max(int(seconds * 0.25 / _PHOTOGRAPH_SECONDS), 1)
-    truths = ["--hr", str(request.hr)] if request.hr else []
+    truths = [f"--hr={request.hr}"] if request.hr else []
     options = {
-        "latency": [
-            *weights,
-            *(["--cold-starts", "1"] if hurried else []),
-            "--seconds",
-            f"{seconds * 0.2:.0f}",
-        ],
-        "throughput": [
-            *(["--callers", "1,2,4,8"] if hurried else []),
-            "--seconds",
-            f"{seconds * 0.15:.0f}",
-        ],
-        "quality": ["--lr", str(request.lr), *truths, *weights, "--limit", str(images)],
-        "fidelity": [*weights, *(["--quick"] if hurried else [])],
+        "latency": [*weights, f"--seconds={seconds * 0.2:.0f}", *["--cold-starts=1"] * hurried],
+        "throughput": [f"--seconds={seconds * 0.15:.0f}", *["--callers=1,2,4,8"] * hurried],
+        "quality": [f"--lr={request.lr}", *truths, *weights, f"--limit={images}"],
+        "fidelity": [*weights, *["--quick"] * hurried],
         "control": [],
     }
     page = ["--html"] if request.output.html else []
@@ -127,10 +121,17 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
     return [build, *steps] if request.demo else steps
 
 
-def _clear(folder: Path) -> None:
-    """Make the folder, known as ours from now on, without the reports of an earlier run."""
-    write_index(folder, typed_command(), [], html=False)
-    for name in BENCHMARKS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("index.html", "index.md"):
-        (folder / name).unlink(missing_ok=True)
+def write_index(folder: Path, command: str, steps: Sequence[Outcome], html: bool) -> None:
+    """Write index.json, index.md and with `html` index.html above the folders of the steps' reports.
+
+    Raises:
+        RequestError: when a report cannot be read back.
+        JobError: when the disk refuses.
+    """
+    made = [step.name for step in steps if step.status == "ok" and (folder / step.name / JSON_NAME).is_file()]
+    reports = {name: read_report(folder / name) for name in made}
+    told = [{**asdict(step), "report": step.name in made} for step in steps]
+    index = {"format": FORMAT, "command": command, "steps": told}
+    write_text(folder / INDEX_NAME, json.dumps(index, indent=2) + "\n")
+    for name in ("index.md", *(["index.html"] if html else [])):
+        write_text(folder / name, render(name, command=command, steps=steps, reports=reports))

@@ -1,7 +1,5 @@
 """Where figures were taken: processor, memory, GPU, driver, clocks, versions."""
 
-from __future__ import annotations
-
 import os
 import platform
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from s3diff_benchmarks.records import Record
+from pydantic import BaseModel, ConfigDict
 
 _PACKAGES = (
     "s3diff-export",
@@ -25,6 +23,15 @@ _PACKAGES = (
     "diffusers",
     "peft",
 )
+
+
+class Record(BaseModel):
+    """Whatever is written as JSON or read from a file of figures: frozen; unknown fields are errors.
+
+    NaN and infinity are written as null.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
 
 
 class Gpu(Record):
@@ -72,7 +79,7 @@ def describe_machine() -> Machine:
         system=platform.platform(terse=True),
         python=platform.python_version(),
         load=round(os.getloadavg()[0], 2),
-        packages=_versions(),
+        packages=dict(_versions()),
         gpus=tuple(_gpus()),
     )
 
@@ -122,9 +129,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _versions() -> dict[str, str]:
-    found = {}
+def _versions() -> Iterator[tuple[str, str]]:
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            yield package, version(package)

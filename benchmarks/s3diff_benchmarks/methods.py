@@ -1,7 +1,5 @@
 """Whatever upscales, behind one call: bundles here, PyTorch in `pytorch_method`, other methods in `pairs`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -59,15 +57,9 @@ class Method(Protocol):
     def __call__(
         self, inputs: Sequence[Input], noise: float | None = None, blur: float | None = None
     ) -> list[Upscaled]:
-        """Upscale pictures, as one batch where they are of one size.
+        """Upscale one or more pictures, as one batch where they are of one size.
 
-        Args:
-            inputs: one or more.
-            noise: takes the place of the estimated noise score, in [0, 1], where a method has any.
-            blur: likewise.
-
-        Raises:
-            RequestError, JobError: when it refuses, or fails.
+        `noise` and `blur`, in [0, 1], take the place of the estimated scores, where a method has any.
         """
         ...
 
@@ -108,17 +100,10 @@ def bundle_names(bundles: Sequence[Path]) -> list[str]:
 def open_bundles(
     bundles: Sequence[Path], engines: Sequence[str], device: str, options: UpscaleOptions | None = None
 ) -> Iterator[OpenedBundles]:
-    """Open every bundle on every engine, and close them in the end.
+    """Open every bundle on every engine, as `Upscaler.open` does, and close them in the end.
 
-    Args:
-        bundles: whose folders give the names.
-        engines: see `Upscaler.open`. One that a bundle or this machine lacks is left out with a note.
-        device: of all.
-        options: of all.
-
-    Raises:
-        RequestError, BundleError, JobError: see `Upscaler.open`; of a missing engine, only
-            when nothing could be opened.
+    An engine that a bundle or this machine lacks is left out with a note; where nothing could be opened, the
+    last such `RequestError` is raised.
     """
     found, last = OpenedBundles([], []), None
     with ExitStack() as opened:

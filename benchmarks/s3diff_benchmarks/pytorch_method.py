@@ -4,8 +4,6 @@ Two ways to run it are timed: as the released code does, and as a careful engine
 posterior's mode, where the released code draws a sample, and find the prompts encoded.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

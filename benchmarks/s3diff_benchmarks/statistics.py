@@ -1,7 +1,5 @@
 """Turns repeated measurements into figures that can be trusted: order statistics, intervals, fair rounds."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -40,16 +38,11 @@ class Summary:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Self:
-        """Summarise samples.
-
-        Raises:
-            RequestError: when there are none, or one is not finite.
-        """
+        """Summarise samples. Raises `RequestError` when there are none, or one is not finite."""
         values = np.sort(_finite(samples))
         rank = max(_median_rank(len(values)), 1)
-        least, low, high = values[0], values[rank - 1], values[-rank]
-        median, p95, p99 = np.percentile(values, [50, 95, 99])
-        figures = (least, median, p95, p99, values.mean(), low, high)
+        percentiles = np.percentile(values, [50, 95, 99])
+        figures = (values[0], *percentiles, values.mean(), values[rank - 1], values[-rank])
         return cls(len(values), *map(float, figures))
 
     def settled(self, tolerance: float = 0.02) -> bool:
@@ -69,11 +62,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """The mean of values, such as one score for each image.
-
-        Raises:
-            RequestError: when there are none, or one is not finite.
-        """
+        """The mean of values. Raises `RequestError` when there are none, or one is not finite."""
         from scipy.stats import sem, t
 
         found = _finite(values)
@@ -90,7 +79,6 @@ def sample_interleaved(
     tolerance: float,
     seconds: float,
     seed: int,
-    clock: Callable[[], float] = perf_counter,
     progress: Counted = lambda done, what: None,
 ) -> dict[str, list[float]]:
     """Time candidates in rounds, each in an order drawn anew, so that a machine's drift hits all alike.
@@ -102,7 +90,6 @@ def sample_interleaved(
         tolerance: rounds end when every median's interval lies within this fraction of it.
         seconds: rounds also end once this time is up, warm-up included.
         seed: of the orders.
-        clock: seconds that pass, for the limit.
         progress: told the seconds gone (never more than `seconds`) and what runs.
 
     Returns:
@@ -112,13 +99,12 @@ def sample_interleaved(
         RequestError: when there is no candidate or `least` is below 1.
     """
     if not candidates or least < 1:
-        raise RequestError(
-            f"nothing to measure: {len(candidates)} candidates, {least} rounds; at least 1 each"
-        )
-    start = clock()
+        counts = f"{len(candidates)} candidates, {least} rounds"
+        raise RequestError(f"nothing to measure: {counts}; at least 1 each")
+    start = perf_counter()
 
     def run(name: str, phase: str) -> float:
-        progress(min(clock() - start, seconds), f"{phase}: {name}")
+        progress(min(perf_counter() - start, seconds), f"{phase}: {name}")
         return candidates[name]()
 
     for name in candidates:
@@ -127,17 +113,15 @@ def sample_interleaved(
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     order, shuffler = list(candidates), random.Random(seed)
     for finished in itertools.count():
-        if finished >= least and (clock() - start >= seconds or _all_settled(samples, tolerance)):
+        late = perf_counter() - start >= seconds
+        settled = (Summary.of(taken).settled(tolerance) for taken in samples.values())
+        if finished >= least and (late or all(settled)):
             break
         shuffler.shuffle(order)
         for name in order:
             samples[name].append(run(name, f"round {finished + 1}"))
     progress(seconds, "measured")
     return samples
-
-
-def _all_settled(samples: Mapping[str, Sequence[float]], tolerance: float) -> bool:
-    return all(Summary.of(taken).settled(tolerance) for taken in samples.values())
 
 
 @cache

@@ -1,13 +1,12 @@
 """Runs commands one after another, each in a process of its own: one that fails or crashes is a finding."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -79,8 +78,6 @@ def run_steps(
     steps: Sequence[Step],
     finished: Callable[[Sequence[Outcome]], None],
     seconds: float = math.inf,
-    run: Callable[[Sequence[str], float], Ended] | None = None,
-    clock: Callable[[], float] = monotonic,
 ) -> list[Outcome]:
     """Run all steps in their order.
 
@@ -88,12 +85,10 @@ def run_steps(
         steps: to run; one names only earlier ones as needed.
         finished: told all outcomes so far, after every step.
         seconds: for all together; what is not begun by then is skipped.
-        run: runs a command within so many seconds; `run_process` by default.
-        clock: in seconds.
     """
-    start, outcomes = clock(), dict[str, Outcome]()
+    start, outcomes = monotonic(), dict[str, Outcome]()
     for step in steps:
-        begun, needed = clock(), outcomes.get(step.needs)
+        begun, needed = monotonic(), outcomes.get(step.needs)
         if step.left_out:
             outcome = Outcome(step.name, step.command, "left out", reason=step.left_out)
         elif needed is not None and needed.status != "ok":
@@ -102,8 +97,8 @@ def run_steps(
             reason = f"the {seconds:.0f} s for all steps are used up"
             outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         else:
-            ended = (run or run_process)(step.command, start + seconds - begun)
-            outcome = _judged(step, ended, clock() - begun)
+            ended = run_process(step.command, start + seconds - begun)
+            outcome = _judged(step, ended, monotonic() - begun)
         outcomes[step.name] = outcome
         finished(list(outcomes.values()))
     return list(outcomes.values())
@@ -112,8 +107,7 @@ def run_steps(
 def run_process(command: Sequence[str], seconds: float) -> Ended:
     """Run a command, and pass on what it tells on standard error; an interruption ends it too.
 
-    Raises:
-        JobError: when there is no such command.
+    Raises `JobError` when there is no such command.
     """
     with TemporaryFile() as output:
         try:
@@ -121,19 +115,21 @@ def run_process(command: Sequence[str], seconds: float) -> Ended:
                 command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
             )
         except OSError as problem:
-            raise JobError(
-                f"cannot run {command[0]}: {problem.strerror}; reinstall s3diff-export"
-            ) from problem
+            reason = f"{problem.strerror}; reinstall s3diff-export"
+            raise JobError(f"cannot run {command[0]}: {reason}") from problem
         said: list[str] = []
         listener = Thread(target=_listen, args=(process.stderr, said), daemon=True)
         listener.start()
         code: int | None = None
         try:
-            code = process.wait(None if math.isinf(seconds) else seconds)
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            _stop(process)
+            with suppress(subprocess.TimeoutExpired):
+                code = process.wait(None if math.isinf(seconds) else seconds)
+        finally:  # neither signal reaches a process that has ended
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_SECONDS)
+            process.kill()
+            process.wait()
             listener.join(_LAST_WORDS_SECONDS)
         output.seek(0)
         return Ended(code, output.read().decode(errors="replace"), _last_word(said))
@@ -172,14 +168,3 @@ def _listen(stream: IO[str], said: list[str]) -> None:
 def _last_word(said: Sequence[str]) -> str:
     errors = [line.removeprefix(_ERROR) for line in said if line.startswith(_ERROR)]
     return (errors or said or [""])[-1][:_LONGEST_REASON]
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """End a process that still runs, politely at first."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()

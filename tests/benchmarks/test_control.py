@@ -15,9 +15,9 @@ from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
 
 from s3diff_benchmarks.pictures import control
 from s3diff_benchmarks.pictures.control import ControlRequest, measure_control
-from s3diff_benchmarks.pictures.drawn import middle
+from s3diff_benchmarks.pictures.pixels import middle
 from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
-from s3diff_benchmarks.report.series import series_of
+from s3diff_benchmarks.report.plots import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 

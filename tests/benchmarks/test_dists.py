@@ -126,7 +126,7 @@ def test_more_blur_is_further_away(dists: DISTS, known: bool) -> None:
 
 
 def test_weights_are_named(dists: DISTS) -> None:
-    assert dists.weights_id.startswith("DISTS, sha256 ")
+    assert dists.weights_id.startswith("sha256 ")
     assert dists.weights_id.endswith("VGG16 of random")
 
 

@@ -19,7 +19,6 @@ from tests.runtime.fake_tensorrt import add_engines
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
-from s3diff_benchmarks.pictures.difference import differences
 from s3diff_benchmarks.pictures.fidelity import (
     FidelityRequest,
     Trial,
@@ -27,7 +26,8 @@ from s3diff_benchmarks.pictures.fidelity import (
     measure_fidelity,
     nearest_centre,
 )
-from s3diff_benchmarks.report.series import series_of
+from s3diff_benchmarks.pictures.pixels import differences
+from s3diff_benchmarks.report.plots import series_of
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.weights import ModelSource
@@ -48,7 +48,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
 
 def request(tmp_path: Path, *modes: Any) -> FidelityRequest:  # noqa: ANN401 - modes of LoRA
     bundles = [shifting_bundle(tmp_path / f"{mode}.bundle", mode) for mode in modes]
-    return FidelityRequest(bundles[0], tuple(bundles[1:]), quick=True)
+    return FidelityRequest(bundles[0], vs=tuple(bundles[1:]), quick=True)
 
 
 def rows(findings: Any, name: str) -> list[dict[str, Any]]:  # noqa: ANN401

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,23 @@ def test_weights_are_measured_on_held_out_photographs_and_real_pairs(
     ]
     with (folder / "out" / "held-out-per-image.csv").open(newline="") as file:
         assert [line["image"] for line in csv.DictReader(file)][::2] == ["a-0", "a-1", "b-0", "b-1"]
+
+
+def test_an_estimator_that_always_answers_alike_misses_its_targets(
+    folder: Path, weights: dict[str, Path]
+) -> None:
+    checkpoint = read_checkpoint(weights["--checkpoint"])
+    tensors = {
+        name: tensor * 0 if name.startswith("estimator.") else tensor
+        for name, tensor in checkpoint.tensors.items()
+    }
+    dead = folder / "dead.safetensors"
+    write_checkpoint(replace(checkpoint, tensors=tensors), dead)
+    assert bench(weights | {"--checkpoint": dead}, "--held-out", "photographs", "-o", "out") == 0
+    found = {row["target"]: row for row in table(folder / "out", "targets")}
+    for axis in ("noise", "blur"):
+        row = found[f"Spearman, {axis}, at least"]
+        assert (row["measured"], row["verdict"]) == (None, "MISSED")
 
 
 def test_figures_are_those_of_training_s_own_validation(folder: Path, weights: dict[str, Path]) -> None:

@@ -15,8 +15,7 @@ from tests.benchmarks.reports import HOSTILE, report, table
 from tests.benchmarks.test_writing import IMAGES, full_report
 
 from s3diff_benchmarks.report.model import Picture
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.report.writing import write_report
+from s3diff_benchmarks.report.output import Output, write_report
 
 
 class Page(HTMLParser):

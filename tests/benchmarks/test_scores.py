@@ -15,8 +15,7 @@ from scipy import stats
 from tests.benchmarks.pictures import Pixels, noise, smooth
 
 from s3diff_benchmarks.methods import Input
-from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
-from s3diff_benchmarks.pictures.scoring import Sample, Score, Scores
+from s3diff_benchmarks.pictures.scores import DETAIL, Sample, Score, ScoreOptions, Scores, load_scores
 from s3diff_benchmarks.pytorch_method import BicubicMethod
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.photograph import open_photograph

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -20,9 +22,6 @@ class Bench:
         self.now = 0.0
         self.random = np.random.default_rng(seed)
         self.order: list[str] = []
-
-    def clock(self) -> float:
-        return self.now
 
     def candidate(
         self,
@@ -40,6 +39,10 @@ class Bench:
             return seconds
 
         return run
+
+    def sampled(self, candidates: dict[str, Callable[[], float]], **options: Any) -> dict[str, list[float]]:  # noqa: ANN401
+        with patch("s3diff_benchmarks.statistics.perf_counter", lambda: self.now):
+            return sample_interleaved(candidates, **options)
 
 
 def test_order_statistics_of_known_numbers() -> None:
@@ -109,14 +112,13 @@ def test_what_is_no_sample_is_refused(values: list[float]) -> None:
 def test_medians_of_known_distributions_are_found() -> None:
     bench = Bench(seed=4)
     known = {"fast": 0.010, "middle": 0.013, "slow": 0.040}
-    samples = sample_interleaved(
+    samples = bench.sampled(
         {name: bench.candidate(name, median) for name, median in known.items()},
         warm_up=2,
         least=10,
         tolerance=0.01,
         seconds=1e6,
         seed=1,
-        clock=bench.clock,
     )
     for name, median in known.items():
         found = Summary.of(samples[name])
@@ -127,14 +129,13 @@ def test_medians_of_known_distributions_are_found() -> None:
 
 def test_steady_candidates_stop_at_the_least_rounds() -> None:
     bench = Bench(seed=5)
-    samples = sample_interleaved(
+    samples = bench.sampled(
         {"a": bench.candidate("a", 1.0, 1e-4), "b": bench.candidate("b", 2.0, 1e-4)},
         warm_up=3,
         least=7,
         tolerance=0.02,
         seconds=1e6,
         seed=1,
-        clock=bench.clock,
     )
     assert {name: len(taken) for name, taken in samples.items()} == {"a": 7, "b": 7}
     assert bench.order[:6] == ["a"] * 3 + ["b"] * 3, "warm-up comes first and is not among the samples"
@@ -143,14 +144,13 @@ def test_steady_candidates_stop_at_the_least_rounds() -> None:
 def test_time_limit_ends_rounds_whole() -> None:
     bench = Bench(seed=6)
     told: list[tuple[float, str]] = []
-    samples = sample_interleaved(
+    samples = bench.sampled(
         {"a": bench.candidate("a", 1.0, 0.5), "b": bench.candidate("b", 1.0, 0.5)},
         warm_up=1,
         least=2,
         tolerance=1e-9,
         seconds=50.0,
         seed=1,
-        clock=bench.clock,
         progress=lambda done, what: told.append((done, what)),
     )
     assert 50.0 <= bench.now < 60.0
@@ -162,14 +162,13 @@ def test_time_limit_ends_rounds_whole() -> None:
 
 def test_least_rounds_are_taken_even_without_time() -> None:
     bench = Bench(seed=7)
-    samples = sample_interleaved(
+    samples = bench.sampled(
         {"a": bench.candidate("a", 9.0)},
         warm_up=0,
         least=3,
         tolerance=0.1,
         seconds=1.0,
         seed=1,
-        clock=bench.clock,
     )
     assert len(samples["a"]) == 3
 
@@ -181,14 +180,13 @@ def test_drift_hits_all_alike() -> None:
         return 1.0 + min(now / 200.0, 1.0)
 
     bench = Bench(seed=8)
-    samples = sample_interleaved(
+    samples = bench.sampled(
         {name: bench.candidate(name, 1.0, 0.02, throttled) for name in ("a", "b", "c")},
         warm_up=0,
         least=150,
         tolerance=1.0,
         seconds=0.0,
         seed=2,
-        clock=bench.clock,
     )
     medians = [Summary.of(taken).median for taken in samples.values()]
     assert max(medians) / min(medians) < 1.02
@@ -198,14 +196,13 @@ def test_drift_hits_all_alike() -> None:
 def test_rounds_hold_everyone_once_in_orders_of_the_seed() -> None:
     def orders(seed: int) -> list[tuple[str, ...]]:
         bench = Bench(seed=9)
-        sample_interleaved(
+        bench.sampled(
             {name: bench.candidate(name, 1.0) for name in "abc"},
             warm_up=0,
             least=60,
             tolerance=1.0,
             seconds=0.0,
             seed=seed,
-            clock=bench.clock,
         )
         return [tuple(bench.order[at : at + 3]) for at in range(0, 180, 3)]
 

@@ -15,14 +15,10 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.benchmarks.reports import COLUMNS, HOSTILE, report, table
 
-from s3diff_benchmarks.report.figures import ShownTable, rounded, shown
 from s3diff_benchmarks.report.model import Column, Picture, Plot, Report, Table
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.report.plots import draw
-from s3diff_benchmarks.report.reading import read_report
-from s3diff_benchmarks.report.rendering import fenced, to_markdown
-from s3diff_benchmarks.report.series import label, series_of
-from s3diff_benchmarks.report.writing import show_report, write_report
+from s3diff_benchmarks.report.output import Output, read_report, show_report, write_report
+from s3diff_benchmarks.report.plots import draw, label, series_of
+from s3diff_benchmarks.report.rendering import fenced, render, rounded, shown, shown_table
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, group, option
@@ -80,16 +76,16 @@ def test_numbers_are_rounded_for_people(value: float, digits: int, text: str) ->
 
 def test_cells_and_headings() -> None:
     columns = (Column(name="time", unit="ms", better="lower", digits=2), Column(name="PSNR", better="higher"))
-    found = ShownTable.of(table((1.234, True), (None, None), columns=columns))
+    found = shown_table(table((1.234, True), (None, None), columns=columns))
     assert [column.heading for column in found.columns] == ["time (ms) ↓", "PSNR ↑"]
-    assert [column.numeric for column in found.columns] == [True, False]
+    assert found.numeric == [True, False]
     assert [[cell.text for cell in row] for row in found.rows] == [["1.2", "yes"], ["–", "–"]]
     assert [shown(cell) for cell in (12, "x", False)] == ["12", "x", "no"]
 
 
 def test_intervals_stand_in_the_cells_of_their_figure() -> None:
     columns = tuple(Column(name=name) for name in ("PSNR", "PSNR low", "PSNR high"))
-    found = ShownTable.of(table((25.76, 21.19, 30.33), (25.76, None, None), columns=columns))
+    found = shown_table(table((25.76, 21.19, 30.33), (25.76, None, None), columns=columns))
     assert [column.heading for column in found.columns] == ["PSNR"]
     assert [row[0].text for row in found.rows] == ["25.8 [21.2, 30.3]", "25.8"]
 
@@ -186,7 +182,7 @@ def test_numbers_that_are_none_are_null_in_json(tmp_path: Path) -> None:
 
 
 def test_markdown_shows_all_that_a_reader_needs() -> None:
-    text = to_markdown(full_report())
+    text = render("report.md", report=full_report())
     for part in (
         "# Latency",
         "2026-01-02 03:04 UTC, on Test CPU, 2 cores, in 12.3 s.",
@@ -206,11 +202,11 @@ def test_markdown_shows_all_that_a_reader_needs() -> None:
 
 
 def test_markdown_survives_hostile_names() -> None:
-    lines = to_markdown(full_report(HOSTILE)).splitlines()
+    lines = render("report.md", report=full_report(HOSTILE)).splitlines()
     row = next(line for line in lines if "500" in line and line.startswith("|"))
     assert row.replace("\\|", "").count("|") == len(COLUMNS) + 1
     assert not [line for line in lines if line.replace("\\<", "").count("<script>") and "options" not in line]
-    assert to_markdown(report(table(("two\n# lines", *ROW[1:])))).count("\n# ") == 0
+    assert render("report.md", report=report(table(("two\n# lines", *ROW[1:])))).count("\n# ") == 0
 
 
 @pytest.mark.parametrize("text", ["plain", "a ``` b", "````", "x `y`"])

@@ -1,7 +1,5 @@
 """What the noise and blur scores do to one image: the paper's Figure 11, as a sheet and in figures."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,19 +8,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from s3diff_benchmarks.pictures.drawn import draw_picture, middle
 from s3diff_benchmarks.pictures.pairs import LEAST_SIDE
-from s3diff_benchmarks.pictures.scores import DETAIL, ScoreOptions, load_scores
-from s3diff_benchmarks.pictures.scoring import Sample, Scores
+from s3diff_benchmarks.pictures.pixels import middle
+from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreOptions, Scores, load_scores
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
-from s3diff_benchmarks.report.model import Column, Picture, Plot, Table
-from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Picture, Table
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
 from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import SCALE, Pixels
+from s3diff_training.drawn_pictures import draw_picture
 
 _DRAWN_SIDE = 64
 _CELL = 384
@@ -38,10 +36,8 @@ class ControlRequest(BundleRequest):
     image: Path | None = argument("Photograph to restore; drawn by default.", default=None)
     hr: Path | None = option(None, "The image's truth, four times as large, for PSNR, SSIM and LPIPS.")
     steps: int = option(3, "Scores on each axis, equally spaced from 0 to 1.", least=2, most=11)
-    device: str = option("cpu", "cpu, cuda or cuda:N.")
     engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
     scoring: ScoreOptions = group(ScoreOptions, only=("lpips_weights",))
-    output: Output = group(Output)
 
     def problems(self) -> Iterator[str]:
         """A truth of nothing."""
@@ -71,9 +67,6 @@ def run_control(request: ControlRequest) -> Findings:
 
     \b
       s3diff-export bench control s3diff.bundle photograph.jpg --steps 5 -o control
-
-    Raises:
-        RequestError, BundleError, JobError: see `measure_control`.
     """
     from s3diff_benchmarks.pytorch_method import torch_device
 
@@ -87,11 +80,7 @@ def run_control(request: ControlRequest) -> Findings:
 def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, scores: Scores) -> Findings:
     """Restore an image with every pair of scores, and at its estimate.
 
-    Args:
-        request: the grid.
-        lr: uint8 RGB `[H, W, 3]`.
-        truth: uint8 RGB `[4H, 4W, 3]`, or None.
-        scores: loaded with or without a truth.
+    `lr` is `[H, W, 3]`, and `truth`, where the scores need one, `[4H, 4W, 3]`.
 
     Raises:
         RequestError: when the truth is not four times as large as the input, or too small to score.
@@ -105,10 +94,14 @@ def measure_control(request: ControlRequest, lr: Pixels, truth: Pixels | None, s
         raise RequestError(f"the image is too small to score; expected at least {LEAST_SIDE} pixels a side")
     with Upscaler.open(request.bundle, request.engine, request.device) as upscaler:
         estimated, *grid = _settings(upscaler, request.levels, lr, truth, scores)
+    shown = {
+        "where": {"setting": tuple(setting.name for setting in grid)},
+        "log_y": min(setting.scores[DETAIL] for setting in grid) > 0,
+    }
     title = "Noise score downwards, blur score to the right"
     return Findings(
         tables=(_table([estimated, *grid], scores),),
-        plots=(_plot(grid),),
+        plots=(plot("control", shown),),
         pictures=(Picture(name="control", title=title, before=_SHEET, after=_SHEET),),
         notes=(*_shared_bins(grid), *scores.notes),
         images={_SHEET: _sheet([setting.result.pixels for setting in grid], request.levels)},
@@ -129,40 +122,15 @@ def _settings(
 
 
 def _table(settings: Sequence[Setting], scores: Scores) -> Table:
-    headings = ("setting", "noise", "blur", "bin")
-    figures = (
-        # No arrows: a score set by hand is not meant to be as good as it can be.
-        Column(name=score.label, unit=score.unit, digits=score.digits)
-        for score in scores.scores
-    )
+    # No arrows: a score set by hand is not meant to be as good as it can be.
+    figures = (score.columns()[0].model_copy(update={"better": ""}) for score in scores.scores)
     rows = []
     for setting in settings:
         applied, chosen = setting.result.applied, setting.result.bin
         measured = (value if np.isfinite(value) else None for value in setting.scores.values())
         bin_name = chosen.name if chosen else None
         rows.append((setting.name, applied["noise"], applied["blur"], bin_name, *measured))
-    return Table(
-        name="control",
-        title="Scores set by hand",
-        columns=(*(Column(name=heading) for heading in headings), *figures),
-        rows=tuple(rows),
-        note=f"{DETAIL}: power of luma above half the Nyquist frequency; a higher noise score removes it.",
-    )
-
-
-def _plot(grid: Sequence[Setting]) -> Plot:
-    return Plot(
-        name="control",
-        title="Fine detail under control",
-        kind="line",
-        table="control",
-        x="noise",
-        y=DETAIL,
-        by="blur",
-        where={"setting": tuple(setting.name for setting in grid)},
-        x_label="noise score",
-        log_y=min(setting.scores[DETAIL] for setting in grid) > 0,
-    )
+    return table("control", rows, tuple(figures))
 
 
 def _shared_bins(grid: Sequence[Setting]) -> Iterator[str]:

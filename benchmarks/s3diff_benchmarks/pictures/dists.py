@@ -7,11 +7,10 @@ weighted. VGG16 comes from the weights of LPIPS, which are the same network, and
 the package dists-pytorch (MIT), which is read without importing it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,6 @@ class DISTS(nn.Module):
         weights_id: says where the weights came from.
     """
 
-    weights_id: str
     mean: Tensor
     deviation: Tensor
     pooling: Tensor
@@ -52,23 +50,18 @@ class DISTS(nn.Module):
         self.weights_id = f"{weights_id}; VGG16 of {vgg.weights_id}"
         total = alpha.sum() + beta.sum()
         weights = torch.tensor([0.25, 0.5, 0.25])
-        for name, value in (
-            ("mean", torch.tensor(_MEAN).view(1, 3, 1, 1)),
-            ("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1)),
-            ("pooling", weights.outer(weights).view(1, 1, 3, 3)),
-            ("alpha", alpha.flatten() / total),
-            ("beta", beta.flatten() / total),
-        ):
-            self.register_buffer(name, value)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1))
+        self.register_buffer("pooling", weights.outer(weights).view(1, 1, 3, 3))
+        self.register_buffer("alpha", alpha.flatten() / total)
+        self.register_buffer("beta", beta.flatten() / total)
         self.requires_grad_(False)
 
     @classmethod
-    def load(cls, vgg: LPIPS, weights: Path | None = None) -> DISTS:
-        """DISTS with its published weights.
+    def load(cls, vgg: LPIPS, weights: Path | None = None) -> Self:
+        """DISTS with its published weights, on LPIPS's VGG16.
 
-        Args:
-            vgg: LPIPS of VGG16, loaded.
-            weights: `weights.pt` of the authors; None looks into the installed package dists-pytorch.
+        `weights` is the authors' `weights.pt`; None looks into the installed package dists-pytorch.
 
         Raises:
             RequestError: if there is no such file, or it does not hold `alpha` and `beta`.
@@ -88,7 +81,7 @@ class DISTS(nn.Module):
             raise RequestError(
                 f"{path} has {alpha.numel()} and {beta.numel()} weights, not {sum(_WIDTHS)} each"
             )
-        return cls(vgg, alpha, beta, f"DISTS, sha256 {digest[:12]}")
+        return cls(vgg, alpha, beta, f"sha256 {digest[:12]}")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of each pair: `x`, `y` [N, 3, H, W] in [0, 1] -> [N], 0 for equal images."""
@@ -106,14 +99,11 @@ class DISTS(nn.Module):
     def _features(self, image: Tensor) -> list[Tensor]:
         tapped, features = [image], (image - self.mean) / self.deviation
         for stage, convs in enumerate(_STAGES):
-            features = self._pooled(features) if stage else features
+            if stage:
+                kernel = self.pooling.expand(features.shape[1], 1, 3, 3)
+                squares = functional.conv2d(features**2, kernel, stride=2, padding=1, groups=len(kernel))
+                features = (squares + 1e-12).sqrt()
             for place in convs:
                 features = functional.relu(self.convs[place](features))
             tapped.append(features)
         return tapped
-
-    def _pooled(self, features: Tensor) -> Tensor:
-        channels = features.shape[1]
-        kernel = self.pooling.expand(channels, 1, 3, 3)
-        squares = functional.conv2d(features**2, kernel, stride=2, padding=1, groups=channels)
-        return (squares + 1e-12).sqrt()

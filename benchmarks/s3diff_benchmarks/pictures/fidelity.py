@@ -1,30 +1,27 @@
 """How far what runs is from what PyTorch computes exactly: bins, precision and mode, engines, tiles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from s3diff_benchmarks.methods import Input, bundle_names
-from s3diff_benchmarks.pictures.difference import COLUMNS, NOTE, differences
-from s3diff_benchmarks.pictures.drawn import draw_picture, middle
+from s3diff_benchmarks.pictures.pixels import NOTE, differences, middle
 from s3diff_benchmarks.report.findings import BundlesRequest, Findings
-from s3diff_benchmarks.report.model import Cell, Column, Plot, Table
-from s3diff_benchmarks.report.output import Output
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Cell, Plot, Table
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.options import option
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
-from s3diff_training.weights import ModelSource
+from s3diff_training.drawn_pictures import draw_picture
 
 if TYPE_CHECKING:
     from s3diff_training.network.model import S3Diff
@@ -32,38 +29,6 @@ if TYPE_CHECKING:
 BIN_SIDES = (1, 2, 3, 4, 6)
 OVERLAPS = (0, 8, 16, 32, 64)
 NO_WEIGHTS = "bins and bundles were not compared with PyTorch: pass --demo, or --base and --checkpoint"
-_ERROR: dict[str, Any] = {"kind": "line", "y": "error", "y_label": "error (levels of 255)"}
-_PLOTS = {
-    "bins": Plot(
-        name="bins",
-        title="Error of the nearest bin",
-        table="bins",
-        x="bins",
-        log_x=True,
-        from_zero=True,
-        **_ERROR,
-    ),
-    "bundles": Plot(
-        name="precision",
-        title="Error of bundles",
-        table="bundles",
-        x="precision",
-        by=("mode", "bins", "engine"),
-        log_y=True,  # bins and precision are orders of magnitude apart
-        **_ERROR,
-    ),
-    "tiles": Plot(
-        name="tiles",
-        title="Error of tiles",
-        table="tiles",
-        x="overlap",
-        by="tile",
-        x_label="overlap (low-resolution pixels)",
-        from_zero=True,
-        **_ERROR,
-    ),
-}
-"""By the table that they draw."""
 
 
 class Effort(NamedTuple):
@@ -83,14 +48,11 @@ class Effort(NamedTuple):
 class FidelityRequest(BundlesRequest):
     """What is compared, and how thoroughly."""
 
-    weights: ModelSource = group(ModelSource)
     images: tuple[Path, ...] = option(
         (), "Photograph to compare on; repeatable. Drawn by default.", flags=("--image",), repeated=True
     )
-    device: str = option("cpu", "cpu, cuda or cuda:N.")
     quick: bool = option(False, "Fewer and smaller images, for an indication within a minute.")
     seed: int = option(0, "Of the degradations and the drawn pictures.")
-    output: Output = group(Output)
 
     @property
     def effort(self) -> Effort:
@@ -107,7 +69,7 @@ class Trial(NamedTuple):
 
 
 Exact = Callable[[Trial], Pixels]
-"""What PyTorch makes of a trial: uint8 RGB `[4H, 4W, 3]`."""
+"""What PyTorch makes of a trial, `[4H, 4W, 3]`."""
 
 
 def run_fidelity(request: FidelityRequest) -> Findings:
@@ -119,9 +81,6 @@ def run_fidelity(request: FidelityRequest) -> Findings:
 
     \b
       s3diff-export bench fidelity dynamic-fp16.bundle --vs merged-fp16.bundle --demo -o fidelity
-
-    Raises:
-        RequestError, BundleError, JobError: when a bundle runs with no engine at all.
     """
     from s3diff_benchmarks.pytorch_method import pytorch_notes, torch_device
 
@@ -132,13 +91,13 @@ def run_fidelity(request: FidelityRequest) -> Findings:
     return findings.noting(*pytorch_notes(request.weights, request.device, on, request.bundles))
 
 
-def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
+def measure_fidelity(
+    request: FidelityRequest, images: Sequence[Pixels], network: "S3Diff | None"
+) -> Findings:
     """Compare everything that the request and the machine allow.
 
-    Args:
-        request: what to compare.
-        images: photographs, uint8 RGB `[H, W, 3]`; none draws pictures.
-        network: of the bundles' weights, in fp32; None compares tiles alone.
+    `images` are photographs, none draws pictures; `network` is of the bundles' weights, in fp32, and without
+    it tiles alone are compared.
 
     Raises:
         RequestError, BundleError, JobError: when a bundle runs with no engine at all.
@@ -156,7 +115,7 @@ def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network
         tables += [compare_bins(exact, trials), _compare_bundles(request, exact, small, trials, notes)]
     (large,) = _cut_or_drawn(images[:1], request.effort.tiled_side, 1, request.seed)
     tables.append(_compare_tiles(request, large, notes))
-    tables = [table for table in tables if table.rows]
+    tables = [each for each in tables if each.rows]
     return Findings(tuple(tables), plots=tuple(map(_plot, tables)), notes=tuple(notes))
 
 
@@ -174,17 +133,12 @@ def _points(request: FidelityRequest) -> list[tuple[float, float]]:
     return [(float(noise), float(blur)) for noise, blur in drawn]
 
 
-def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
+def _remembered(network: "S3Diff", images: Sequence[Pixels]) -> Exact:
     """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
     from s3diff_benchmarks.pytorch_method import exact
 
     method = exact(network)
-
-    @cache
-    def result(trial: Trial) -> Pixels:
-        return method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels
-
-    return result
+    return cache(lambda trial: method([Input(images[trial.image])], trial.noise, trial.blur)[0].pixels)
 
 
 def nearest_centre(score: float, side: int) -> float:
@@ -201,26 +155,16 @@ def compare_bins(exact: Exact, trials: Sequence[Trial]) -> Table:
     with counted(len(BIN_SIDES) * len(trials), "fidelity") as tell:
         for side in BIN_SIDES:
             pairs: list[tuple[Pixels, Pixels]] = []
-            for trial in trials:
+            for image, *scores in trials:
                 tell(len(rows) * len(trials) + len(pairs), f"bins: {side}×{side}")
-                noise, blur = (nearest_centre(score, side) for score in (trial.noise, trial.blur))
-                pairs.append((exact(Trial(trial.image, noise, blur)), exact(trial)))
+                centre = Trial(image, *(nearest_centre(score, side) for score in scores))
+                pairs.append((exact(centre), exact(Trial(image, *scores))))
             rows.append((f"{side}×{side}", side * side, *differences(pairs)))
-    return Table(
-        name="bins",
-        title="Nearest bin against exact weights, both in PyTorch fp32",
-        columns=(Column(name="grid"), Column(name="bins"), *COLUMNS),
-        rows=tuple(rows),
-        note=f"Over {len(trials)} pairs of image and degradation, spread evenly over [0, 1]². {NOTE}",
-    )
+    return table("bins", rows, trials=len(trials), differences=NOTE)
 
 
 def _compare_bundles(
-    request: FidelityRequest,
-    exact: Exact,
-    images: Sequence[Pixels],
-    trials: Sequence[Trial],
-    notes: list[str],
+    request: FidelityRequest, exact: Exact, images: list[Pixels], trials: list[Trial], notes: list[str]
 ) -> Table:
     """Every bundle, on every engine that runs here, against PyTorch in fp32; notes what did not run."""
     rows: list[tuple[Cell, ...]] = []
@@ -241,15 +185,7 @@ def _compare_bundles(
                     pairs.append((result.pixels, exact(trial)))
             mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
             rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
-    headings = ("bundle", "engine", "mode", "precision", "bins")
-    return Table(
-        name="bundles",
-        title="Bundles against PyTorch fp32",
-        columns=(*(Column(name=heading) for heading in headings), *COLUMNS),
-        rows=tuple(rows),
-        key=2,
-        note=f"Images and degradations as above; a merged bundle answers with its nearest bin. {NOTE}",
-    )
+    return table("bundles", rows, differences=NOTE)
 
 
 def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) -> Table:
@@ -272,14 +208,7 @@ def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) 
                 continue
             rows.append((tile, overlap, *differences([(cut, whole)])))
     height, width = picture.shape[:2]
-    return Table(
-        name="tiles",
-        title=f"Tiles against an image of {width}×{height} in one piece",
-        columns=(Column(name="tile", unit="pixels"), Column(name="overlap", unit="pixels"), *COLUMNS),
-        rows=tuple(rows),
-        key=2,
-        note=f"With the bundle itself, at noise 0.5 and blur 0.5; sizes in low-resolution pixels. {NOTE}",
-    )
+    return table("tiles", rows, width=width, height=height, differences=NOTE)
 
 
 def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
@@ -288,7 +217,7 @@ def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int
         return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
 
 
-def _plot(table: Table) -> Plot:
+def _plot(errors: Table) -> Plot:
     """The errors of a table; equal images have no place on a logarithmic axis."""
-    plot, error = _PLOTS[table.name], [column.name for column in table.columns].index("error")
-    return plot.model_copy(update={"log_y": plot.log_y and all(row[error] for row in table.rows)})
+    equal = not all(record["error"] for record in errors.records)
+    return plot(errors.name, {"log_y": False} if equal else {})

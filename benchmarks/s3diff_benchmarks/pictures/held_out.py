@@ -5,10 +5,9 @@ again. Beside the scores stand figures that find what scores miss: grids of a st
 score that does nothing when it is set by hand (the paper's figure 11), and an estimator that guesses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import pairwise, product
+from operator import ge, le, lt
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,8 +16,8 @@ import numpy as np
 from s3diff_benchmarks.methods import Input, Method
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured
 from s3diff_benchmarks.pictures.pairs import Case
-from s3diff_benchmarks.pictures.scores import DETAIL
-from s3diff_benchmarks.report.model import Cell, Column, Table
+from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.report.model import Table
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
 from s3diff_runtime.vocabulary import SCALE
@@ -38,9 +37,7 @@ CROPS, CROP = 128, 256
 def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     """Degrade the photographs of a folder, each with every seed.
 
-    Args:
-        folder: searched at every depth.
-        limit: take only that many photographs, the first by name.
+    The folder is searched at every depth; `limit` takes only so many photographs, the first by name.
 
     Raises:
         RequestError: when there is no photograph of 64 pixels a side or more.
@@ -73,53 +70,38 @@ class Compared(NamedTuple):
 
 
 def measure_network(
-    network: S3Diff, method: Method, folder: Path, held_out: Measured, pairs: Measured | None
+    network: "S3Diff", method: Method, folder: Path, held_out: Measured, pairs: Measured | None
 ) -> Iterator[Table]:
     """What scores do not say of a network, and the targets that it meets or misses.
 
     Args:
-        network: in evaluation mode, on its device.
-        method: that network.
-        folder: of the held-out photographs.
-        held_out: on these.
+        network: in evaluation mode, on its device; `method` runs it.
+        folder: of the held-out photographs, on which `held_out` was measured.
         pairs: on real pairs, which have targets of their own.
     """
     from s3diff_training.train.estimator import degraded_crops, rank_correlation
 
-    detail = dict(_fine_detail(method, held_out.images))
-    yield Table(
-        name="control",
-        title="Fine detail by the noise score set by hand",
-        columns=(Column(name="noise score"), Column(name=DETAIL, unit="levels²")),
-        rows=tuple(detail.items()),
-        note="Mean over the photographs, each with its first seed; a higher score must remove detail.",
-    )
+    detail = _fine_detail(method, held_out.images)
+    yield table("detail", detail.items())
     shortest = SCALE * min(min(open_photograph(case.lr).size) for case in held_out.images.cases)
     crops = degraded_crops(folder, CROPS, min(CROP, shortest))
     spearman = rank_correlation(network.estimator, crops)
-    yield Table(
-        name="estimator",
-        title="Estimated against true levels of degradation",
-        columns=(Column(name="axis"), Column(name="Spearman", better="higher")),
-        rows=tuple(spearman.items()),
-        note=f"Rank correlation over {CROPS} random crops, degraded as in training.",
-    )
+    yield table("estimator", spearman.items(), crops=CROPS)
     if "LPIPS" in held_out.scores.labels:
         of_pairs = _compared(pairs, method) if pairs else None
         yield target_table(_compared(held_out, method), of_pairs, detail, spearman)
 
 
-def _fine_detail(method: Method, images: ImageSet) -> Iterator[tuple[float, float]]:
-    """Noise scores set by hand, and the mean power above half the Nyquist frequency, grey levels squared."""
-    cases = images.cases[:: images.seeds]
-    with counted(len(NOISE_SCORES) * len(cases), "control") as tell:
-        for number, noise in enumerate(NOISE_SCORES):
-            energies: list[float] = []
-            for case in cases:
-                tell(number * len(cases) + len(energies), f"noise score {noise}: {case.name}")
-                (result,) = method([Input(open_photograph(case.lr).pixels)], noise=noise)
-                energies.append(high_frequency_energy(result.pixels))
-            yield noise, float(np.mean(energies))
+def _fine_detail(method: Method, images: ImageSet) -> dict[float, float]:
+    """By the noise score set by hand, the mean power above half the Nyquist frequency in levels²."""
+    found: dict[float, list[float]] = {noise: [] for noise in NOISE_SCORES}
+    trials = [*product(NOISE_SCORES, images.cases[:: images.seeds])]
+    with counted(len(trials), "control") as tell:
+        for number, (noise, case) in enumerate(trials):
+            tell(number, f"noise score {noise}: {case.name}")
+            (result,) = method([Input(open_photograph(case.lr).pixels)], noise=noise)
+            found[noise].append(high_frequency_energy(result.pixels))
+    return {noise: float(np.mean(energies)) for noise, energies in found.items()}
 
 
 def _compared(measured: Measured, method: Method) -> Compared:
@@ -132,46 +114,32 @@ def target_table(
 ) -> Table:
     """What a good model reaches; a target that is missed is shown and is no error.
 
-    Args:
-        held_out: on held-out photographs.
-        pairs: on real pairs, where some were given.
-        detail: fine detail by the noise score set by hand, rising.
-        spearman: by axis, the rank correlation of estimated and true levels.
+    `pairs` are real ones, where some were given; `detail` is by the noise score set by hand, rising, and
+    `spearman` by axis the rank correlation of estimated and true levels.
     """
     ours, bicubic = held_out
     step = max(after / before for before, after in pairwise(detail.values()))
-    rows = [
-        _at_least("held-out PSNR-Y, dB (limit: bicubic's)", ours["PSNR-Y"], bicubic["PSNR-Y"]),
-        _at_most("held-out LPIPS / bicubic's", held_out.lpips_ratio, 0.65),
+    targets = [
+        ("held-out PSNR-Y, dB (limit: bicubic's), at least", ours["PSNR-Y"], ge, bicubic["PSNR-Y"]),
+        ("held-out LPIPS / bicubic's, at most", held_out.lpips_ratio, le, 0.65),
     ]
     if pairs is not None:
-        rows.append(_at_most("real pairs: LPIPS / bicubic's", pairs.lpips_ratio, 0.75))
-        rows.append(_at_least("real pairs: PSNR-Y, dB", pairs.ours["PSNR-Y"], 26.0))
-    rows += [
-        *(_at_most(f"grid of period {period}", ours[label], 1.5) for period, label in GRIDS.items()),
-        _target("fine detail, next noise score / this one", step, 1.0, step < 1),
-        _at_least("Spearman, noise", spearman["noise"], 0.8),
-        _at_least("Spearman, blur", spearman["blur"], 0.6),
+        targets.append(("real pairs: LPIPS / bicubic's, at most", pairs.lpips_ratio, le, 0.75))
+        targets.append(("real pairs: PSNR-Y, dB, at least", pairs.ours["PSNR-Y"], ge, 26.0))
+    targets += [
+        *((f"grid of period {period}, at most", ours[label], le, 1.5) for period, label in GRIDS.items()),
+        ("fine detail, next noise score / this one", step, lt, 1.0),
+        ("Spearman, noise, at least", spearman["noise"], ge, 0.8),
+        ("Spearman, blur, at least", spearman["blur"], ge, 0.6),
     ]
-    figures = (Column(name=name, digits=4) for name in ("limit", "measured"))
-    return Table(
-        name="targets",
-        title="What a good model reaches",
-        columns=(Column(name="target"), *figures, Column(name="verdict")),
-        rows=tuple(rows),
+    # NaN meets no limit.
+    return table(
+        "targets",
+        [
+            (name, limit, figure, "met" if meets(figure, limit) else "MISSED")
+            for name, figure, meets, limit in targets
+        ],
     )
-
-
-def _at_least(name: str, measured: float, limit: float) -> tuple[Cell, ...]:
-    return _target(f"{name}, at least", measured, limit, measured >= limit)
-
-
-def _at_most(name: str, measured: float, limit: float) -> tuple[Cell, ...]:
-    return _target(f"{name}, at most", measured, limit, measured <= limit)
-
-
-def _target(name: str, measured: float, limit: float, met: bool) -> tuple[Cell, ...]:
-    return name, limit, measured, "met" if met else "MISSED"
 
 
 def write_picture(held_out: Measured, method: Method, path: Path) -> None:

@@ -1,7 +1,5 @@
 """Runs methods over sets of images, and gathers what was measured of each image and method."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -10,14 +8,14 @@ from statistics import median
 
 import numpy as np
 
-from s3diff_benchmarks.methods import Input, Method, Upscaled
+from s3diff_benchmarks.methods import Input, Method
 from s3diff_benchmarks.pictures.pairs import Case
-from s3diff_benchmarks.pictures.scoring import Sample, Scores
+from s3diff_benchmarks.pictures.scores import Sample, Scores
 from s3diff_benchmarks.report.model import Cell
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
-from s3diff_runtime.vocabulary import Pixels
-from s3diff_training.metrics import GRID_PERIODS, PATCH, GridSpectrum, flat_patches, luma_difference
+from s3diff_runtime.vocabulary import AXES, Pixels
+from s3diff_training.metrics import GRID_PERIODS, PATCH, GridSpectrum, flat_patches, luma_pair
 
 GRIDS = {period: f"grid of {period}" for period in GRID_PERIODS}
 """Columns, by the period in pixels."""
@@ -64,12 +62,6 @@ class Row:
     shown: dict[int, Pixels] = field(default_factory=dict)
     """The results that pictures show, by the place of their case."""
 
-    def add(self, result: Upscaled, scores: Mapping[str, float]) -> None:
-        """Note one result."""
-        self.scores.append(scores)
-        self.seconds.append(result.total_seconds)
-        self.conditions.append((result.applied.get("noise"), result.applied.get("blur"), result.bin))
-
     @property
     def means(self) -> dict[str, float]:
         """All scores by label, over the images; and how far grids stand out."""
@@ -101,8 +93,7 @@ def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Meas
         RequestError, JobError: see `Method`, and `open_photograph` for damaged images.
     """
     rows = tuple(Row(method) for method in methods)
-    if not images.has_truths:
-        scores = scores.without_truth()
+    scores = scores if images.has_truths else scores.without_truth()
     with counted(len(images.cases) * len(rows), "quality") as tell:
         for number, case in enumerate(images.cases):
             lr = open_photograph(case.lr).pixels
@@ -110,12 +101,12 @@ def measure(images: ImageSet, methods: Sequence[Method], scores: Scores) -> Meas
             for place, row in enumerate(rows):
                 tell(number * len(rows) + place, f"{row.method.name}: {case.name}")
                 (result,) = row.method([Input(lr, case.name)])
-                row.add(result, scores.measure(Sample(result.pixels, lr, truth)))
+                row.scores.append(scores.measure(Sample(result.pixels, lr, truth)))
+                row.seconds.append(result.total_seconds)
+                row.conditions.append((*map(result.applied.get, AXES), result.bin))
                 if truth is not None and min(truth.shape[:2]) >= PATCH:
-                    residual, windows = (
-                        luma_difference(result.pixels, truth),
-                        flat_patches(truth, FLAT_FRACTION),
-                    )
+                    residual = np.subtract(*luma_pair(result.pixels, truth))
+                    windows = flat_patches(truth, FLAT_FRACTION)
                     row.spectrum.add(np.stack([residual[window] for window in windows]))
                 if number in images.shown:
                     row.shown[number] = result.pixels
@@ -126,12 +117,9 @@ def per_image_csv(measured: Measured) -> str:
     """One line for each image and method."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    labels = measured.scores.labels
-    writer.writerow(["image", "method", *labels, "seconds", "noise", "blur", "bin"])
+    writer.writerow(["image", "method", *measured.scores.labels, "seconds", *AXES, "bin"])
     for number, case in enumerate(measured.images.cases):
         for row in measured.rows:
-            scores = [row.scores[number][label] for label in labels]
-            writer.writerow(
-                [case.name, row.method.name, *scores, row.seconds[number], *row.conditions[number]]
-            )
+            figures = (*row.scores[number].values(), row.seconds[number], *row.conditions[number])
+            writer.writerow([case.name, row.method.name, *figures])
     return text.getvalue()

@@ -1,8 +1,6 @@
 """Finds what belongs together in folders of images: inputs, truths, and what other methods made of them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -94,13 +92,8 @@ def find_cases(
 ) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """Match the images of two folders by the stems of their names.
 
-    Args:
-        lr: folder of low-resolution images.
-        hr: folder of truths; None measures without.
-        limit: take only that many, the first by name.
-
-    Returns:
-        The cases by name, and a note on every kind of image that was left out.
+    Gives the cases by name, only the first `limit` of them, and a note on every kind of image that was left
+    out; without a folder of truths, all low-resolution images.
 
     Raises:
         RequestError: for a missing folder, two images of one stem, no pairs, or truths that are not four
@@ -116,9 +109,9 @@ def find_cases(
             f"{lr} and {hr} have no pairs: expected images with the same names in both, such as "
             f"{next(iter(inputs))} in {hr}"
         )
-    _require_scale("HR", [(case, truths[case.name]) for case in cases])
-    sizes = {case.name: _size(case.lr) for case in cases}
-    small = [f"{name} {size[0]}×{size[1]}" for name, size in sizes.items() if min(size) < LEAST_SIDE]
+    _require_scale("HR", cases, truths)
+    sizes = [(case.name, *photograph_size(inputs[case.name])) for case in cases]
+    small = [f"{name} {width}×{height}" for name, width, height in sizes if min(width, height) < LEAST_SIDE]
     if small:
         raise RequestError(
             f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
@@ -144,9 +137,8 @@ def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
         raise RequestError(
             f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
         )
-    outputs = {case.name: found[case.name] for case in cases}
-    _require_scale(f"what {name} made", [(case, outputs[case.name]) for case in cases])
-    return Peer(name, outputs, _times(folder / SECONDS_NAME))
+    _require_scale(f"what {name} made", cases, found)
+    return Peer(name, found, _times(folder / SECONDS_NAME))
 
 
 def _size(picture: Path | Pixels) -> tuple[int, int]:
@@ -154,10 +146,10 @@ def _size(picture: Path | Pixels) -> tuple[int, int]:
     return photograph_size(picture) if isinstance(picture, Path) else (picture.shape[1], picture.shape[0])
 
 
-def _require_scale(what: str, pairs: Iterable[tuple[Case, Path]]) -> None:
+def _require_scale(what: str, cases: Sequence[Case], large: Mapping[str, Path]) -> None:
     wrong = []
-    for case, large in pairs:
-        (width, height), found = _size(case.lr), _size(large)
+    for case in cases:
+        (width, height), found = _size(case.lr), _size(large[case.name])
         if found != (SCALE * width, SCALE * height):
             wrong.append(f"{case.name} {width}×{height} and {found[0]}×{found[1]}")
     if wrong:

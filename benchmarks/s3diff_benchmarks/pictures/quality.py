@@ -1,12 +1,9 @@
 """Scores of restored photographs: a bundle beside bicubic, PyTorch, other bundles and other methods."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -14,11 +11,11 @@ from PIL import Image
 from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
 from s3diff_benchmarks.pictures.held_out import held_out_images, measure_network, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
-from s3diff_benchmarks.pictures.no_reference import HOW
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
-from s3diff_benchmarks.pictures.scores import ScoreOptions, load_scores
-from s3diff_benchmarks.published import DATASETS, dataset_named, quality_rows
+from s3diff_benchmarks.pictures.scores import HOW, ScoreOptions, load_scores
+from s3diff_benchmarks.published import DATASETS, dataset_named, quality_table
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
+from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.rendering import render
@@ -28,29 +25,12 @@ from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_training.weights import ModelSource
 
-if TYPE_CHECKING:
-    pass
-
-PER_IMAGE = "per-image.csv"
 _SUBJECT = 1
 """Of what is measured in the first place, among the rows: behind bicubic."""
-_PUBLISHED = {
-    "PSNR-Y": "psnr",
-    "SSIM-Y": "ssim",
-    "LPIPS": "lpips",
-    "DISTS": "dists",
-    "FID": "fid",
-    "NIQE": "niqe",
-    "MUSIQ": "musiq",
-    "MANIQA": "maniqa",
-    "CLIPIQA": "clipiqa",
-}
-"""Columns, and the fields of `PublishedQuality` that they show."""
 _GRID_NOTE = (
     " grid: how far one of that period, in pixels, stands out of the difference from the truth where that is "
     "flattest; 1 where there is none."
 )
-_TIME = Column(name="time", unit="s")
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -131,7 +111,6 @@ def run_quality(request: QualityRequest) -> Findings:
 
     Raises:
         RequestError: for folders that do not fit (see `pairs`), and for a card without LPIPS.
-        RequestError, BundleError, JobError: see `Upscaler`.
     """
     from s3diff_benchmarks.pytorch_method import BicubicMethod, exact, pytorch_notes, torch_device
 
@@ -155,7 +134,7 @@ def run_quality(request: QualityRequest) -> Findings:
             for images in (photographs, held_out)
             if images
         ]
-    tables = [table for each in measured for table in (_means(each), _differences(each))]
+    tables = [made for each in measured for made in (_means(each), _differences(each))]
     if network is not None and request.held_out:
         pairs = measured[0] if request.hr else None
         tables += measure_network(network, methods[-1], request.held_out, measured[-1], pairs)
@@ -164,118 +143,69 @@ def run_quality(request: QualityRequest) -> Findings:
         if request.picture:
             write_picture(measured[-1], methods[-1], request.picture)
     if request.dataset:
-        tables.append(_published(request.dataset))
+        tables.append(quality_table(request.dataset))
     notes = [*pytorch_notes(request.weights, request.device, device, request.bundles)]
     if not request.scoring.no_reference:
         notes.append(f"not asked for: {HOW}")
     notes += [note for each in measured for note in each.images.notes]
+    pictures = [picture for each in measured for picture in _pictures(each)]
     return Findings(
         tables=tuple(tables),
         plots=tuple(plot for each in measured for plot in _plane(each)),
-        pictures=tuple(picture for each in measured for picture in _pictures(each)),
+        pictures=tuple(picture for picture, _ in pictures),
         notes=(*notes, *_peer_notes(peers), *scores.notes),
-        images={name: image for each in measured for name, image in _images(each)},
-        files={f"{each.images.prefix}{PER_IMAGE}": per_image_csv(each) for each in measured},
+        images={name: image for _, images in pictures for name, image in images.items()},
+        files={f"{each.images.prefix}per-image.csv": per_image_csv(each) for each in measured},
     )
 
 
-def _pictures(measured: Measured) -> Iterator[Picture]:
-    images, subject = measured.images, measured.rows[_SUBJECT].method.name
+def _pictures(measured: Measured) -> Iterator[tuple[Picture, dict[str, Image.Image]]]:
+    """Before and after, with the images by the names that they have there."""
+    images, (bicubic, subject) = measured.images, measured.rows[: _SUBJECT + 1]
     for number, place in enumerate(images.shown, start=1):
         name = f"{images.prefix}image-{number}"
-        title = f"{images.cases[place].name}: bicubic, and {subject}"
-        yield Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
-
-
-def _images(measured: Measured) -> Iterator[tuple[str, Image.Image]]:
-    """Those of the pictures, by name."""
-    bicubic, subject = measured.rows[0].shown, measured.rows[_SUBJECT].shown
-    for picture, place in zip(_pictures(measured), measured.images.shown, strict=True):
-        yield picture.before, Image.fromarray(bicubic[place])
-        yield picture.after, Image.fromarray(subject[place])
+        title = f"{images.cases[place].name}: bicubic, and {subject.method.name}"
+        picture = Picture(name=name, title=title, before=f"{name}-bicubic", after=f"{name}-result")
+        shown = {picture.before: bicubic.shown[place], picture.after: subject.shown[place]}
+        yield picture, {name: Image.fromarray(pixels) for name, pixels in shown.items()}
 
 
 def _means(measured: Measured) -> Table:
-    grids = tuple(Column(name=name) for name in GRIDS.values()) if measured.images.has_truths else ()
+    grids = GRIDS if measured.images.has_truths else {}
     rows: list[tuple[Cell, ...]] = []
     for row in measured.rows:
         ratios = row.spectrum.ratios()
-        means = (*measured.scores.means(row.scores), *(ratios.get(period) for period in GRIDS if grids))
+        means = (*measured.scores.means(row.scores), *map(ratios.get, grids))
         rows.append((row.method.name, len(row.scores), *means, row.typical_seconds))
-    return Table(
-        name=f"{measured.images.prefix}quality",
-        title=f"Mean scores{measured.images.titled}",
-        columns=(Column(name="method"), Column(name="images"), *measured.scores.columns(), *grids, _TIME),
-        rows=tuple(rows),
-        note=(
-            "In brackets: 95 % confidence interval of the mean over images (Student's t). time: median over "
-            "the images, each run once; bench latency measures speed properly. LR-PSNR-Y compares the input "
-            "with the result made small again; fine detail is the power above half the Nyquist frequency."
-            + (_GRID_NOTE if grids else "")
-        ),
+    columns = (
+        *measured.scores.columns(),
+        *(Column(name=name) for name in grids.values()),
+        Column(name="time", unit="s"),
     )
+    images = measured.images
+    note = _GRID_NOTE if grids else ""
+    return table("quality", rows, columns, images.prefix, images=images.titled, grid=note)
 
 
 def _differences(measured: Measured) -> Table:
     """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
     subject, scores = measured.rows[_SUBJECT], measured.scores
     columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
-    return Table(
-        name=f"{measured.images.prefix}differences",
-        title=f"Differences from {subject.method.name} on the same images{measured.images.titled}",
-        columns=(Column(name="method"), *columns),
-        rows=tuple(
-            (
-                row.method.name,
-                *scores.means([_less(*pair) for pair in zip(row.scores, subject.scores, strict=True)]),
-            )
-            for row in measured.rows
-            if row is not subject
-        ),
-        note=(
-            f"The method's score less that of {subject.method.name}; a difference is real where the brackets "
-            "leave out 0."
-        ),
-    )
-
-
-def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {label: one[label] - other[label] for label in one}
-
-
-def _published(dataset: str) -> Table:
-    return Table(
-        name="published",
-        title=f"Published scores on {dataset}, not measured here",
-        columns=(
-            Column(name="method"),
-            # No arrows: these are constants, and comparing two reports must not judge them.
-            *(Column(name=label, digits=4) for label in _PUBLISHED),
-            Column(name="source"),
-        ),
-        rows=tuple(
-            (row.name, *(getattr(row, name) for name in _PUBLISHED.values()), row.source)
-            for row in quality_rows(dataset)
-        ),
-        note=f"As published, on all images of {dataset}; on a part of them, means differ.",
-    )
+    rows: list[tuple[Cell, ...]] = []
+    for row in measured.rows:
+        if row is not subject:
+            pairs = zip(row.scores, subject.scores, strict=True)
+            less = [{label: one[label] - other[label] for label in one} for one, other in pairs]
+            rows.append((row.method.name, *scores.means(less)))
+    images, name = measured.images, subject.method.name
+    return table("differences", rows, tuple(columns), images.prefix, subject=name, images=images.titled)
 
 
 def _plane(measured: Measured) -> Iterator[Plot]:
     """Distortion against perception, where there are truths."""
     means = [row.means for row in measured.rows]
     if any("LPIPS" in each and np.isfinite(each["PSNR-Y"]) for each in means):
-        yield Plot(
-            name=f"{measured.images.prefix}quality",
-            title=f"Near the truth, and looking like it{measured.images.titled}",
-            kind="scatter",
-            table=f"{measured.images.prefix}quality",
-            x="PSNR-Y",
-            y="LPIPS",
-            by="method",
-            x_label="PSNR-Y (dB), higher is nearer",
-            y_label="LPIPS, lower looks more alike",
-        )
+        yield plot("quality", prefix=measured.images.prefix, images=measured.images.titled)
 
 
 def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:

@@ -1,23 +1,44 @@
-"""Compares two reports: what became worse, better, new or gone, beyond the noise of the measurements."""
+"""All of `bench compare`: what became worse, better, new or gone from a report to another, beyond noise."""
 
-from __future__ import annotations
-
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal, TypeVar
 
-from s3diff_benchmarks.report.model import Cell, Column, Report, Table, figure_in, interval_of
+import click
+from rich.console import Console
+
+from s3diff_benchmarks.report.model import Cell, Column, Report, Row, Table, figure_in, interval_of
+from s3diff_benchmarks.report.output import read_report, terminal_table
+from s3diff_benchmarks.report.rendering import NOTHING
+from s3diff_runtime.errors import JobError
+from s3diff_runtime.options import Options, argument, option
 
 T = TypeVar("T")
-Row = Mapping[str, Cell]
-"""The cells of a row by their columns."""
 Verdict = Literal["regression", "improvement", "within noise", "unchanged", "new", "gone"]
 
+_SHOWN: tuple[Verdict, ...] = ("regression", "improvement", "new", "gone")
 _MEDIAN = "median"
 _TIMED = re.compile(r"(^|/)(s|ms|µs)$")
 """Units of times and rates."""
+
+
+@dataclass(frozen=True)
+class CompareRequest(Options):
+    """Which reports, and what is a failure."""
+
+    old: Path = argument("Report, or its folder.")
+    new: Path = argument("Report, or its folder.")
+    fail_on: float | None = option(
+        None,
+        "Exit 1 when a figure became worse by more than this, beyond noise.",
+        least=0,
+        metavar="PERCENT",
+    )
+    as_json: bool = option(False, "Print every figure as JSON.", flags=("--json",))
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,16 @@ class Change:
     percent: float | None = None
     """By which it became worse; negative where it became better, None where there is no such share."""
 
+    @property
+    def place(self) -> str:
+        """Which row it is in, for people."""
+        return ", ".join(map(str, self.row)) or "all rows"
+
+    @property
+    def share(self) -> str:
+        """By how much it became worse, for people."""
+        return NOTHING if self.percent is None else f"{self.percent:+.1f} %"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,16 +74,63 @@ class Comparison:
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
 
-    def of(self, *verdicts: Verdict) -> tuple[Change, ...]:
+    def of(self, *verdicts: Verdict) -> list[Change]:
         """The changes with one of these verdicts, the largest first."""
         found = [change for change in self.changes if change.verdict in verdicts]
-        return tuple(sorted(found, key=lambda change: -abs(change.percent or 0)))
+        return sorted(found, key=lambda change: -abs(change.percent or 0))
 
-    def regressions(self, above: float = 0.0) -> tuple[Change, ...]:
+    def regressions(self, above: float = 0.0) -> list[Change]:
         """Regressions beyond noise by more than that many percent; those of no known share are among them."""
-        return tuple(
-            change for change in self.of("regression") if change.percent is None or change.percent > above
+        return [each for each in self.of("regression") if each.percent is None or each.percent > above]
+
+
+def show_changes(request: CompareRequest) -> None:
+    """Tell what became worse or better from the report OLD to NEW: report.json files, or their folders.
+
+    A figure with a confidence interval changed only where the two intervals do not overlap.
+
+    \b
+      s3diff-export bench compare main/latency/report.json branch/latency/report.json --fail-on 5
+
+    Raises:
+        RequestError: for what is no report.
+        JobError: when a figure became worse by more than `fail_on`.
+    """
+    found = compare_reports(read_report(request.old), read_report(request.new))
+    if request.as_json:
+        click.echo(json.dumps(asdict(found), indent=2))
+    else:
+        _show(found)
+    fail_on = request.fail_on
+    if fail_on is not None and (worse := found.regressions(above=fail_on)):
+        first = worse[0]
+        more = f" and {len(worse) - 1} more" if len(worse) > 1 else ""
+        raise JobError(
+            f"worse by more than {fail_on:g} % beyond noise: "
+            f"{first.column} of {first.place} in {first.table}, {first.share}{more}"
         )
+
+
+def _show(found: Comparison) -> None:
+    for warning in found.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    headings = ("", "table", "row", "figure", "old", "new", "worse by")
+    rows = (
+        (each.verdict, each.table, each.place, each.column, each.old, each.new, each.share)
+        for each in found.of(*_SHOWN)
+    )
+    table = Table(
+        name="changes",
+        title="Changes beyond noise",
+        columns=tuple(Column(name=heading, digits=4) for heading in headings),
+        rows=tuple(rows),
+    )
+    console = Console(highlight=False)
+    if table.rows:
+        console.print(terminal_table(table))
+    worse, better = len(found.of("regression")), len(found.of("improvement"))
+    same = len(found.of("within noise", "unchanged"))
+    console.print(f"{worse} worse, {better} better, {same} the same.")
 
 
 def compare_reports(old: Report, new: Report) -> Comparison:
@@ -62,13 +140,13 @@ def compare_reports(old: Report, new: Report) -> Comparison:
     a figure changed only where the intervals do not overlap. Other times and rates of a row with a median,
     such as p99, have no interval and change only where the median does. Bounds are not judged themselves.
     """
-    tables = [{table.name: table for table in report.tables} for report in (old, new)]
+    before, after = ({table.name: table for table in report.tables} for report in (old, new))
     changes: list[Change] = []
-    for name, verdict in _matched(*tables):
+    for name, verdict in _matched(before, after):
         if verdict:
             changes.append(Change(name, (), "", verdict))
         else:
-            changes += _compare_tables(tables[0][name], tables[1][name])
+            changes += _compare_tables(before[name], after[name])
     return Comparison(tuple(changes), tuple(_warnings(old, new)))
 
 
@@ -87,9 +165,8 @@ def _compare_tables(old: Table, new: Table) -> Iterator[Change]:
             yield Change(new.name, key, "", verdict)
             continue
         for column in columns:
-            yield from _compare_cells(
-                Change(new.name, key, column.name, "unchanged"), column, before[key], after[key]
-            )
+            same = Change(new.name, key, column.name, "unchanged")
+            yield from _compare_cells(same, column, before[key], after[key])
 
 
 def _compare_cells(same: Change, column: Column, old: Row, new: Row) -> Iterator[Change]:
@@ -103,7 +180,8 @@ def _compare_cells(same: Change, column: Column, old: Row, new: Row) -> Iterator
     worse = after - before if column.better == "lower" else before - after
     percent = 100 * worse / abs(before) if before else None if worse else 0.0
     verdict: Verdict = "regression" if worse > 0 else "improvement" if worse else "unchanged"
-    if worse and _overlap(*(_interval(_witness(column, row), row) for row in (old, new))):
+    one, other = (_interval(column, row) for row in (old, new))
+    if worse and one[0] <= other[1] and other[0] <= one[1]:
         verdict = "within noise"
     yield replace(same, verdict=verdict, old=before, new=after, percent=percent)
 
@@ -119,22 +197,17 @@ def _rows(table: Table) -> dict[tuple[Cell, ...], Row]:
     return rows
 
 
-def _witness(column: Column, row: Row) -> str:
-    """The figure whose interval decides about a column: its own, or the median's where it has none."""
+def _interval(column: Column, row: Row) -> tuple[float, float]:
+    """The interval that decides about a column: its own, or the median's where it has none.
+
+    Where the report states neither, the figure itself.
+    """
     has_own = all(bound in row for bound in interval_of(column.name))
     has_median = all(name in row for name in (_MEDIAN, *interval_of(_MEDIAN)))
-    return _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
-
-
-def _interval(name: str, row: Row) -> tuple[float, float]:
-    """A figure's interval; the figure itself where the report states none."""
-    value, low, high = (figure_in(row.get(column)) for column in (name, *interval_of(name)))
+    witness = _MEDIAN if has_median and not has_own and _TIMED.search(column.unit) else column.name
+    value, low, high = (figure_in(row.get(name)) for name in (witness, *interval_of(witness)))
     middle = math.nan if value is None else value
     return (middle if low is None else low, middle if high is None else high)
-
-
-def _overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def _warnings(old: Report, new: Report) -> Iterator[str]:

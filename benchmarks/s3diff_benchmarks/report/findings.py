@@ -1,25 +1,21 @@
 """What a benchmark is asked and what it finds, and the report on it: on which machine, of which bundles."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from PIL import Image
 
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.report.model import BundleFacts, Picture, Plot, Report, Table
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.report.writing import show_report, write_report
-from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
+from s3diff_benchmarks.report.output import Output, show_report, write_report
 from s3diff_runtime.command_line import typed_command
-from s3diff_runtime.options import Options, argument, infos_of, option
+from s3diff_runtime.options import Options, argument, group, infos_of, option
+from s3diff_training.weights import ModelSource
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,12 @@ class Findings:
     plots: tuple[Plot, ...] = ()
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
-    images: Mapping[str, Image.Image] | None = None
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
     """By the names that the pictures use."""
-    files: Mapping[str, str] | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     """Texts of more files, by name."""
 
-    def noting(self, *notes: str) -> Findings:
+    def noting(self, *notes: str) -> Self:
         """The same findings with notes in front."""
         return replace(self, notes=(*notes, *self.notes))
 
@@ -55,6 +51,8 @@ class BundleRequest(BenchmarkRequest):
     """What those are asked that need a bundle."""
 
     bundle: Path = argument("Bundle to measure.")
+    device: str = option("cpu", "cpu, cuda or cuda:N.")
+    output: Output = group(Output)
 
     @property
     def bundles(self) -> tuple[Path, ...]:
@@ -64,9 +62,10 @@ class BundleRequest(BenchmarkRequest):
 
 @dataclass(frozen=True)
 class BundlesRequest(BundleRequest):
-    """What those are asked that set bundles beside each other."""
+    """What those are asked that set bundles beside each other, and beside PyTorch."""
 
     vs: tuple[Path, ...] = option((), "Another bundle, measured beside; repeatable.", repeated=True)
+    weights: ModelSource = group(ModelSource)
 
     @property
     def bundles(self) -> tuple[Path, ...]:
@@ -87,16 +86,11 @@ def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: O
         output: where the report goes.
 
     Raises:
-        RequestError: before any work, when the folder is in the way.
-        BundleError: before any work, for a folder that is no bundle.
-        As `measure`, and `writing.write_report`.
+        RequestError: before any work, when the folder is in the way, or one is no bundle.
     """
     output.check_folder()
     start, machine = perf_counter(), describe_machine()
-    bundles = tuple(
-        BundleFacts.of(path.resolve().name, Manifest.read(path), sha256(path / MANIFEST_NAME))
-        for path in request.bundles
-    )
+    bundles = tuple(map(BundleFacts.read, request.bundles))
     options = {name: getattr(request, name) for name in infos_of(type(request))}
     findings = measure(request)
     report = Report(
@@ -113,5 +107,5 @@ def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: O
         pictures=findings.pictures,
         notes=findings.notes,
     )
-    write_report(report, output, findings.images or {}, findings.files or {})
+    write_report(report, output, findings.images, findings.files)
     show_report(report, output)

@@ -1,16 +1,15 @@
 """What a benchmark found: one model for JSON, Markdown, plots and the page that people open."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from s3diff_benchmarks.machine import Machine
-from s3diff_benchmarks.records import Record
-from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_benchmarks.machine import Machine, Record
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.bundle.manifest import MANIFEST_NAME, Manifest
 from s3diff_runtime.bundle.records import Sha256, UtcTime
 
 REVISION: Final = 2
@@ -19,6 +18,9 @@ CEILINGS: Final = "ceilings"
 """The table that a roofline needs besides its own."""
 
 Cell = str | int | float | bool | None
+Row = Mapping[str, Cell]
+"""The cells of a row by their columns."""
+_ARROWS = {"lower": " ↓", "higher": " ↑", "": ""}
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 
 
@@ -39,6 +41,16 @@ class Column(Record):
     digits: int = 3
     """Significant digits that people are shown; the JSON has all."""
 
+    @property
+    def label(self) -> str:
+        """The name, with the arrow of what is better."""
+        return self.name + _ARROWS[self.better]
+
+    @property
+    def heading(self) -> str:
+        """Name, unit and arrow in one."""
+        return f"{self.name} ({self.unit}){_ARROWS[self.better]}" if self.unit else self.label
+
 
 def bounds_of(name: str) -> tuple[str, str]:
     """Names of the columns that people see as the interval in the cells of the column `name`."""
@@ -48,13 +60,6 @@ def bounds_of(name: str) -> tuple[str, str]:
 def interval_of(name: str) -> tuple[str, str]:
     """Names of the columns that hold the interval of a figure; those of a median are columns of their own."""
     return ("low", "high") if name == "median" else bounds_of(name)
-
-
-def seconds_columns(fields: Sequence[str]) -> tuple[Column, ...]:
-    """The columns of fields of a `statistics.Summary` in seconds; its bounds are neither better nor worse."""
-    return tuple(
-        Column(name=field, unit="s", better="" if field in ("low", "high") else "lower") for field in fields
-    )
 
 
 class Table(Record):
@@ -68,7 +73,7 @@ class Table(Record):
     key: int = Field(default=1, ge=0)
 
     @property
-    def records(self) -> list[dict[str, Cell]]:
+    def records(self) -> list[Row]:
         """The rows, each with its cells by the names of their columns."""
         names = [column.name for column in self.columns]
         return [dict(zip(names, row, strict=True)) for row in self.rows]
@@ -117,11 +122,6 @@ class Plot(Record):
     from_zero: bool = False
     """Whether the y axis begins at zero, as it should for what is compared by ratio."""
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """All that it needs of its table."""
-        return (*names_of(self.x), *names_of(self.y), *names_of(self.by), *self.where)
-
 
 class Picture(Record):
     """Two images to compare; names of the images that are handed over when the report is written.
@@ -147,11 +147,12 @@ class BundleFacts(Record):
     engines: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, manifest: Manifest, manifest_sha256: str) -> Self:
-        """The facts of a manifest, whose file has that hash."""
+    def read(cls, folder: Path) -> Self:
+        """The facts of a bundle. Raises `BundleError` for a folder that is none."""
+        manifest = Manifest.read(folder)
         return cls(
-            name=name,
-            manifest_sha256=manifest_sha256,
+            name=folder.resolve().name,
+            manifest_sha256=sha256(folder / MANIFEST_NAME),
             producer=manifest.producer,
             lora_mode=manifest.lora_mode,
             precision=manifest.precision,
@@ -191,20 +192,19 @@ class Report(Record):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for problem in (*self._twice(), *self._not_to_be_drawn()):
+        for problem in self._contradictions():
             raise ValueError(problem)
         return self
 
-    def _twice(self) -> Iterator[str]:
+    def _contradictions(self) -> Iterator[str]:
         for kind, parts in (("tables", self.tables), ("plots", self.plots), ("pictures", self.pictures)):
             names = [part.name for part in parts]
             if len(set(names)) != len(names):
                 yield f"two {kind} have the same name: {names}"
-
-    def _not_to_be_drawn(self) -> Iterator[str]:
         columns = {table.name: {column.name for column in table.columns} for table in self.tables}
         for plot in self.plots:
-            missing = [name for name in plot.columns if name not in columns.get(plot.table, ())]
+            needed = (*names_of(plot.x), *names_of(plot.y), *names_of(plot.by), *plot.where)
+            missing = [name for name in needed if name not in columns.get(plot.table, ())]
             if missing or plot.table not in columns:
                 yield f"plot {plot.name}: table {plot.table} is missing, or its columns {missing}"
             if plot.kind == "roofline" and CEILINGS not in columns:

@@ -1,10 +1,9 @@
-"""Draws a report's plots as PNG files, without a display."""
-
-from __future__ import annotations
+"""Reads what a plot shows from the tables of its report, and draws it as a PNG file, without a display."""
 
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from s3diff_benchmarks.report.model import Plot, Table
-from s3diff_benchmarks.report.series import Series, ceiling, label, series_of
+from s3diff_benchmarks.report.model import (
+    CEILINGS,
+    Cell,
+    Names,
+    Plot,
+    Row,
+    Table,
+    figure_in,
+    interval_of,
+    names_of,
+)
 
 _COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
 """Apart also for most colour-blind readers, in this order."""
@@ -32,13 +40,51 @@ _LONG = 34
 """Letters of a name beyond which it is cut."""
 
 
-def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
-    """The plot as a PNG of 1200 by 780 pixels.
+@dataclass(frozen=True)
+class Series:
+    """One line, or one kind of bar or point; `low` and `high` bound what is uncertain."""
 
-    Args:
-        plot: what is drawn.
-        tables: of its report, by name.
-    """
+    name: str
+    x: tuple[float | str, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+
+def series_of(plot: Plot, tables: Mapping[str, Table]) -> list[Series]:
+    """The series of a plot of a report's tables, in the rows' order; rows without x or y are left out."""
+    groups: dict[str, list[Row]] = {}
+    for row in tables[plot.table].records:
+        wanted = {name: cell if isinstance(cell, tuple) else (cell,) for name, cell in plot.where.items()}
+        if all(row[name] in cells for name, cells in wanted.items()):
+            groups.setdefault(_named(row, names_of(plot.by)), []).append(row)
+    several = len(names_of(plot.y)) > 1
+    found = []
+    for name, rows in groups.items():
+        for y in names_of(plot.y):
+            title = ", ".join(part for part in (name, y if several or not name else "") if part)
+            found.append(_series(title, rows, plot.x, y))
+    return [series for series in found if series.x]
+
+
+def ceiling(tables: Mapping[str, Table], points: Sequence[Series]) -> Series:
+    """The roof above the points of a roofline (Williams et al. 2009): FLOP for each byte, and TFLOP/s."""
+    measured = {row["what"]: figure_in(row["measured"]) for row in tables[CEILINGS].records}
+    product, copied = (measured[name] or math.nan for name in ("matrix product", "copy"))
+    ridge = 1000 * product / copied
+    found = [float(x) for series in points for x in series.x] or [ridge]
+    x = sorted({min(*found, ridge) / 2, ridge, max(*found, ridge) * 2})
+    return Series("ceiling (measured)", tuple(x), tuple(min(product, each * copied / 1000) for each in x))
+
+
+def label(text: str, names: Names, table: Table) -> str:
+    """The text of an axis; where it is empty, the columns' names with their unit."""
+    unit = next(column.unit for column in table.columns if column.name == names_of(names)[0])
+    return text or ", ".join(names_of(names)) + (f" ({unit})" if unit else "")
+
+
+def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
+    """The plot of a report's tables as a PNG of 1200 by 780 pixels."""
     drawn = series_of(plot, tables)
     figure = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
@@ -51,8 +97,7 @@ def draw(plot: Plot, tables: Mapping[str, Table]) -> bytes:
     if plot.kind == "bar":
         _bars(axes, drawn)
     else:
-        _curves(axes, drawn, joined=plot.kind == "line")
-        _name_positions(axes, drawn, plot.log_x)
+        _curves(axes, drawn, joined=plot.kind == "line", log_x=plot.log_x)
     if plot.from_zero:
         axes.set_ylim(bottom=0)
     for axis in (axes.xaxis, axes.yaxis):
@@ -78,10 +123,13 @@ def _frame(axes: Axes, plot: Plot, table: Table) -> None:
         axes.set_yscale("log")
 
 
-def _curves(axes: Axes, drawn: Sequence[Series], joined: bool) -> None:
-    """Lines whose bounds are bands, or points whose bounds are bars."""
+def _curves(axes: Axes, drawn: Sequence[Series], joined: bool, log_x: bool) -> None:
+    """Lines whose bounds are bands, or points whose bounds are bars; at numbers, or at names in a row."""
+    numbers = sorted({x for series in drawn for x in series.x if not isinstance(x, str)})
+    names = _names(drawn) if any(isinstance(x, str) for series in drawn for x in series.x) else []
     for number, series in enumerate(drawn):
-        x, style = _positions(drawn, series), _style(number)
+        x = [names.index(str(each)) if names else float(each) for each in series.x]
+        style = _style(number)
         if not joined:
             style |= {"yerr": _errors(series), "linestyle": "none", "markersize": 6, "capsize": 3}
             axes.errorbar(x, series.y, label=_plain(series.name), **style)
@@ -89,11 +137,17 @@ def _curves(axes: Axes, drawn: Sequence[Series], joined: bool) -> None:
         axes.plot(x, series.y, label=_plain(series.name), markersize=5, linewidth=1.8, **style)
         if series.low is not None and series.high is not None:
             axes.fill_between(x, series.low, series.high, color=style["color"], alpha=0.18, linewidth=0)
+    if names:
+        crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
+        axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
+    elif log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
+        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
+        axes.minorticks_off()
 
 
 def _bars(axes: Axes, drawn: Sequence[Series]) -> None:
     """Groups side by side; lying down where the names would not fit under upright bars."""
-    names = _categories(drawn)
+    names = _names(drawn)
     lying = sum(map(len, names)) > 2 * _LONG
     thickness = 0.8 / max(len(drawn), 1)
     draw_bars, errors_along = (axes.barh, "xerr") if lying else (axes.bar, "yerr")
@@ -123,21 +177,9 @@ def _errors(series: Series) -> NDArray[np.float64] | None:
     return np.maximum([np.subtract(series.y, series.low), np.subtract(series.high, series.y)], 0)
 
 
-def _categories(drawn: Sequence[Series]) -> list[str]:
+def _names(drawn: Sequence[Series]) -> list[str]:
     """All that stands on the x axis, as text, in the order of its first appearance."""
     return list(dict.fromkeys(str(x) for series in drawn for x in series.x))
-
-
-def _has_names(drawn: Sequence[Series]) -> bool:
-    return any(isinstance(x, str) for series in drawn for x in series.x)
-
-
-def _positions(drawn: Sequence[Series], series: Series) -> Sequence[float]:
-    """Where on the x axis: the numbers, or where there are names their place among all names."""
-    if not _has_names(drawn):
-        return [float(x) for x in series.x]
-    names = _categories(drawn)
-    return [names.index(str(x)) for x in series.x]
 
 
 def _name_decades(axis: Axis) -> None:
@@ -150,19 +192,41 @@ def _name_decades(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _name_positions(axes: Axes, drawn: Sequence[Series], log_x: bool) -> None:
-    if _has_names(drawn):
-        names = _categories(drawn)
-        crowded: dict[str, Any] = {"rotation": 30, "ha": "right"} if sum(map(len, names)) > 2 * _LONG else {}
-        axes.set_xticks(range(len(names)), [_plain(name) for name in names], **crowded)
-        return
-    numbers = sorted({float(x) for series in drawn for x in series.x})
-    if log_x and len(numbers) <= 8 and all(map(math.isfinite, numbers)):
-        axes.set_xticks(numbers, [f"{number:g}" for number in numbers])
-        axes.minorticks_off()
-
-
 def _plain(text: str, most: int = _LONG) -> str:
     """Text that matplotlib shows as it is: a dollar would begin mathematics, a leading underscore hides."""
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return f"{' ' * short.startswith('_')}{short}".replace("$", r"\$")
+
+
+def _named(row: Row, columns: Sequence[str]) -> str:
+    """A series by its cells; numbers with their column's name, nothing for nothing."""
+    known = {name: cell for name in columns if (cell := row[name]) is not None}
+    return ", ".join(
+        cell if isinstance(cell, str) else f"{name} {_short(cell)}" for name, cell in known.items()
+    )
+
+
+def _x(row: Row, names: Names) -> float | str | None:
+    cells = [row[name] for name in names_of(names)]
+    if None in cells:
+        return None
+    (first, *more) = cells
+    return first if not more and first is not None else " × ".join(map(_short, cells))
+
+
+def _series(name: str, rows: Sequence[Row], x: Names, y: str) -> Series:
+    points = [
+        (at, figure, row)
+        for row in rows
+        if (at := _x(row, x)) is not None and (figure := figure_in(row[y])) is not None
+    ]
+    bounds = [
+        tuple(bound for _, _, row in points if (bound := figure_in(row.get(column))) is not None)
+        for column in interval_of(y)
+    ]
+    low, high = bounds if all(len(known) == len(points) for known in bounds) else (None, None)
+    return Series(name, tuple(at for at, _, _ in points), tuple(figure for _, figure, _ in points), low, high)
+
+
+def _short(cell: Cell) -> str:
+    return f"{cell:g}" if isinstance(cell, float) else str(cell)

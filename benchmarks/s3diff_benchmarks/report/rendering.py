@@ -1,53 +1,91 @@
-"""Reports and their index as Markdown and as pages, from the templates beside this file.
+"""What people see of reports: figures as text, and all as Markdown and as pages, from the templates beside.
 
 Markdown is readable as text, and in a repository's web view with its plots. A page opens from disk: it needs
 no network and no other file, and a content security policy lets only its own script run. Neither trusts any
 name: every text that a template shows is escaped, unless it is `Verbatim`.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io
 import json
+import math
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from s3diff_benchmarks.machine import Machine
-from s3diff_benchmarks.report.figures import ShownTable, rounded
-from s3diff_benchmarks.report.model import BundleFacts, Report
+from s3diff_benchmarks.report.model import Cell, Column, Row, Table, bounds_of, figure_in
 
+NOTHING = "–"
+"""Stands where there is no figure."""
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|#&!$~])")
+
+
+class ShownCell(NamedTuple):
+    """A cell, and what people see of it."""
+
+    value: Cell
+    text: str
+
+
+class ShownTable(NamedTuple):
+    """What people see of a table: "NAME low" and "NAME high" stand in the cells of NAME."""
+
+    columns: list[Column]
+    numeric: list[bool]
+    """Of each column, whether a cell is a number."""
+    rows: list[list[ShownCell]]
+
+
+def shown_table(table: Table) -> ShownTable:
+    """All of a table, as text."""
+    bounds = {bound for column in table.columns for bound in bounds_of(column.name)}
+    columns = [column for column in table.columns if column.name not in bounds]
+    rows = [[_shown_cell(column, row) for column in columns] for row in table.records]
+    numeric = [any(figure_in(row[at].value) is not None for row in rows) for at in range(len(columns))]
+    return ShownTable(columns, numeric, rows)
+
+
+def shown(cell: Cell, digits: int = 3) -> str:
+    """The text of a cell: so many significant digits of a float, no exponent unless tiny or huge."""
+    if cell is None:
+        return NOTHING
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return rounded(cell, digits) if isinstance(cell, float) else str(cell)
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A number with that many significant digits; all digits before the point are kept."""
+    if not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if not -5 < magnitude < 9:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{max(digits - 1 - magnitude, 0)}f}"
+
+
+def _shown_cell(column: Column, row: Row) -> ShownCell:
+    """A cell with its interval where the row states one: `25.76 [21.19, 30.33]`."""
+    text = shown(row[column.name], column.digits)
+    low, high = (row.get(bound) for bound in bounds_of(column.name))
+    if low is not None and high is not None:
+        text = f"{text} [{shown(low, column.digits)}, {shown(high, column.digits)}]"
+    return ShownCell(row[column.name], text)
 
 
 class Verbatim(str):
     """Markdown that is shown as it is."""
 
 
-def to_markdown(report: Report) -> str:
-    """The whole report; plots and pictures are linked by their paths beside it."""
-    return render("report.md", report=report)
-
-
-def to_page(report: Report, folder: Path) -> str:
-    """The whole report as one file of HTML.
-
-    Args:
-        report: what it shows.
-        folder: where the report's plots/ and pictures/ were written.
-    """
-    return render("report.html", report=report, embedded=partial(_embedded, folder))
-
-
 def render(template: str, **shown: object) -> str:
-    """Fill `templates/TEMPLATE.jinja` with what it shows."""
+    """Fill `templates/TEMPLATE.jinja` with what it shows; the page of a report needs `embedded` too."""
     environment = _HTML if template.endswith(".html") else _MARKDOWN
     return environment.get_template(f"{template}.jinja").render(shown) + "\n"
 
@@ -64,35 +102,8 @@ def _escaped(text: object) -> str:
     return text if isinstance(text, Verbatim) else _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
 
 
-def _moment(created: str) -> str:
-    """An ISO time in UTC as people read it, to the minute."""
-    return f"{created[:16].replace('T', ' ')} UTC"
-
-
-def _facts(machine: Machine) -> Iterator[tuple[str, str]]:
-    """What a reader must know of a machine, as names and values."""
-    yield "processor", f"{machine.processor}; cores for this process: {machine.cores}"
-    yield "memory", f"{rounded(machine.memory_mib / 1024)} GiB"
-    yield "system", f"{machine.system}, Python {machine.python}"
-    yield "load before", f"{machine.load} programs running"
-    for gpu in machine.gpus:
-        limit = "" if gpu.power_limit_w is None else f", {gpu.power_limit_w:.0f} W"
-        clocks = f"{gpu.sm_clock_mhz} MHz, memory {gpu.memory_clock_mhz} MHz at the start"
-        drivers = f"driver {gpu.driver}, CUDA {gpu.cuda}"
-        yield "GPU", f"{gpu.name}, {gpu.memory_mib / 1024:.0f} GiB, {clocks}{limit}, {drivers}"
-    yield "packages", ", ".join(f"{name} {version}" for name, version in machine.packages.items())
-
-
-def _described(bundle: BundleFacts) -> str:
-    """One line on a bundle."""
-    bins = f", {bundle.bins} bins" if bundle.bins else ""
-    engines = f", engines {', '.join(bundle.engines)}" if bundle.engines else ""
-    made = f"made by {bundle.producer}, manifest {bundle.manifest_sha256[:16]}"
-    return f"{bundle.name}: {bundle.lora_mode}, {bundle.precision}{bins}{engines}; {made}"
-
-
-def _embedded(folder: Path, kind: str, name: str) -> str:
-    """An image of the report as a data URL, lossless and in fewer bytes than its file."""
+def embedded(folder: Path, kind: str, name: str) -> str:
+    """An image in `plots` or `pictures` of a report's folder, as a lossless data URL."""
     file = io.BytesIO()
     with Image.open(folder / kind / f"{name}.png") as image:
         image.save(file, "WEBP", lossless=True)
@@ -109,12 +120,10 @@ def _environment(**options: Any) -> Environment:  # noqa: ANN401 - of jinja2
     )
     made.filters |= {
         "as_json": partial(json.dumps, indent=2, ensure_ascii=False),
-        "described": _described,
-        "facts": _facts,
         "fenced": fenced,
-        "moment": _moment,
+        "figure": figure_in,
         "rounded": rounded,
-        "shown": ShownTable.of,
+        "shown": shown_table,
     }
     return made
 

@@ -1,7 +1,5 @@
 """What the machine could do at best, measured in the same run: a large matrix product, and a large copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,8 @@ import onnx
 import onnx.parser
 from numpy.typing import NDArray
 
-from s3diff_benchmarks.report.model import CEILINGS, Column, Table
+from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.report.model import CEILINGS, Table
 from s3diff_benchmarks.statistics import Summary, sample_interleaved
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
@@ -45,33 +44,18 @@ class Ceilings:
 
     def table(self) -> Table:
         """For a report."""
-        return Table(
-            name=CEILINGS,
-            title="What this machine reaches at best",
-            columns=(
-                Column(name="what"),
-                Column(name="precision"),
-                Column(name="device"),
-                Column(name="measured", better="higher"),
-                Column(name="unit"),
-            ),
-            rows=(
-                ("matrix product", self.precision, self.device, self.flops / 1e12, "TFLOP/s"),
-                ("copy", self.precision, self.device, self.bandwidth / 1e9, "GB/s"),
-            ),
-            note="Large operators of ONNX Runtime, measured in the same run; medians.",
+        rows = (
+            ("matrix product", self.precision, self.device, self.flops / 1e12, "TFLOP/s"),
+            ("copy", self.precision, self.device, self.bandwidth / 1e9, "GB/s"),
         )
+        return table(CEILINGS, rows)
 
 
 def measure_ceilings(device: str, precision: str, threads: int | None, seconds: float) -> Ceilings:
     """Multiply large matrices and copy a large array on a device, with ONNX Runtime.
 
-    Args:
-        device: `cpu`, `cuda` or `cuda:N`.
-        precision: `fp32` or `fp16`, of the graphs that are compared; on a CPU, whose kernels compute fp16
-            in fp32, always fp32.
-        threads: of the CPU; None takes its cores.
-        seconds: to spend, about.
+    `precision` is `fp32` or `fp16`, of the graphs that are compared; on a CPU, whose kernels compute fp16 in
+    fp32, always fp32. `threads` are the CPU's, None takes its cores, and it all takes about `seconds`.
 
     Raises:
         RequestError: when ONNX Runtime does not serve the device.

@@ -1,14 +1,12 @@
 """How long a new process takes to its first image, and how much memory it needs."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
@@ -30,7 +28,7 @@ class Task:
     """What a new process opens, a bundle or the network in PyTorch as released, and what it upscales."""
 
     name: str
-    opens: Path | ModelSource
+    opens: "Path | ModelSource"
     image: Path
     device: str
     threads: int | None = None
@@ -66,12 +64,9 @@ def measure_cold_start(task: Task, times: int) -> ColdStart:
     Raises:
         JobError: when the process fails, with what it said last.
     """
-    found = [_run(task) for _ in range(times)]
-    return ColdStart(**{name: _median([getattr(one, name) for one in found]) for name in asdict(found[0])})
-
-
-def _median(values: Sequence[Any]) -> Any:  # noqa: ANN401 - numbers, or None
-    return None if None in values else median(values)
+    columns = zip(*(astuple(_run(task)) for _ in range(times)), strict=True)
+    found: list[Any] = [None if None in column else median(column) for column in columns]
+    return ColdStart(*found)
 
 
 def _run(task: Task) -> ColdStart:
@@ -92,12 +87,7 @@ def _run(task: Task) -> ColdStart:
 def answer() -> None:
     """Do the task on standard input, and write what it took to standard output."""
     task, started = pickle.load(sys.stdin.buffer)
-    sys.stdout.write(json.dumps(asdict(_measure(task, started))))
-
-
-def _measure(task: Task, started: float) -> ColdStart:
-    """Monotonic time is the same in all processes of a machine."""
-    launch, start = monotonic() - started, perf_counter()
+    launch, start = monotonic() - started, perf_counter()  # all processes of a machine share monotonic time
     open_method = _imported(task)
     imports = perf_counter() - start
     from s3diff_benchmarks.methods import Input
@@ -112,7 +102,7 @@ def _measure(task: Task, started: float) -> ColdStart:
         method([image])
         first = perf_counter()
         method([image])
-        return ColdStart(
+        found = ColdStart(
             launch=launch,
             imports=imports,
             open=ready - opening,
@@ -121,9 +111,10 @@ def _measure(task: Task, started: float) -> ColdStart:
             host_mib=_peak_host_mib(),
             device_mib=meter.used_mib(),
         )
+    sys.stdout.write(json.dumps(asdict(found)))
 
 
-def _imported(task: Task) -> Callable[[ExitStack], Method]:
+def _imported(task: Task) -> Callable[[ExitStack], "Method"]:
     """Import what the task needs, and return what opens it."""
     opens = task.opens
     if isinstance(opens, Path):

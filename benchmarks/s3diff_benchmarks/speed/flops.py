@@ -1,11 +1,10 @@
 """Counts the arithmetic and the memory traffic of ONNX graphs, without weights and without running them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -15,9 +14,12 @@ from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.stages import picture_stages
+from s3diff_runtime.vocabulary import ColorFix
 
 Shape = tuple[int, ...]
 
+_COLOR_FIX: ColorFix = "wavelet"
+"""Which of the finishing stages is counted: the default."""
 _FEW = 64
 """Elements up to which a tensor may be a shape, an axis or an amount, and is computed."""
 _COUNTED = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
@@ -33,21 +35,14 @@ class Work:
 
     flops: int
     """Of convolutions and matrix products; one multiplication with its addition is 2."""
-    parameters: int
-    """Elements of all weights."""
     traffic: int
     """Bytes of weights, inputs and outputs, each once: the least that must move, whatever stays in caches."""
     outputs: Mapping[str, Shape]
 
     @classmethod
-    def of_all(cls, works: Collection[Work]) -> Work:
+    def of_all(cls, works: Collection[Self]) -> Self:
         """Several graphs as one."""
-        return cls(
-            flops=sum(work.flops for work in works),
-            parameters=sum(work.parameters for work in works),
-            traffic=sum(work.traffic for work in works),
-            outputs={},
-        )
+        return cls(sum(work.flops for work in works), sum(work.traffic for work in works), outputs={})
 
     @property
     def intensity(self) -> float:
@@ -55,19 +50,11 @@ class Work:
         return self.flops / self.traffic
 
 
-def bundle_work(
-    folder: Path, manifest: Manifest, batch: int, height: int, width: int, color_fix: str = "wavelet"
-) -> dict[str, Work]:
-    """The work of every stage for a batch of low-resolution images.
+def bundle_work(folder: Path, manifest: Manifest, batch: int, height: int, width: int) -> dict[str, Work]:
+    """The work of every stage of a bundle for a batch of images, sides in low-resolution pixels.
 
     A stage that has a graph for each bin is counted once, as they differ in weights alone. The text encoder,
     which runs when prompts change, is left out.
-
-    Args:
-        folder: of the bundle.
-        manifest: of the bundle.
-        batch, height, width: of the images, in low-resolution pixels.
-        color_fix: which of the finishing stages runs.
 
     Raises:
         JobError: when a graph cannot be read, or the shape of a layer cannot be found.
@@ -79,7 +66,7 @@ def bundle_work(
         "guidance": (),
     }
     found: dict[str, Work] = {}
-    for name in ("estimator", *picture_stages(color_fix)):
+    for name in ("estimator", *picture_stages(_COLOR_FIX)):
         stage = manifest.stages.get(name)
         if stage is None:
             continue
@@ -93,11 +80,7 @@ def bundle_work(
 
 
 def count(graph: Path, inputs: Mapping[str, Shape]) -> Work:
-    """The work of one graph.
-
-    Args:
-        graph: an ONNX file; its external data need not be there.
-        inputs: the shape of every input.
+    """The work of one graph, whose external data need not be there, for inputs of these shapes.
 
     Raises:
         JobError: when the file is no ONNX, an input has no such rank, or the shape of a counted layer cannot
@@ -120,7 +103,6 @@ def count(graph: Path, inputs: Mapping[str, Shape]) -> Work:
     moved = (*model.graph.inputs, *model.graph.outputs)
     return Work(
         flops=sum(_flops(node, f"{graph.name}, {node.op_type} {node.name}") for node in model.graph),
-        parameters=sum(tensor.size for tensor in weights),
         traffic=sum(tensor.nbytes for tensor in weights) + sum(_bytes(each, graph.name) for each in moved),
         outputs={str(value.name): _shape(value, graph.name) for value in model.graph.outputs},
     )

@@ -1,21 +1,17 @@
 """Times calls, file to file and stage by stage, of all methods in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from s3diff_benchmarks.methods import Input, Method, Upscaled, require_pictures
-from s3diff_benchmarks.pictures.drawn import middle
+from s3diff_benchmarks.methods import Input, Method, require_pictures
+from s3diff_benchmarks.pictures.pixels import square_of
 from s3diff_benchmarks.speed.meters import Counter, energy
 from s3diff_benchmarks.statistics import sample_interleaved
 from s3diff_runtime.clock import Clock
-from s3diff_runtime.options import Options, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import Counted
@@ -24,7 +20,7 @@ from s3diff_runtime.vocabulary import Pixels
 CALL, END_TO_END = "call", "end to end"
 """From pixels to pixels, and from file to file."""
 DECODE, ENCODE = "decode", "encode"
-TOLERANCE = 0.02
+_TOLERANCE, _LEAST_ROUNDS = 0.02, 3
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,6 @@ class Case:
     def label(self) -> str:
         """For people."""
         return f"{self.side} × {self.batch}" if self.batch > 1 else str(self.side)
-
-
-@dataclass(frozen=True)
-class Sampling(Options):
-    """How long is measured."""
-
-    seconds: float = option(help="For all cases together; each gets an equal share.", above=0)
-    warm_up: int = option(2, "Runs of every method before anything counts.", least=0)
-    least: int = option(3, "Rounds in any case.", least=1)
 
 
 @dataclass
@@ -73,42 +60,27 @@ class Timings:
         """From files to files."""
         return self._sums(set())
 
-    def last(self, rounds: int) -> Timings:
-        """Of the last rounds alone."""
-        stages = {stage: seconds[-rounds:] for stage, seconds in self.stages.items()}
-        return Timings(self.method, self.case, stages, self.joules[-rounds:], self.image)
-
     def _sums(self, without: set[str]) -> list[float]:
         taken = [seconds for stage, seconds in self.stages.items() if stage not in without]
         return [sum(each) for each in zip(*taken, strict=True)]
-
-
-def picture_of(image: Pixels, side: int) -> Pixels:
-    """A square of that side from the middle of an image, mirrored at its borders where it is too small."""
-    cut = middle(image, side)
-    missing = [(0, side - length) for length in cut.shape[:2]]
-    return np.pad(cut, [*missing, (0, 0)], mode="symmetric")
 
 
 def measure(
     methods: Sequence[Method],
     cases: Sequence[Case],
     image: Pixels,
-    sampling: Sampling,
     folder: Path,
+    *,
+    seconds: float,
+    warm_up: int,
     counter: Counter = lambda: None,
     progress: Counted = lambda done, what: None,
 ) -> list[Timings]:
     """Time every method in every case, in rounds with an order drawn anew, until the medians are settled.
 
-    Args:
-        methods: whose names differ.
-        cases: one after the other.
-        image: uint8 RGB `[H, W, 3]`, from whose middle inputs are cut.
-        sampling: how long.
-        folder: for files that are read and written; of the caller to remove.
-        counter: of the energy of the calls.
-        progress: told the share that is done, from 0 to 1, and what runs.
+    Inputs are cut from the middle of `image`, uint8 RGB `[H, W, 3]`; files are read and written in `folder`,
+    which is the caller's to remove. `seconds` are for all cases together, each of which gets an equal share;
+    `warm_up` runs of every method come before anything counts. `progress` is told the share that is done.
 
     Returns:
         In the order of the cases, and within each of the methods.
@@ -117,34 +89,37 @@ def measure(
         RequestError, JobError: when a method refuses or fails, or its result is no picture.
     """
     found = []
-    share = sampling.seconds / len(cases)
+    share = seconds / len(cases)
     for number, case in enumerate(cases):
         source = folder / f"input-{case.side}.png"
-        save(Image.fromarray(picture_of(image, case.side)), source)
+        save(Image.fromarray(square_of(image, case.side)), source)
         timings = {method.name: Timings(method.name, case) for method in methods}
 
         def tell(done: float, what: str, number: int = number, case: Case = case) -> None:
             progress((number + done / share) / len(cases), f"{what}, {case.label}")
 
         samples = sample_interleaved(
-            {
-                method.name: partial(_run, method, timings[method.name], source, folder, counter)
-                for method in methods
-            },
-            warm_up=sampling.warm_up,
-            least=sampling.least,
-            tolerance=TOLERANCE,
+            {each.name: partial(_run, each, timings[each.name], source, folder, counter) for each in methods},
+            warm_up=warm_up,
+            least=_LEAST_ROUNDS,
+            tolerance=_TOLERANCE,
             seconds=share,
             seed=number,
             progress=tell,
         )
-        found += [timing.last(len(samples[name])) for name, timing in timings.items()]
+        for name, timing in timings.items():
+            for taken in (*timing.stages.values(), timing.joules):
+                del taken[: -len(samples[name])]  # of the warm-up
+            found.append(timing)
     return found
 
 
 def _run(method: Method, timings: Timings, source: Path, folder: Path, counter: Counter) -> float:
-    """Upscale a batch from files to files, note its times, and return the method's own."""
-    clock = Clock()
+    """Upscale a batch from files to files, note its times, and return the method's own.
+
+    All of the call's time that its stages leave is counted as the host's.
+    """
+    clock, stages = Clock(), Clock()
     with clock.running(DECODE):
         inputs = [Input(open_photograph(source).pixels) for _ in range(timings.case.batch)]
     with energy(counter, timings.joules), clock.running(CALL):
@@ -156,14 +131,9 @@ def _run(method: Method, timings: Timings, source: Path, folder: Path, counter: 
         for number, result in enumerate(results):
             save(Image.fromarray(result.pixels), folder / f"output-{number}.png")
     decode, call, encode = clock.seconds.values()
-    for stage, spent in {DECODE: decode, **_with_host(results, call), ENCODE: encode}.items():
+    for result in results:
+        stages.add({stage: seconds for stage, seconds in result.seconds.items() if stage != "host"})
+    host = max(call - sum(stages.seconds.values()), 0.0)
+    for stage, spent in {DECODE: decode, **stages.seconds, "host": host, ENCODE: encode}.items():
         timings.stages.setdefault(stage, []).append(spent)
     return call
-
-
-def _with_host(results: Sequence[Upscaled], call: float) -> dict[str, float]:
-    """The stages of a call, with all of its time that they leave counted as the host's."""
-    clock = Clock()
-    for result in results:
-        clock.add({stage: seconds for stage, seconds in result.seconds.items() if stage != "host"})
-    return {**clock.seconds, "host": max(call - sum(clock.seconds.values()), 0.0)}

@@ -1,7 +1,5 @@
 """Load on one upscaler from many threads: callers that wait for their result, and arrivals that do not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,22 +22,16 @@ class Load:
     served: float
     """Results per second."""
     waits: Summary
+    """Of all results."""
     late: int
     """Arrivals that were given up: not begun when the time was over."""
-
-    @property
-    def images(self) -> int:
-        """Results."""
-        return self.waits.count
 
 
 def closed_loop(call: Call, callers: int, seconds: float) -> Load:
     """Callers that each ask again as soon as they have their result; all finish what they began.
 
-    Args:
-        call: for one image; from several threads at once.
-        callers: threads.
-        seconds: after which nobody asks again. Each caller asks at least once.
+    `call` is for one image, and from several threads at once. After so many seconds nobody asks again; each
+    caller asks at least once.
     """
     start = perf_counter()
 
@@ -79,9 +71,8 @@ def open_loop(call: Call, rate: float, callers: int, seconds: float) -> Load:
             yield arrival
 
     waits = _serve(call, callers, arrived)
-    return Load(
-        rate, callers, len(waits) / (perf_counter() - start), Summary.of(waits), arrivals - len(waits)
-    )
+    served = len(waits) / (perf_counter() - start)
+    return Load(rate, callers, served, Summary.of(waits), arrivals - len(waits))
 
 
 def knee(loads: Sequence[Load], patience: float) -> float | None:
@@ -101,12 +92,11 @@ def _serve(call: Call, callers: int, begun: Callable[[], Iterator[float]]) -> li
     """Call for everything that `begun` gives each of the callers, and return the seconds since it began."""
 
     def waits(_: int) -> list[float]:
-        return [_seconds_since(moment, call) for moment in begun()]
+        taken = []
+        for moment in begun():
+            call()
+            taken.append(perf_counter() - moment)
+        return taken
 
     with ThreadPoolExecutor(callers, "caller") as threads:
         return [wait for each in threads.map(waits, range(callers)) for wait in each]
-
-
-def _seconds_since(moment: float, call: Call) -> float:
-    call()
-    return perf_counter() - moment

@@ -1,7 +1,5 @@
 """Energy and memory of a GPU, where NVML tells them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -14,12 +12,7 @@ Counter = Callable[[], float | None]
 
 
 class GpuMeter:
-    """Reads one GPU's counters.
-
-    Args:
-        ml: NVML, initialised; None has no counters to read.
-        number: of the GPU.
-    """
+    """Reads the counters of the GPU of that number; without NVML (`ml`, initialised) there are none."""
 
     def __init__(self, ml: Any, number: int) -> None:  # noqa: ANN401 - nvidia-ml-py has no annotations
         self._ml = ml

@@ -1,7 +1,5 @@
 """All of `bench throughput`: a folder, callers that wait, and arrivals that do not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +9,10 @@ from time import perf_counter
 from PIL import Image
 
 from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
-from s3diff_benchmarks.pictures.drawn import given_or_drawn
+from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
-from s3diff_benchmarks.report.model import Cell, Column, Plot, Table, seconds_columns
-from s3diff_benchmarks.report.output import Output
-from s3diff_benchmarks.speed.latency import picture_of
+from s3diff_benchmarks.report.layouts import plot, table
+from s3diff_benchmarks.report.model import Cell
 from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
@@ -23,7 +20,7 @@ from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.options import group, option
+from s3diff_runtime.options import option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import Counted, counted
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -36,26 +33,6 @@ _PATIENCE = 3.0
 """Times the median of a single caller, within which 95 % of the arrivals must be served."""
 _MOST_IMAGES = 2000
 _WAITS = ("median", "low", "high", "p95", "p99")
-_CALLERS_PLOT = Plot(
-    name="callers",
-    title="Images per second, by callers that wait",
-    kind="line",
-    table="callers",
-    x="callers",
-    y="served",
-    log_x=True,
-    from_zero=True,
-)
-_ARRIVALS_PLOT = Plot(
-    name="arrivals",
-    title="Waiting time, by arrivals",
-    kind="line",
-    table="arrivals",
-    x="offered",
-    y=("median", "p95", "p99", "in time"),
-    y_label="seconds from arrival to result",
-    log_y=True,
-)
 
 
 @dataclass(frozen=True)
@@ -63,9 +40,7 @@ class ThroughputRequest(BundleRequest):
     """What is loaded, and how."""
 
     engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
-    devices: str = option(
-        "cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.", flags=("--device",)
-    )
+    device: str = option("cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.")
     size: int = option(128, "Side of the square inputs.", least=8, most=4096)
     callers: tuple[int, ...] = option(
         (1, 2, 4, 8, 16, 32, 64), "Concurrent callers, with commas.", least=1, most=256
@@ -74,17 +49,6 @@ class ThroughputRequest(BundleRequest):
     image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
     threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
     seconds: float = option(120.0, "For everything, about.", least=1)
-    output: Output = group(Output)
-
-
-@dataclass(frozen=True)
-class _FolderRun:
-    """Upscaling a folder: reading, network and writing overlap."""
-
-    images: int
-    seconds: float
-    devices: int
-    joules: float | None
 
 
 def run_throughput(request: ThroughputRequest) -> Findings:
@@ -97,12 +61,9 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     \b
       s3diff-export bench throughput s3diff.bundle -o throughput
       s3diff-export bench throughput s3diff.bundle --device all --seconds 300 -o throughput --html
-
-    Raises:
-        RequestError, BundleError, JobError: see `Upscaler`.
     """
-    devices = listed_devices(request.devices)
-    image = picture_of(given_or_drawn(request.image), request.size)
+    devices = listed_devices(request.device)
+    image = square_of(given_or_drawn(request.image), request.size)
     options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
     with (
         TemporaryDirectory() as folder,
@@ -119,25 +80,30 @@ def run_throughput(request: ThroughputRequest) -> Findings:
         from_folder = _folder(fleet, image, Path(folder), request)
         closed, opened = _loads(lambda: methods[0]([Input(image)]), request, tell)
     patience = _PATIENCE * closed[0].waits.median
-    best = knee(opened, patience)
+    most, best = max(closed, key=lambda load: load.served), knee(opened, patience)
+    summary = (
+        from_folder,
+        ("callers, at best", request.size, most.waits.count, most.served, most.served, None),
+        ("arrivals, at the knee", request.size, None, best, best, None),
+    )
     return Findings(
         tables=(
-            _summary_table(from_folder, closed, best, request.size),
-            _load_table("callers", "Callers that wait", closed),
-            _load_table("arrivals", "Arrivals at fixed rates", opened, patience),
+            table("throughput", summary),
+            table("callers", ((load.callers, *_figures(load)) for load in closed)),
+            table("arrivals", ((load.offered, *_figures(load), load.late, patience) for load in opened)),
         ),
-        plots=(_CALLERS_PLOT, _ARRIVALS_PLOT),
+        plots=(plot("callers"), plot("arrivals")),
         notes=(
             f"knee: the highest rate of which all were served, and 95 % of them within {patience:.3g} s, "
             f"{_PATIENCE:.0f} times the median with the fewest callers",
             "callers and arrivals use one device, and ask for one image a call",
-            *_device_notes(devices, from_folder),
+            *_device_notes(devices, measured=from_folder[-1] is not None),
         ),
     )
 
 
-def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputRequest) -> _FolderRun:
-    """Upscale as many images as fit the time, after a small folder that tells how many these are."""
+def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputRequest) -> tuple[Cell, ...]:
+    """The row of as many images as fit the time, after a small folder that tells how many these are."""
     least = request.batch * len(fleet.upscalers)
     seconds = _timed_folder(fleet, image, folder / "first", least)
     fitting = int(request.seconds * _FOLDER_SHARE * least / seconds)
@@ -145,8 +111,9 @@ def _folder(fleet: Fleet, image: Pixels, folder: Path, request: ThroughputReques
     spent: list[float] = []
     with gpu_meter(fleet.upscalers[0].device) as meter, energy(meter.joules, spent):
         seconds = _timed_folder(fleet, image, folder / "second", images)
-    joules = spent[0] if spent and len(fleet.upscalers) == 1 else None
-    return _FolderRun(images, seconds, len(fleet.upscalers), joules)
+    devices, rate = len(fleet.upscalers), images / seconds
+    joules = spent[0] / images if spent and devices == 1 else None
+    return "folder", request.size, images, rate, rate / devices, joules
 
 
 def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> float:
@@ -181,68 +148,12 @@ def _loads(call: Call, request: ThroughputRequest, tell: Counted) -> tuple[list[
     return closed, opened
 
 
-def _summary_table(run: _FolderRun, closed: Sequence[Load], best: float | None, size: int) -> Table:
-    most = max(closed, key=lambda load: load.served)
-    rate = run.images / run.seconds
-    rows: tuple[tuple[Cell, ...], ...] = (
-        ("folder", size, run.images, rate, rate / run.devices, run.joules and run.joules / run.images),
-        ("callers, at best", size, most.images, most.served, most.served, None),
-        ("arrivals, at the knee", size, None, best, best, None),
-    )
-    return Table(
-        name="throughput",
-        title="Images per second",
-        columns=(
-            Column(name="load"),
-            Column(name="size", unit="pixels"),
-            Column(name="images"),
-            Column(name="rate", unit="images/s", better="higher"),
-            Column(name="each device", unit="images/s", better="higher"),
-            Column(name="energy", unit="J/image", better="lower"),
-        ),
-        rows=rows,
-        key=2,
-        note=(
-            "folder: from PNG to PNG, reading and writing beside the network, in batches. callers and "
-            "arrivals: from pixels to pixels, one image a call."
-        ),
-    )
+def _figures(load: Load) -> tuple[Cell, ...]:
+    return load.served, *(getattr(load.waits, each) for each in _WAITS), load.waits.count
 
 
-def _load_table(name: str, title: str, loads: Sequence[Load], patience: float | None = None) -> Table:
-    by_rate = patience is not None
-    head = Column(name="offered", unit="images/s") if by_rate else Column(name="callers")
-    return Table(
-        name=name,
-        title=title,
-        columns=(
-            head,
-            Column(name="served", unit="images/s", better="" if by_rate else "higher"),
-            *seconds_columns(_WAITS),
-            Column(name="images"),
-            *((Column(name="given up", better="lower"), Column(name="in time", unit="s")) if by_rate else ()),
-        ),
-        rows=tuple(
-            (
-                load.offered if by_rate else load.callers,
-                load.served,
-                *(getattr(load.waits, each) for each in _WAITS),
-                load.images,
-                *((load.late, patience) if by_rate else ()),
-            )
-            for load in loads
-        ),
-        note=(
-            "Seconds from the arrival to the result; what nobody had begun at the end was given up. in time: "
-            "what 95 % of the arrivals must not exceed."
-            if by_rate
-            else "Seconds from asking to the result; low and high: 95 % confidence interval of the median."
-        ),
-    )
-
-
-def _device_notes(devices: Sequence[str], run: _FolderRun) -> Iterator[str]:
+def _device_notes(devices: Sequence[str], measured: bool) -> Iterator[str]:
     if len(devices) > 1:
         yield f"the folder was shared among {', '.join(devices)}; callers and arrivals used {devices[0]}"
-    if run.joules is None:
+    if not measured:
         yield "energy was not measured: NVML counts it, for one GPU at a time"
