@@ -150,7 +150,7 @@ def test_pictures_are_cut_from_the_middle_or_mirrored() -> None:
 TIMED = Timings(
     "ours", Case(128, 1), {"decode": [0.5] * 3, "unet": [2.0] * 3, "host": [1.0] * 3, "encode": [0.5] * 3}
 )
-WORKS = {("ours", Case(128, 1)): {"unet": Work(flops=4 * 10**12, parameters=1, traffic=10**11, outputs={})}}
+WORKS = {("ours", Case(128, 1)): {"unet": Work(flops=4 * 10**12, traffic=10**11, outputs={})}}
 CEILINGS = Ceilings(flops=8e12, bandwidth=1e11, precision="fp32", device="cpu")
 
 

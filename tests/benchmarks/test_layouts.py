@@ -25,7 +25,7 @@ def test_headings_tell_unit_direction_and_digits() -> None:
         Column(name="method"),
         Column(name="rate", unit="images/s", better="higher"),
         Column(name="PSNR of the worst", unit="dB", better="higher", digits=4),
-        Column(name="time, first = 1"),
+        Column(name="time, first method = 1"),
     )
     assert columns_of("given up ↓ | intensity [FLOP/byte] | limit .4") == (
         Column(name="given up", better="lower"),

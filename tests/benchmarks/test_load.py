@@ -35,32 +35,32 @@ def test_callers_share_a_server() -> None:
         server = Server()
         found = closed_loop(server, callers, 0.5)
         assert (found.callers, found.offered, found.late) == (callers, None, 0)
-        assert found.images == server.calls
+        assert found.waits.count == server.calls
         assert 0 < found.served <= 1 / SERVICE
         # Little's law, which holds on a busy machine too; the last calls have fewer others beside them.
         assert found.served * found.waits.mean == pytest.approx(callers, rel=0.35)
 
 
 def test_every_caller_asks_at_least_once() -> None:
-    assert closed_loop(Server(), 8, 0.001).images == 8
+    assert closed_loop(Server(), 8, 0.001).waits.count == 8
 
 
 def test_arrivals_below_capacity_do_not_wait() -> None:
     found = open_loop(Server(), 10, 4, 1.0)
-    assert (found.offered, found.images, found.late) == (10, 10, 0)
+    assert (found.offered, found.waits.count, found.late) == (10, 10, 0)
     assert SERVICE <= found.waits.median < 1 / 10, "none waits for the one before"
 
 
 def test_arrivals_beyond_capacity_wait_ever_longer_and_are_given_up() -> None:
     found = open_loop(Server(), 200, 4, 0.6)
     assert found.late > 50
-    assert found.images + found.late == 120
+    assert found.waits.count + found.late == 120
     assert 0 < found.served <= 1 / SERVICE
     assert found.waits.p95 > 10 * SERVICE, "waiting counts from the arrival, not from the start of service"
 
 
 def test_one_arrival_is_always_served() -> None:
-    assert open_loop(Server(), 0.1, 2, 0.01).images == 1
+    assert open_loop(Server(), 0.1, 2, 0.01).waits.count == 1
 
 
 def test_errors_of_the_call_come_through() -> None:

@@ -5,8 +5,6 @@ channel of ITU-R BT.601 at video range (16 to 235), SSIM as defined by Wang et a
 find what those scores miss: regular grids left by strided layers, and how much fine detail an image carries.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 
@@ -19,21 +17,16 @@ from s3diff_runtime.vocabulary import Pixels
 FloatImage = NDArray[np.float64]
 
 _LUMA = np.array([65.481, 128.553, 24.966]) / 255.0
-_LUMA_OFFSET = 16.0
-_PEAK = 255.0
-
-_WINDOW_RADIUS = 5
-_WINDOW_SIGMA = 1.5
-_C1 = (0.01 * _PEAK) ** 2
-_C2 = (0.03 * _PEAK) ** 2
+_LUMA_OFFSET, _PEAK = 16.0, 255.0
+_WINDOW_RADIUS, _WINDOW_SIGMA = 5, 1.5
+_C1, _C2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
 
 GRID_PERIODS = (4, 8)
 PATCH = 64
 """Side of the patches whose spectrum can tell the periods apart."""
 # A windowed wave reaches the bins next to its own; the surround it is compared with lies beyond, up to this
 # distance.
-_MAIN_LOBE = 1
-_SURROUND = 3
+_MAIN_LOBE, _SURROUND = 1, 3
 # Power, in grey levels squared, that counts as none: keeps constant images at a ratio of 1.
 _NO_POWER = 1e-9
 

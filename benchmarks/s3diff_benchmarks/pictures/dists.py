@@ -7,11 +7,10 @@ weighted. VGG16 comes from the weights of LPIPS, which are the same network, and
 the package dists-pytorch (MIT), which is read without importing it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import pickle
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,18 +50,15 @@ class DISTS(nn.Module):
         self.weights_id = f"{weights_id}; VGG16 of {vgg.weights_id}"
         total = alpha.sum() + beta.sum()
         weights = torch.tensor([0.25, 0.5, 0.25])
-        for name, value in (
-            ("mean", torch.tensor(_MEAN).view(1, 3, 1, 1)),
-            ("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1)),
-            ("pooling", weights.outer(weights).view(1, 1, 3, 3)),
-            ("alpha", alpha.flatten() / total),
-            ("beta", beta.flatten() / total),
-        ):
-            self.register_buffer(name, value)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1))
+        self.register_buffer("pooling", weights.outer(weights).view(1, 1, 3, 3))
+        self.register_buffer("alpha", alpha.flatten() / total)
+        self.register_buffer("beta", beta.flatten() / total)
         self.requires_grad_(False)
 
     @classmethod
-    def load(cls, vgg: LPIPS, weights: Path | None = None) -> DISTS:
+    def load(cls, vgg: LPIPS, weights: Path | None = None) -> Self:
         """DISTS with its published weights, on LPIPS's VGG16.
 
         `weights` is the authors' `weights.pt`; None looks into the installed package dists-pytorch.

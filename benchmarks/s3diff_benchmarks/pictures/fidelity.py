@@ -1,7 +1,5 @@
 """How far what runs is from what PyTorch computes exactly: bins, precision and mode, engines, tiles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -93,7 +91,9 @@ def run_fidelity(request: FidelityRequest) -> Findings:
     return findings.noting(*pytorch_notes(request.weights, request.device, on, request.bundles))
 
 
-def measure_fidelity(request: FidelityRequest, images: Sequence[Pixels], network: S3Diff | None) -> Findings:
+def measure_fidelity(
+    request: FidelityRequest, images: Sequence[Pixels], network: "S3Diff | None"
+) -> Findings:
     """Compare everything that the request and the machine allow.
 
     `images` are photographs, none draws pictures; `network` is of the bundles' weights, in fp32, and without
@@ -133,7 +133,7 @@ def _points(request: FidelityRequest) -> list[tuple[float, float]]:
     return [(float(noise), float(blur)) for noise, blur in drawn]
 
 
-def _remembered(network: S3Diff, images: Sequence[Pixels]) -> Exact:
+def _remembered(network: "S3Diff", images: Sequence[Pixels]) -> Exact:
     """PyTorch's results; grids share centres, and bundles and bins are compared with the same ones."""
     from s3diff_benchmarks.pytorch_method import exact
 

@@ -5,8 +5,6 @@ again. Beside the scores stand figures that find what scores miss: grids of a st
 score that does nothing when it is set by hand (the paper's figure 11), and an estimator that guesses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from itertools import pairwise, product
 from operator import ge, le, lt
@@ -72,7 +70,7 @@ class Compared(NamedTuple):
 
 
 def measure_network(
-    network: S3Diff, method: Method, folder: Path, held_out: Measured, pairs: Measured | None
+    network: "S3Diff", method: Method, folder: Path, held_out: Measured, pairs: Measured | None
 ) -> Iterator[Table]:
     """What scores do not say of a network, and the targets that it meets or misses.
 

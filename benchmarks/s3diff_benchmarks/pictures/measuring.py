@@ -1,7 +1,5 @@
 """Runs methods over sets of images, and gathers what was measured of each image and method."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Finds what belongs together in folders of images: inputs, truths, and what other methods made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,6 @@
 """Scores of restored photographs: a bundle beside bicubic, PyTorch, other bundles and other methods."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
@@ -198,17 +196,14 @@ def _differences(measured: Measured) -> Table:
     """Of the same images, whose own spread cancels: it is most of the intervals of the means."""
     subject, scores = measured.rows[_SUBJECT], measured.scores
     columns = (column.model_copy(update={"better": ""}) for column in scores.columns())
-    rows = [
-        (row.method.name, *scores.means([*map(_less, row.scores, subject.scores)]))
-        for row in measured.rows
-        if row is not subject
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for row in measured.rows:
+        if row is not subject:
+            pairs = zip(row.scores, subject.scores, strict=True)
+            less = [{label: one[label] - other[label] for label in one} for one, other in pairs]
+            rows.append((row.method.name, *scores.means(less)))
     images, name = measured.images, subject.method.name
     return table("differences", rows, tuple(columns), images.prefix, subject=name, images=images.titled)
-
-
-def _less(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {label: one[label] - other[label] for label in one}
 
 
 def _plane(measured: Measured) -> Iterator[Plot]:

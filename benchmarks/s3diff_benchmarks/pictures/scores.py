@@ -1,13 +1,11 @@
 """The scores that there are: against a truth, against the input, and of an image alone; and their means."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from PIL import Image
@@ -85,7 +83,7 @@ class Scores:
         """Of all of them."""
         return tuple(score.label for score in self.scores)
 
-    def without_truth(self) -> Scores:
+    def without_truth(self) -> Self:
         """Those of an image and its input alone."""
         return replace(self, scores=tuple(score for score in self.scores if "truth" not in score.sees))
 

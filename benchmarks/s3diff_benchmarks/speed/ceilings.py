@@ -1,7 +1,5 @@
 """What the machine could do at best, measured in the same run: a large matrix product, and a large copy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

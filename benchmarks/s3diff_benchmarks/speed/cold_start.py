@@ -1,7 +1,5 @@
 """How long a new process takes to its first image, and how much memory it needs."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import subprocess
@@ -30,7 +28,7 @@ class Task:
     """What a new process opens, a bundle or the network in PyTorch as released, and what it upscales."""
 
     name: str
-    opens: Path | ModelSource
+    opens: "Path | ModelSource"
     image: Path
     device: str
     threads: int | None = None
@@ -116,7 +114,7 @@ def answer() -> None:
     sys.stdout.write(json.dumps(asdict(found)))
 
 
-def _imported(task: Task) -> Callable[[ExitStack], Method]:
+def _imported(task: Task) -> Callable[[ExitStack], "Method"]:
     """Import what the task needs, and return what opens it."""
     opens = task.opens
     if isinstance(opens, Path):

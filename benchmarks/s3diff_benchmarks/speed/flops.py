@@ -1,11 +1,10 @@
 """Counts the arithmetic and the memory traffic of ONNX graphs, without weights and without running them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
@@ -36,21 +35,14 @@ class Work:
 
     flops: int
     """Of convolutions and matrix products; one multiplication with its addition is 2."""
-    parameters: int
-    """Elements of all weights."""
     traffic: int
     """Bytes of weights, inputs and outputs, each once: the least that must move, whatever stays in caches."""
     outputs: Mapping[str, Shape]
 
     @classmethod
-    def of_all(cls, works: Collection[Work]) -> Work:
+    def of_all(cls, works: Collection[Self]) -> Self:
         """Several graphs as one."""
-        return cls(
-            flops=sum(work.flops for work in works),
-            parameters=sum(work.parameters for work in works),
-            traffic=sum(work.traffic for work in works),
-            outputs={},
-        )
+        return cls(sum(work.flops for work in works), sum(work.traffic for work in works), outputs={})
 
     @property
     def intensity(self) -> float:
@@ -111,7 +103,6 @@ def count(graph: Path, inputs: Mapping[str, Shape]) -> Work:
     moved = (*model.graph.inputs, *model.graph.outputs)
     return Work(
         flops=sum(_flops(node, f"{graph.name}, {node.op_type} {node.name}") for node in model.graph),
-        parameters=sum(tensor.size for tensor in weights),
         traffic=sum(tensor.nbytes for tensor in weights) + sum(_bytes(each, graph.name) for each in moved),
         outputs={str(value.name): _shape(value, graph.name) for value in model.graph.outputs},
     )

@@ -1,7 +1,5 @@
 """Times calls, file to file and stage by stage, of all methods in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial

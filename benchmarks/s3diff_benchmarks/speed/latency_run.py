@@ -1,7 +1,5 @@
 """All of `bench latency`: opens what is timed, times it, and puts the findings together."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from itertools import permutations, product

@@ -1,7 +1,5 @@
 """Load on one upscaler from many threads: callers that wait for their result, and arrivals that do not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +22,9 @@ class Load:
     served: float
     """Results per second."""
     waits: Summary
+    """Of all results."""
     late: int
     """Arrivals that were given up: not begun when the time was over."""
-
-    @property
-    def images(self) -> int:
-        """Results."""
-        return self.waits.count
 
 
 def closed_loop(call: Call, callers: int, seconds: float) -> Load:

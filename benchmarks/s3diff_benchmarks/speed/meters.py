@@ -1,7 +1,5 @@
 """Energy and memory of a GPU, where NVML tells them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any

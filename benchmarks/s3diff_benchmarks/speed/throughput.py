@@ -1,7 +1,5 @@
 """All of `bench throughput`: a folder, callers that wait, and arrivals that do not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +83,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     most, best = max(closed, key=lambda load: load.served), knee(opened, patience)
     summary = (
         from_folder,
-        ("callers, at best", request.size, most.images, most.served, most.served, None),
+        ("callers, at best", request.size, most.waits.count, most.served, most.served, None),
         ("arrivals, at the knee", request.size, None, best, best, None),
     )
     return Findings(
@@ -151,7 +149,7 @@ def _loads(call: Call, request: ThroughputRequest, tell: Counted) -> tuple[list[
 
 
 def _figures(load: Load) -> tuple[Cell, ...]:
-    return load.served, *(getattr(load.waits, each) for each in _WAITS), load.images
+    return load.served, *(getattr(load.waits, each) for each in _WAITS), load.waits.count
 
 
 def _device_notes(devices: Sequence[str], measured: bool) -> Iterator[str]:
