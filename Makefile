@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench gpu-check lint format demo-model
+.PHONY: help setup demo test test-slow fuzz bench gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ test: $(STAMP) ## run the quick tests
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/pytest -q -m slow --timeout 1800
+
+MINUTES ?= 5
+fuzz: $(STAMP) ## read mutated pictures, manifests and checkpoints for MINUTES=5; what fails is kept in fuzz-findings/
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 gpu-check: $(STAMP) ## on a machine with a GPU: build, run and measure every engine; writes gpu-check/
 	$(BIN)/python tools/gpu_check.py gpu-check

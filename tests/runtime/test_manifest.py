@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 from tests.runtime.fake_bundle import edit_manifest, file_records, write_fake_bundle
@@ -20,6 +21,7 @@ from s3diff_runtime.bundle.records import FileRecord
 from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.lora_modes import LoraMode
+from s3diff_runtime.upscaler import Upscaler
 
 Edit = Callable[[dict[str, Any]], object]
 UNET = "onnx/unet.onnx"
@@ -277,6 +279,29 @@ def test_linked_folder_that_leaves_the_bundle(bundle: Path, tmp_path: Path) -> N
     assert f"{UNET} is a link that leaves the bundle" in problem(bundle)
 
 
+def test_links_of_the_hubs_cache(bundle: Path, tmp_path: Path) -> None:
+    """`snapshots/<revision>` holds links to `blobs`, and to nothing else."""
+    repository = tmp_path / "models--me--demo"
+    snapshot, blobs = repository / "snapshots" / "abc", repository / "blobs"
+    blobs.mkdir(parents=True)
+    for number, path in enumerate(sorted(path for path in bundle.rglob("*") if path.is_file())):
+        path.rename(blobs / str(number))
+        for folder in (snapshot, tmp_path / "elsewhere"):
+            link = folder / path.relative_to(bundle)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(blobs / str(number))
+    with Upscaler.open(snapshot) as upscaler:
+        assert upscaler(np.full((8, 8, 3), 40, np.uint8)).pixels.shape == (32, 32, 3)
+    leaves = "is a link that leaves the bundle; copy what it leads to (cp -rL BUNDLE COPY)"
+    assert leaves in problem(tmp_path / "elsewhere")
+    (repository / "other").mkdir()
+    (blobs / "0").rename(repository / "other" / "0")
+    link = next(path for path in snapshot.rglob("*") if path.is_symlink() and not path.exists())
+    link.unlink()
+    link.symlink_to(repository / "other" / "0")
+    assert leaves in problem(snapshot)
+
+
 def test_a_linked_bundle_is_fine(bundle: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(bundle)
@@ -311,7 +336,8 @@ def test_external_weights_must_be_recorded(bundle: Path) -> None:
 
 
 def test_litter_of_desktops_is_ignored(bundle: Path) -> None:
-    (bundle / "onnx" / ".DS_Store").write_bytes(b"litter")
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (bundle / "onnx" / name).write_bytes(b"litter")
     (bundle / "notes.txt").write_text("no graph lies beside this")
     assert Manifest.read(bundle)
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from s3diff_runtime.bundle.records import MANIFEST_NAME, FileRecord
 from s3diff_runtime.errors import BundleError
 
+_STRAYS = frozenset({"thumbs.db", "desktop.ini"})
+"""Besides hidden files, what desktops leave in folders."""
 HASHED_BELOW = 4 * 2**20
 """Files of fewer bytes are hashed on every opening: graphs, tokenizers, the weights of small stages."""
 
@@ -39,11 +41,11 @@ def file_problems(
         if problem:
             yield problem
     for directory in sorted(graph_folders):
-        if not (root / directory).resolve().is_relative_to(root):
+        if not _lies_inside((root / directory).resolve(), root):
             continue  # nothing out there is looked at; the files that would be in it are problems already
         for path in sorted((root / directory).glob("[!.]*")):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and name not in files and name != MANIFEST_NAME:
+            if path.is_file() and name not in (*files, MANIFEST_NAME) and path.name.lower() not in _STRAYS:
                 yield f"{name} is not in the manifest"
 
 
@@ -76,6 +78,8 @@ def unreadable(error: OSError) -> str:
 def opened_inside(root: Path, name: str) -> BufferedReader:
     """Open a file of a bundle to read, if it is a regular one that lies in it; waits for nothing.
 
+    The Hub's cache holds bundles as links, from `snapshots/<revision>` to `blobs` beside; these are inside.
+
     Args:
         root: of the bundle, resolved.
         name: relative to it.
@@ -87,13 +91,20 @@ def opened_inside(root: Path, name: str) -> BufferedReader:
         real = (root / name).resolve(strict=True)
     except RuntimeError as error:  # how Python below 3.13 calls it
         raise UnsafeFile("is a circle of links") from error
-    if not real.is_relative_to(root):
-        raise UnsafeFile("is a link that leaves the bundle")
+    if not _lies_inside(real, root):
+        raise UnsafeFile("is a link that leaves the bundle; copy what it leads to (cp -rL BUNDLE COPY)")
     descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UnsafeFile("is no regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def _lies_inside(real: Path, root: Path) -> bool:
+    """Whether a file or folder lies in a bundle, or among the blobs of the Hub's cache that the bundle is in."""
+    cache = next((folder.parent for folder in root.parents if folder.name == "snapshots"), None)
+    is_blob = cache is not None and "--" in cache.name and real.parent == cache / "blobs"
+    return is_blob or real.is_relative_to(root)
 
 
 def sha256(path: Path) -> str:
