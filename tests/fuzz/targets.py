@@ -85,7 +85,7 @@ def _read_bundle(path: Path, folder: Path) -> object:
     from s3diff_runtime.bundle.manifest import Manifest
     from s3diff_runtime.upscaler import Upscaler
 
-    bundle = folder / path.stem
+    bundle = folder / path.stem.partition("-")[0]
     shutil.copyfile(path, bundle / "manifest.json")
     manifest = Manifest.read(bundle)
     manifest.model_dump_json(indent=2)

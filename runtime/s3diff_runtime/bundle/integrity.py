@@ -101,7 +101,7 @@ def opened_inside(root: Path, name: str) -> BufferedReader:
 
 
 def _lies_inside(real: Path, root: Path) -> bool:
-    """Whether a file or folder lies in a bundle, or among the blobs of the Hub's cache that the bundle is in."""
+    """Whether a file or folder lies in a bundle, or among the blobs of the Hub's cache that holds it."""
     cache = next((folder.parent for folder in root.parents if folder.name == "snapshots"), None)
     is_blob = cache is not None and "--" in cache.name and real.parent == cache / "blobs"
     return is_blob or real.is_relative_to(root)
