@@ -16,17 +16,19 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from s3diff_export.bins import grid, parse_bins
-from s3diff_export.engines import AddedEngines, EngineOptions, add_engines, require_builder
-from s3diff_export.graphs import GraphOptions, export_onnx, stage_graphs
+from s3diff_export.engines.adding import AddedEngines, add_engines
+from s3diff_export.engines.building import require_builder
+from s3diff_export.engines.options import EngineOptions
+from s3diff_export.graphs.onnx_export import export_onnx
+from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.stages import stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
 from s3diff_export.verification.cases import CheckCase, check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
-from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage, recorded
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import FileRecord
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.files import replacing
@@ -205,11 +207,6 @@ def _export(
         graphs = {**others, graph.bin or SHARED: path}
         stages[graph.stage] = Stage(inputs=graph.inputs, outputs=graph.outputs, graphs=graphs)
     clock("hashing")
-    files = {
-        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256(path), size=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
     manifest = Manifest(
         producer=f"s3diff-export {version('s3diff-export')}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -225,7 +222,7 @@ def _export(
         guidance=Guidance(mode=request.graphs.guidance, default=network.config.guidance),
         color_fixes=request.color_fixes,
         stages=stages,
-        files=files,
+        files=recorded(folder),
     )
     manifest.write(folder)
     return manifest

@@ -60,7 +60,7 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
             "s3diff_runtime.batch.upscaling:run_upscale", "Upscale photographs ×4 with a bundle.", "cpu"
         ),
         "engines": Member(
-            "s3diff_export.engine_commands:engines",
+            "s3diff_export.engines.adding:engines",
             "Build TensorRT engines on this machine and add them to a bundle.",
             "tensorrt",
         ),

@@ -11,7 +11,6 @@ class Clock:
     """Seconds spent in each stage, of all the work that was given this clock."""
 
     def __init__(self) -> None:
-        """Starts with no stage."""
         self.seconds: dict[str, float] = {}
 
     @contextmanager

@@ -90,7 +90,6 @@ class Upscaler:
     def __init__(
         self, bundle: Bundle, network: Network, engine: str, device: str, options: UpscaleOptions
     ) -> None:
-        """Put the parts together that `open` makes."""
         self.manifest: Manifest = bundle.manifest
         self.engine, self.device, self.options = engine, device, options
         self._limits = Limits.of(bundle)

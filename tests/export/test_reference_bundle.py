@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from tests.export.models import error, photographs
 
 from s3diff_export.build import BuildRequest, build
-from s3diff_export.graphs import GraphOptions
+from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.verification.cases import CheckCase
 from s3diff_export.verification.parity import Gates, verify
 from s3diff_export.verification.reference import Reference, references

@@ -25,7 +25,8 @@ from polygraphy import config, constants
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from s3diff_export.engines import EngineOptions, require_builder
+from s3diff_export.engines.building import require_builder
+from s3diff_export.engines.options import EngineOptions
 from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of

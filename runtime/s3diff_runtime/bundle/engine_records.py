@@ -86,6 +86,10 @@ def sidecar_path(engine: str) -> str:
     return f"{engine.removesuffix('.engine')}.json"
 
 
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Least, tuned and largest shape of an input."""
+
+
 class EngineSidecar(Part):
     """The `.json` beside an engine."""
 
@@ -97,8 +101,8 @@ class EngineSidecar(Part):
     """The files that it was built from."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    """Least, tuned and largest shape of every input."""
+    shapes: dict[str, Shapes]
+    """Of every input."""
     sha256: Sha256
     """Of the engine."""
     size: int = Field(ge=1)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from s3diff_runtime.bundle.engine_records import EngineSet, sidecar_path
-from s3diff_runtime.bundle.integrity import file_problems, opened_inside, unreadable
+from s3diff_runtime.bundle.integrity import file_problems, opened_inside, sha256, unreadable
 from s3diff_runtime.bundle.records import (
     MANIFEST_NAME,
     FileRecord,
@@ -155,6 +155,10 @@ class Manifest(Part):
         """The bin closest to the degradation, the first of equally close ones; None where there are none."""
         return nearest_bin(self.bins, noise, blur)
 
+    def graph_files(self, graph: str) -> dict[str, FileRecord]:
+        """The files of a graph or an engine: itself, and the weights beside it where it has some."""
+        return {name: self.files[name] for name in (graph, f"{graph}.data") if name in self.files}
+
     def graph_folders(self) -> set[str]:
         """The folders, relative to the bundle, that hold graphs or engines."""
         graphs = [graph for stage in self.stages.values() for graph in stage.graphs.values()]
@@ -294,6 +298,15 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def recorded(folder: Path) -> dict[str, FileRecord]:
+    """What a manifest says of the files below a folder, by their paths in it."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256(path), size=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:

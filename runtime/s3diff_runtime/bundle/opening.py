@@ -59,8 +59,7 @@ class Bundle:
 
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""
-        graph, files = self.graph(stage, key), self.manifest.files
-        return sum(files[name].size for name in (graph, f"{graph}.data") if name in files)
+        return sum(record.size for record in self.manifest.graph_files(self.graph(stage, key)).values())
 
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""

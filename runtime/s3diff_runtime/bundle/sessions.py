@@ -27,7 +27,6 @@ class SessionPool:
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:
-        """See the class."""
         self._bundle, self.engine, self._budget = bundle, engine, memory_bytes
         self._shared: dict[str, Session] = {}
         self._binned: OrderedDict[tuple[str, str], Session] = OrderedDict()

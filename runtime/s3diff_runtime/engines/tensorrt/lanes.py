@@ -30,7 +30,6 @@ class DeviceTensor:
     """A tensor on the device, until its lane is given back. `numpy.asarray` fetches it."""
 
     def __init__(self, lane: Lane, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Describe what lies at `address`."""
         self.lane, self.address, self.shape, self.dtype = lane, address, shape, dtype
         self._chain = lane.chain
 
@@ -53,7 +52,6 @@ class Lane:
     """
 
     def __init__(self, cuda: Cuda) -> None:
-        """Make the stream; memory comes with the first chain."""
         self._cuda = cuda
         self.stream = cuda.make_stream()
         self.chain = 0
@@ -74,7 +72,7 @@ class Lane:
         size = size_of(tensor.shape, tensor.dtype)
         pinned = self._pinned.take(name, size)
         host_view(pinned, tensor.shape, tensor.dtype)[...] = array
-        self._cuda.copy_to_device(tensor.address, pinned, size, self.stream)
+        self._cuda.copy(tensor.address, pinned, size, self.stream)
         return tensor
 
     def place(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -90,7 +88,7 @@ class Lane:
         tensor.require_alive()
         size = size_of(tensor.shape, tensor.dtype)
         pinned = self._pinned.share(" fetched", size)  # free: every fetch waits for its end
-        self._cuda.copy_to_host(pinned, tensor.address, size, self.stream)
+        self._cuda.copy(pinned, tensor.address, size, self.stream, to_host=True)
         self._cuda.synchronize(self.stream)
         return host_view(pinned, tensor.shape, tensor.dtype).copy()
 
@@ -150,7 +148,6 @@ class LanePool:
     """
 
     def __init__(self, cuda: Cuda, most: int = LANES) -> None:
-        """Makes no lane; the first chain does."""
         self._cuda = cuda
         self._idle: list[Lane] = []
         self._lock, self._turns = Lock(), Semaphore(most)
