@@ -8,7 +8,6 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 import numpy as np
@@ -135,9 +134,7 @@ class Upscaler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @overload  # a string is a sequence of strings to mypy, and one path to us

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from s3diff_runtime.bundle.engine_records import EngineSet, sidecar_path
 from s3diff_runtime.bundle.integrity import file_problems, opened_inside, sha256, unreadable
@@ -32,12 +32,8 @@ REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
 SHARED = "shared"
 """Key of a stage's only graph where it serves every bin."""
-
-
 _MOST_BYTES = 64 * 2**20
 """Of a manifest; one of 36 bins and several sets of engines has less than 1 MiB."""
-_DEEPEST = 64
-"""Levels of lists and objects in a manifest; ours have fewer than 10."""
 
 
 class Stage(Part):
@@ -176,13 +172,12 @@ class Manifest(Part):
                 text = file.read(_MOST_BYTES + 1)
             if len(text) > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-            content = json.loads(text)
-            _require_plain(content)
+            content = from_json(
+                text
+            )  # refuses what those who show it could not: deep nests, text that is none
         except FileNotFoundError as error:
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
         except (OSError, RuntimeError) as error:
-            if isinstance(error, RecursionError):
-                raise BundleError(f"{path} is damaged, it is nested too deeply; {rebuild}") from error
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read ({error})"
             raise BundleError(f"{path} {reason}; {rebuild}") from error
         except ValueError as error:
@@ -202,10 +197,10 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        problems = [*self._field_problems(), *self._stage_problems(), *self._wiring_problems()]
-        problems += self._engine_problems()
+        parts = (self._field_problems, self._stage_problems, self._wiring_problems, self._engine_problems)
+        problems = "; ".join(problem for part in parts for problem in part())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(problems)
         return self
 
     def _field_problems(self) -> Iterator[str]:
@@ -314,22 +309,6 @@ def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
     sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
     fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
     return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
-
-
-def _require_plain(content: object) -> None:
-    """Raise `ValueError` for JSON that those who show it could not: nested deeply, or text that is none."""
-    level = [content]
-    for _ in range(_DEEPEST):
-        texts = [each for each in level if isinstance(each, str)]
-        objects = [each for each in level if isinstance(each, dict)]
-        for text in (*texts, *(key for each in objects for key in each)):
-            text.encode()
-        level = [inner for each in objects for inner in each.values()] + [
-            inner for each in level if isinstance(each, list) for inner in each
-        ]
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

@@ -30,7 +30,7 @@ def shape_of(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - a Value; ONNX Run
 
 
 def tensor_problem(side: str, found: Iterable[str], expected: Iterable[str]) -> str:
-    """What to say of a graph whose tensors are not the manifest's, each described in words; empty where it is.
+    """What to say of a graph whose tensors, each in words, are not the manifest's; empty where they are.
 
     Args:
         side: `inputs` or `outputs`.

@@ -136,8 +136,8 @@ class TensorRtEngine:
         session = TensorRtSession(self._api, engine, self._cuda, self._lanes, sidecar.stage)
         for side, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
             tensors = (each for each in session.tensors if each.is_input == (side == "inputs"))
-            found, expected = ([f"{each.name} {each.dtype}" for each in part] for part in (tensors, specs))
-            problem = tensor_problem(side, sorted(found), sorted(expected))
+            has, wanted = ([f"{each.name} {each.dtype}" for each in part] for part in (tensors, specs))
+            problem = tensor_problem(side, sorted(has), sorted(wanted))
             if problem:
                 raise BundleError(f"engine {name} {problem}; {self._rebuild}")
         return session

@@ -13,9 +13,8 @@ import numpy as np
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import Value
 from s3diff_runtime.engines.tensorrt.api import IoTensor, Shape, TensorRt
-from s3diff_runtime.engines.tensorrt.contexts import Bindings, StageContext
 from s3diff_runtime.engines.tensorrt.cuda import Cuda
-from s3diff_runtime.engines.tensorrt.graphs import GraphCache
+from s3diff_runtime.engines.tensorrt.graphs import Bindings, GraphCache, StageContext
 from s3diff_runtime.engines.tensorrt.lanes import DeviceTensor, Lane, LanePool, lane_of, on_lane
 from s3diff_runtime.errors import JobError
 
