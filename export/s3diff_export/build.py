@@ -119,13 +119,9 @@ class StepClock:
 
 
 def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedBundle:
-    """Load, measure, export, verify, build engines, publish.
+    """Load, measure, export, verify, build engines, publish; `progress` is told of each step as it begins.
 
     The bundle at the output is whole or, after a failure, as before.
-
-    Args:
-        request: what to make of what.
-        progress: told of each step as it begins.
 
     Raises:
         RequestError: for an output in the way, weights or options that do not fit, or too little disk space.

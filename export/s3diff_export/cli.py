@@ -44,8 +44,6 @@ OPTIONAL_MODULES = frozenset(
         "transformers",
     }
 )
-_EXIT_REQUEST = 2
-_EXIT_JOB = 1
 _EXIT_INTERRUPTED = 130
 
 
@@ -92,24 +90,22 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
 )
 
 
-class Failure(Exception):
+def failure(error: Exception, extra: str) -> click.ClickException:
     """What the user is told about an exception that left a command: one line, and the exit code.
 
     Args:
         error: any exception. An integer attribute `exit_code` marks one that a room raised on purpose.
         extra: the extra that installs what the command needs.
     """
-
-    def __init__(self, error: Exception, extra: str) -> None:
-        message, code = str(error), getattr(error, "exit_code", None)
-        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        if missing in OPTIONAL_MODULES:
-            message, code = f"{missing} is not installed: pip install 's3diff-export[{extra}]'", _EXIT_REQUEST
-        elif not isinstance(code, int):
-            message = f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)"
-            code = _EXIT_JOB
-        super().__init__(message)
-        self.exit_code: int = code
+    message, code = str(error), getattr(error, "exit_code", None)
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in OPTIONAL_MODULES:
+        code, message = 2, f"{missing} is not installed: pip install 's3diff-export[{extra}]'"
+    elif not isinstance(code, int):
+        code, message = 1, f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)"
+    told = click.ClickException(message)
+    told.exit_code = code  # type: ignore[misc]
+    return told
 
 
 class RootGroup(LazyGroup):
@@ -126,7 +122,7 @@ class RootGroup(LazyGroup):
         )
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the subcommand; every exception that is not click's own becomes a `Failure`."""
+        """Run the subcommand; every exception that is not click's own becomes one, see `failure`."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
@@ -134,8 +130,7 @@ class RootGroup(LazyGroup):
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            member = self.members[ctx.invoked_subcommand or ""]
-            raise Failure(error, member.extra) from error
+            raise failure(error, self.members[ctx.invoked_subcommand or ""].extra) from error
 
 
 cli = RootGroup(SUBCOMMANDS)
@@ -159,8 +154,6 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _report(error.format_message() + hint, error.exit_code)
     except click.ClickException as error:
         return _report(error.format_message(), error.exit_code)
-    except Failure as error:
-        return _report(str(error), error.exit_code)
     except click.Abort:
         return _report("interrupted", _EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0

@@ -41,7 +41,9 @@ def build(request: BuildRequest) -> None:
         click.echo(json.dumps(_summary(built), indent=2))
         return
     click.echo(built.path)
-    _show_bins(built.manifest.reports.get("bins", []))
+    costs = built.manifest.reports.get("bins", [])
+    if costs:
+        _show_bins(costs)
     if built.parity is not None:
         _show_parity(built.parity)
     if built.engines is not None:
@@ -137,17 +139,13 @@ def _summary(built: PublishedBundle) -> dict[str, Any]:
 
 
 def _show_bins(costs: Sequence[dict[str, Any]]) -> None:
-    if costs:
-        columns = ("bins", "ε relative, mean", "ε relative, max", "image PSNR, mean", "min")
-        rows = (
-            (
-                f"{cost['bins']} ({cost['count']})",
-                *(f"{cost[f'epsilon_relative_{kind}']:.2e}" for kind in ("mean", "max")),
-                *(f"{cost[f'image_psnr_{kind}']:.1f} dB" for kind in ("mean", "min")),
-            )
-            for cost in costs
-        )
-        show_table("Nearest bin against exact modulation", columns, rows)
+    columns = ("bins", "ε relative, mean", "ε relative, max", "image PSNR, mean", "min")
+    rows = []
+    for cost in costs:
+        errors = (f"{cost[f'epsilon_relative_{kind}']:.2e}" for kind in ("mean", "max"))
+        psnrs = (f"{cost[f'image_psnr_{kind}']:.1f} dB" for kind in ("mean", "min"))
+        rows.append((f"{cost['bins']} ({cost['count']})", *errors, *psnrs))
+    show_table("Nearest bin against exact modulation", columns, rows)
 
 
 def _show_layers(reports: Sequence[LayerReport]) -> None:

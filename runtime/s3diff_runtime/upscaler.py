@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s3diff_runtime.bundle.manifest import Bin, Manifest
+from s3diff_runtime.bundle.manifest import Bin, Manifest, nearest_bin
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
@@ -216,7 +216,9 @@ class Upscaler:
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
-            yield _Restoration(image, clock, estimate, degradation, self.manifest.nearest_bin(*degradation))
+            yield _Restoration(
+                image, clock, estimate, degradation, nearest_bin(self.manifest.bins, *degradation)
+            )
 
     def _estimates(
         self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes

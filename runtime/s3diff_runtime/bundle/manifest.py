@@ -147,10 +147,6 @@ class Manifest(Part):
         """The stages that the bundle has, in the order in which they feed each other."""
         return ((name, kind) for name, kind in STAGES.items() if name in self.stages)
 
-    def nearest_bin(self, noise: float, blur: float) -> Bin | None:
-        """The bin closest to the degradation, the first of equally close ones; None where there are none."""
-        return nearest_bin(self.bins, noise, blur)
-
     def graph_files(self, graph: str) -> dict[str, FileRecord]:
         """The files of a graph or an engine: itself, and the weights beside it where it has some."""
         return {name: self.files[name] for name in (graph, f"{graph}.data") if name in self.files}
