@@ -1,7 +1,5 @@
 """From weights to a published bundle."""
 
-from __future__ import annotations
-
 import gc
 import resource
 import shutil

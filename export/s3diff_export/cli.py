@@ -5,8 +5,6 @@ errors leave through here, as one line: exit code 2 for a wrong request, 1 for a
 interrupted.
 """
 
-from __future__ import annotations
-
 import signal
 import sys
 import traceback

@@ -1,7 +1,5 @@
 """Subcommands of the export room: `build` and `verify`."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Counts the time of the stages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter

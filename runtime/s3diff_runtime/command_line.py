@@ -1,7 +1,5 @@
 """Commands made from functions of one `Options`: every option is a field, and the docstring is the help."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect

@@ -1,7 +1,5 @@
 """Shows how far a work is, live on a terminal, a plain line now and then elsewhere; and tables of results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic

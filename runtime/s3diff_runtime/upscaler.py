@@ -1,7 +1,5 @@
 """Upscales images with a bundle: estimates, picks bins, groups into batches, cuts large images into tiles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

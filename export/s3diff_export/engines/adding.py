@@ -1,7 +1,5 @@
 """The subcommand `engines`: builds what a set of engines lacks, and publishes all of it at once."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

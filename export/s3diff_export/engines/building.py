@@ -1,7 +1,5 @@
 """Builds one engine: parse, profile, build, with progress and an end at any step."""
 
-from __future__ import annotations
-
 import resource
 import threading
 import time
@@ -86,7 +84,7 @@ class EngineBuilder:
                 raise
         return BuildCost(time.monotonic() - start, work.result(), peak)
 
-    def _build(self, source: EngineSource, path: Path, monitor: BuildMonitor) -> float:
+    def _build(self, source: EngineSource, path: Path, monitor: "BuildMonitor") -> float:
         """All that happens in TensorRT's thread; the seconds that reading the graph took."""
         tensorrt, start = self.tensorrt, time.monotonic()
         tensorrt.messages.clear()

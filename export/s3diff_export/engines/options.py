@@ -1,7 +1,5 @@
 """What may be asked of the engines of a bundle."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

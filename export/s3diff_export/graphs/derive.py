@@ -4,8 +4,6 @@ The original is never changed, so stages of a full-size network are derived one 
 second copy of the weights, and the network itself still serves as the truth to verify against.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import copy
 

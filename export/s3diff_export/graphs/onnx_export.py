@@ -1,7 +1,5 @@
 """Writes a stage as an ONNX file with its weights beside it."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -1,7 +1,5 @@
 """The UNet at its one timestep: time embedding and prompts folded, the prompts' common work done once."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

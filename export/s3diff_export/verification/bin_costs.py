@@ -1,7 +1,5 @@
 """What bins cost in exactness: results of the nearest bin against exact ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Runs the stages of a bundle one after the other, from a picture to the upscaled one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Layers of the bundle's own precision are compared. The fp32 layers of an fp16 gr
 on, and the difference between the two prompts, which guidance scales, makes any error large beside it.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping

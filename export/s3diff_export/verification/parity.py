@@ -1,7 +1,5 @@
 """Compares a bundle's stages with PyTorch's results and decides whether the bundle may be published."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """What PyTorch computes in fp32, stage by stage: the truth that a bundle is verified against."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a bundle says of its TensorRT engines: what they were built for, with what, and from what."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal, Self
 

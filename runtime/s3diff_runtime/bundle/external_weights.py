@@ -4,8 +4,6 @@ ONNX Runtime follows the names in a graph to wherever they lead, so they are com
 Only the messages of onnx.proto that can hold a tensor are looked into, by the wire format of protobuf.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 

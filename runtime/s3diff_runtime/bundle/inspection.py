@@ -1,7 +1,5 @@
 """The manifest of a bundle for people, see `s3diff-export inspect`."""
 
-from __future__ import annotations
-
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The manifest of a bundle: what the folder holds, how its stages fit together, and what is checked of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Self

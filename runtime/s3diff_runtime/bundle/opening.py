@@ -1,7 +1,5 @@
 """An opened bundle: its checked manifest, where its graphs are, and which bin serves a degradation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self

@@ -1,7 +1,5 @@
 """The sessions of a bundle: opened when first asked for, those of the bins within a budget of memory."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from threading import RLock
 

@@ -4,8 +4,6 @@ Who chooses, opens or builds engines asks the row. To add a flavour: its name in
 module that the row names; what compiles engines is in `s3diff_export.engines`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType

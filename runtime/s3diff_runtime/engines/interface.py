@@ -1,7 +1,5 @@
 """What every engine offers: sessions of its stages, and lanes to chain them on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path

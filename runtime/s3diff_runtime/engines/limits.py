@@ -1,7 +1,5 @@
 """What sizes a bundle takes: the multiple that it pads to, and the profile of its engines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self

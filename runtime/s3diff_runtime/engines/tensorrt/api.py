@@ -5,8 +5,6 @@ here may run before a GPU and its driver were seen (`tensorrt.cuda`), but for a 
 where they lack, the library does not raise, it ends the process.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from dataclasses import dataclass

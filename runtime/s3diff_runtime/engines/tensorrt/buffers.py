@@ -1,7 +1,5 @@
 """Memory that a chain of stages uses: allocated once, kept, and grown when a larger shape comes."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections import Counter

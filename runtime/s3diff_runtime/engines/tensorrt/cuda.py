@@ -1,7 +1,5 @@
 """The calls of the CUDA runtime that engines need: every error code is looked at, nothing is freed twice."""
 
-from __future__ import annotations
-
 import logging
 import weakref
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The engine of TensorRT and TensorRT-RTX: finds engines of a bundle that fit the machine, and loads them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +23,7 @@ _AMPERE = (8, 0)
 
 def open_engine(
     bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
-) -> tuple[TensorRtEngine, EngineSet]:
+) -> tuple["TensorRtEngine", EngineSet]:
     """Open the first set of engines of a flavour that this machine can load.
 
     The GPU is looked at before TensorRT is: without one, TensorRT ends the process.

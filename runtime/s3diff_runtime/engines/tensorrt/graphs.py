@@ -3,8 +3,6 @@
 A graph is the launches of a stage, recorded once and replayed with a single call.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping

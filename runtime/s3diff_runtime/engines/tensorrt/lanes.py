@@ -6,8 +6,6 @@ to the chain that made them: when the chain gives the lane back, they are gone, 
 same buffers at the same addresses, which is what lets CUDA graphs be launched again.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +27,7 @@ _logger = logging.getLogger(__name__)
 class DeviceTensor:
     """A tensor on the device, until its lane is given back. `numpy.asarray` fetches it."""
 
-    def __init__(self, lane: Lane, address: int, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(self, lane: "Lane", address: int, shape: tuple[int, ...], dtype: str) -> None:
         self.lane, self.address, self.shape, self.dtype = lane, address, shape, dtype
         self._chain = lane.chain
 

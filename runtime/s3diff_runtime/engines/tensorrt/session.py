@@ -1,7 +1,5 @@
 """A stage on the GPU: checks what it is given, and queues its work on a lane."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
