@@ -21,7 +21,7 @@ from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.stages import stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
-from s3diff_export.verification.cases import CheckCase, check_cases, check_pictures
+from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
@@ -89,14 +89,12 @@ class BuildRequest(Options):
 
 @dataclass(frozen=True)
 class PublishedBundle:
-    """What a build made."""
+    """What a build made; no parity without verification, no engines where none were asked for."""
 
     path: Path
     manifest: Manifest
     parity: ParityReport | None
-    """None when verification was skipped."""
     engines: AddedEngines | None
-    """None when none were asked for."""
 
 
 class StepClock:
@@ -154,9 +152,13 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         manifest = _export(folder, network, sources, request, bins, clock)
         del network
         gc.collect()
-        parity, engines = _check(Bundle(folder, manifest), cases, truths, request.gates, clock), None
-        if parity is not None:
+        bundle, parity, engines = Bundle(folder, manifest), None, None
+        if truths:
+            parity = verify(bundle, truths, request.gates, clock)
+            _require_parity(parity)
             reports["parity"] = parity.to_dict()
+        else:
+            run_chains(bundle, cases, OnnxEngine(), lambda stage: clock(f"checking {stage}"))
         if wants_engines:
             clock("building engines")
             engines = add_engines(folder, request.engines, progress=progress)
@@ -236,17 +238,10 @@ def _prompts(folder: Path, network: S3Diff, at_runtime: bool) -> Prompts:
     return Prompts(mode="runtime", positive=positive, negative=negative, max_length=length, tokenizer=name)
 
 
-def _check(
-    bundle: Bundle, cases: Sequence[CheckCase], truths: Sequence[Reference], gates: Gates, clock: StepClock
-) -> ParityReport | None:
-    """Verify, or at least run the bundle; a bundle that fails is never published."""
-    if not truths:
-        run_chains(bundle, cases, OnnxEngine(), lambda stage: clock(f"checking {stage}"))
-        return None
-    parity = verify(bundle, truths, gates, clock)
+def _require_parity(parity: ParityReport) -> None:
+    """A bundle that fails is never published."""
     if not parity:
         raise BuildError(
             f"the bundle does not compute what PyTorch computes: {parity.broken}; nothing was published; "
             "try --precision fp32, or set the gate with --gate-epsilon and --gate-psnr"
         )
-    return parity

@@ -214,9 +214,8 @@ class Upscaler:
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
-            yield _Restoration(
-                image, clock, estimate, degradation, nearest_bin(self.manifest.bins, *degradation)
-            )
+            bin = nearest_bin(self.manifest.bins, *degradation)
+            yield _Restoration(image, clock, estimate, degradation, bin)
 
     def _estimates(
         self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes

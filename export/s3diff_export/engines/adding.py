@@ -113,13 +113,8 @@ def add_engines(
     Engines of the same identity that were built from the same graphs are kept as they are. A set of another
     identity stays beside the new one. The engines are written into a hidden folder of the bundle, which gets
     its name when all are there, before the manifest that names it takes the place of the old one: whatever
-    fails, or ends the process, leaves the bundle as it was.
-
-    Args:
-        folder: of the bundle.
-        options: what to build.
-        force: build engines that are there already anew.
-        progress: told what is being done.
+    fails, or ends the process, leaves the bundle as it was. With `force`, engines that are there already are
+    built anew.
 
     Raises:
         BundleError: for a folder that is not a whole bundle.

@@ -51,23 +51,18 @@ class BuildCost:
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """Builds engines one after the other with one set of options."""
+    """Builds engines with one set of options, tuned on a GPU unless the flavour needs none."""
 
     tensorrt: TensorRt
     gpu: Gpu | None
-    """That engines are tuned on; None for a flavour that needs none."""
     options: EngineOptions
 
     def build(self, source: EngineSource, path: Path, progress: Steps = lambda _: None) -> BuildCost:
         """Build the engine of one graph and write its plan to `path`.
 
         TensorRT works in a thread of its own, so that an exception in this one, an interruption above all,
-        stops it at its next step; the call returns only when it has stopped.
-
-        Args:
-            source: the graph.
-            path: of the plan; its folder exists.
-            progress: told of the phases and percentages of the build.
+        stops it at its next step; the call returns only when it has stopped. `progress` is told of the phases
+        and percentages of the build.
 
         Raises:
             BuildError: when TensorRT refuses, with what it says, the node if it names one, and what to try.

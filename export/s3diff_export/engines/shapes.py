@@ -13,11 +13,6 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str
     An image may be smaller than the sides of the profile by less than one multiple, because the graphs pad it
     up. Latent and decoded sides are those of the padded image.
 
-    Args:
-        manifest: of the bundle, for its factors.
-        stage: one of its stages.
-        profile: low-resolution pixels, in multiples of the bundle's padding.
-
     Raises:
         KeyError: for an axis that no stage of this version has.
     """

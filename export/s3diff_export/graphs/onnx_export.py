@@ -32,10 +32,6 @@ def export_onnx(graph: StageGraph, path: Path) -> None:
     copies of them (4.5 GiB of a full-size UNet in fp16). Constants are folded and dead nodes removed by
     onnxscript's optimiser.
 
-    Args:
-        graph: the stage.
-        path: ends in `.onnx`; its folder exists.
-
     Raises:
         BuildError: when the stage cannot be traced or the result is not valid ONNX.
     """

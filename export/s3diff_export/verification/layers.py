@@ -99,8 +99,7 @@ def compare_layers(
     at: all have the same layers.
 
     Args:
-        folder: of the bundle.
-        manifest: its manifest.
+        folder, manifest: of the bundle.
         image: LR, `[H, W, 3]`; at most 64 pixels of each side are used.
         gates: `stage` is the limit of every layer.
         engine: flavour whose layers are compared with ONNX Runtime's, on a GPU; None compares with fp32.
