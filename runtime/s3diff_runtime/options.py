@@ -81,9 +81,8 @@ def argument(help: str, default: Any = MISSING, **info: Any) -> Any:  # noqa: AN
 def group(default: Options | type[Options], only: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """A field that holds other `Options`, whose options stand among this class's own on the command line.
 
-    Args:
-        default: what the options are by default: an instance, or a class whose defaults they are.
-        only: names of the fields that are options; others keep their defaults. None named: all.
+    Their defaults are those of an instance, or of a class. `only` names the fields that are options, others
+    keep their defaults; none named: all.
     """
     made: Any = default() if isinstance(default, type) else default
     made.__dict__["given"] = frozenset()

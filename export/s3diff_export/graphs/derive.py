@@ -17,12 +17,9 @@ LayerMaker = Callable[[ModulatedLoRA], nn.Module]
 
 
 def derive(module: nn.Module, dtype: torch.dtype, make_layer: LayerMaker) -> nn.Module:
-    """The twin of `module`.
+    """The twin of `module`, with another layer in the place of every `ModulatedLoRA`.
 
-    Args:
-        module: left as it is.
-        dtype: of the twin's floating-point parameters and buffers; the same dtype shares them.
-        make_layer: replaces every `ModulatedLoRA`.
+    `dtype` is that of its floating-point parameters and buffers; the same dtype shares them.
     """
     if isinstance(module, ModulatedLoRA):
         return make_layer(module)

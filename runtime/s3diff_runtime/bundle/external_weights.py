@@ -26,10 +26,7 @@ _LONGEST_VARINT = 10
 
 
 def external_files(graph: bytes) -> set[str]:
-    """The locations that the tensors of a graph name, relative to its folder.
-
-    Args:
-        graph: a serialised ModelProto.
+    """The locations, relative to its folder, that the tensors of a graph (a serialised ModelProto) name.
 
     Raises:
         ValueError: for bytes that are no such message.

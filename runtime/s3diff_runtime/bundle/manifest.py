@@ -119,10 +119,7 @@ class Manifest(Part):
     def read(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:
         """Read and check the manifest of the bundle in `folder`, and the files that it names.
 
-        Args:
-            folder: of the bundle.
-            check: `sizes` compares the sizes of all files and the hashes of the small ones; `hashes` reads
-                every file.
+        `sizes` compares the sizes of all files and the hashes of the small ones; `hashes` reads every file.
 
         Raises:
             BundleError: naming all problems found: of the manifest's text, or of its fields, or of the files.

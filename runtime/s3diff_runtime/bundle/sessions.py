@@ -14,14 +14,6 @@ class SessionPool:
 
     Those that serve all bins stay. Those of the bins stay while the sizes of their files keep within the
     budget; the least recently used leave first, before another one is opened, and a single one may exceed it.
-
-    Args:
-        bundle: where the graphs are.
-        engine: opens them.
-        memory_bytes: budget for the sessions of bins.
-
-    Attributes:
-        engine: as given.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:

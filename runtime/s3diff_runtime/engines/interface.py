@@ -28,13 +28,7 @@ def shape_of(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - a Value; ONNX Run
 
 
 def tensor_problem(side: str, found: Iterable[str], expected: Iterable[str]) -> str:
-    """What to say of a graph whose tensors, each in words, are not the manifest's; empty where they are.
-
-    Args:
-        side: `inputs` or `outputs`.
-        found: in the graph.
-        expected: by the manifest, in the same order.
-    """
+    """What to say of a graph whose inputs or outputs, each in words, are not the manifest's; else empty."""
     has, wanted = (", ".join(tensors) or "none" for tensors in (found, expected))
     return "" if has == wanted else f"has the {side} {has}, the manifest says {wanted}"
 

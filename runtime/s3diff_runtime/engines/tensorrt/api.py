@@ -42,9 +42,6 @@ class TensorRt:
         module: the package.
         version: as the package says, and as engines record it.
 
-    Args:
-        flavour: which.
-
     Raises:
         RequestError: when it is not installed, or its libraries do not load.
     """

@@ -83,14 +83,7 @@ def _build_command(bundle: Bundle, flavour: str) -> str:
 
 
 class TensorRtEngine:
-    """Opens the engines of one set of a bundle on one GPU.
-
-    Args:
-        bundle: that holds them.
-        engines: the set; that it fits the GPU and the installed TensorRT was checked.
-        api: TensorRT.
-        cuda: the GPU.
-    """
+    """Opens the engines of one set of a bundle on one GPU; that they fit it and TensorRT was checked."""
 
     def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda) -> None:
         self.name: str = engines.identity.flavour

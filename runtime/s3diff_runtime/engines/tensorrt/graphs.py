@@ -78,12 +78,7 @@ class GraphCache:
     Work runs without a graph the first time, because most shapes never come again. When it comes again at the
     same addresses it gets a context of its own, of which a graph is captured behind it; from then on the
     graph is launched. Graphs go when a buffer of the lane was freed, for then their addresses may be
-    another's.
-
-    Args:
-        cuda: the GPU.
-        stream: of the lane.
-        most: graphs to keep, and keys of work that came once.
+    another's. `most` graphs are kept, and as many keys of work that came once.
     """
 
     def __init__(self, cuda: Cuda, stream: Handle, most: int = MOST_GRAPHS) -> None:
@@ -94,11 +89,9 @@ class GraphCache:
         self._refused = False
 
     def launch(self, key: Hashable, generation: int) -> bool:
-        """Queue the graph of `key`; False when there is none.
+        """Queue the graph of `key`, shapes and addresses of the work; False when there is none.
 
-        Args:
-            key: shapes and addresses of the work.
-            generation: of the lane's buffers.
+        `generation` is that of the lane's buffers.
         """
         if generation != self._generation:
             self._drop(len(self._graphs))

@@ -138,12 +138,7 @@ class Lane:
 
 
 class LanePool:
-    """The lanes of one GPU. Safe to use from several threads.
-
-    Args:
-        cuda: the GPU.
-        most: how many chains may run at a time; the others wait.
-    """
+    """The lanes of one GPU, for `most` chains at a time; others wait. Safe to use from several threads."""
 
     def __init__(self, cuda: Cuda, most: int = LANES) -> None:
         self._cuda = cuda
@@ -156,9 +151,6 @@ class LanePool:
 
         Where the block raises, the lane is destroyed, because its memory may be what was lacking and its
         stream may be broken; where memory ran out, the lanes that nobody uses are, too.
-
-        Args:
-            clock: counts the device time of the stages.
 
         Raises:
             JobError: when work of the chain failed on the device.
