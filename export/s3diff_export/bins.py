@@ -1,7 +1,5 @@
 """Bins of degradation space: a grid of them, or those of a file."""
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From weights to a published bundle."""
 
-from __future__ import annotations
-
 import gc
 import resource
 import shutil
@@ -16,17 +14,19 @@ from typing import Any, cast
 from tokenizers import Tokenizer
 
 from s3diff_export.bins import grid, parse_bins
-from s3diff_export.engines import AddedEngines, EngineOptions, add_engines, require_builder
-from s3diff_export.graphs import GraphOptions, export_onnx, stage_graphs
+from s3diff_export.engines.adding import AddedEngines, add_engines
+from s3diff_export.engines.building import require_builder
+from s3diff_export.engines.options import EngineOptions
+from s3diff_export.graphs.onnx_export import export_onnx
+from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.stages import stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
-from s3diff_export.verification.cases import CheckCase, check_cases, check_pictures
+from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
-from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage, recorded
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import FileRecord
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.files import replacing
@@ -89,14 +89,12 @@ class BuildRequest(Options):
 
 @dataclass(frozen=True)
 class PublishedBundle:
-    """What a build made."""
+    """What a build made; no parity without verification, no engines where none were asked for."""
 
     path: Path
     manifest: Manifest
     parity: ParityReport | None
-    """None when verification was skipped."""
     engines: AddedEngines | None
-    """None when none were asked for."""
 
 
 class StepClock:
@@ -117,13 +115,9 @@ class StepClock:
 
 
 def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedBundle:
-    """Load, measure, export, verify, build engines, publish.
+    """Load, measure, export, verify, build engines, publish; `progress` is told of each step as it begins.
 
     The bundle at the output is whole or, after a failure, as before.
-
-    Args:
-        request: what to make of what.
-        progress: told of each step as it begins.
 
     Raises:
         RequestError: for an output in the way, weights or options that do not fit, or too little disk space.
@@ -158,9 +152,13 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         manifest = _export(folder, network, sources, request, bins, clock)
         del network
         gc.collect()
-        parity, engines = _check(Bundle(folder, manifest), cases, truths, request.gates, clock), None
-        if parity is not None:
+        bundle, parity, engines = Bundle(folder, manifest), None, None
+        if truths:
+            parity = verify(bundle, truths, request.gates, clock)
+            _require_parity(parity)
             reports["parity"] = parity.to_dict()
+        else:
+            run_chains(bundle, cases, OnnxEngine(), lambda stage: clock(f"checking {stage}"))
         if wants_engines:
             clock("building engines")
             engines = add_engines(folder, request.engines, progress=progress)
@@ -205,11 +203,6 @@ def _export(
         graphs = {**others, graph.bin or SHARED: path}
         stages[graph.stage] = Stage(inputs=graph.inputs, outputs=graph.outputs, graphs=graphs)
     clock("hashing")
-    files = {
-        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256(path), size=path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
     manifest = Manifest(
         producer=f"s3diff-export {version('s3diff-export')}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -225,7 +218,7 @@ def _export(
         guidance=Guidance(mode=request.graphs.guidance, default=network.config.guidance),
         color_fixes=request.color_fixes,
         stages=stages,
-        files=files,
+        files=recorded(folder),
     )
     manifest.write(folder)
     return manifest
@@ -245,17 +238,10 @@ def _prompts(folder: Path, network: S3Diff, at_runtime: bool) -> Prompts:
     return Prompts(mode="runtime", positive=positive, negative=negative, max_length=length, tokenizer=name)
 
 
-def _check(
-    bundle: Bundle, cases: Sequence[CheckCase], truths: Sequence[Reference], gates: Gates, clock: StepClock
-) -> ParityReport | None:
-    """Verify, or at least run the bundle; a bundle that fails is never published."""
-    if not truths:
-        run_chains(bundle, cases, OnnxEngine(), lambda stage: clock(f"checking {stage}"))
-        return None
-    parity = verify(bundle, truths, gates, clock)
+def _require_parity(parity: ParityReport) -> None:
+    """A bundle that fails is never published."""
     if not parity:
         raise BuildError(
             f"the bundle does not compute what PyTorch computes: {parity.broken}; nothing was published; "
             "try --precision fp32, or set the gate with --gate-epsilon and --gate-psnr"
         )
-    return parity

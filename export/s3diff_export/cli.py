@@ -5,8 +5,6 @@ errors leave through here, as one line: exit code 2 for a wrong request, 1 for a
 interrupted.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import signal
@@ -49,8 +47,6 @@ OPTIONAL_MODULES = frozenset(
 _LINES = {chr(code): "+" for code in range(0x2500, 0x2580)} | {"─": "-", "━": "-", "╸": "-", "│": "|"}
 _SPELLED = _LINES | {"×": "x", "–": "-", "…": "...", "→": "->", "²": "^2"}
 """What is said to terminals that know no other letters than ASCII's."""
-_EXIT_REQUEST = 2
-_EXIT_JOB = 1
 _EXIT_INTERRUPTED = 130
 
 
@@ -65,7 +61,7 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
             "s3diff_runtime.batch.upscaling:run_upscale", "Upscale photographs ×4 with a bundle.", "cpu"
         ),
         "engines": Member(
-            "s3diff_export.engine_commands:engines",
+            "s3diff_export.engines.adding:engines",
             "Build TensorRT engines on this machine and add them to a bundle.",
             "tensorrt",
         ),
@@ -97,24 +93,22 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
 )
 
 
-class Failure(Exception):
+def failure(error: Exception, extra: str) -> click.ClickException:
     """What the user is told about an exception that left a command: one line, and the exit code.
 
     Args:
         error: any exception. An integer attribute `exit_code` marks one that a room raised on purpose.
         extra: the extra that installs what the command needs.
     """
-
-    def __init__(self, error: Exception, extra: str) -> None:
-        message, code = str(error), getattr(error, "exit_code", None)
-        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        if missing in OPTIONAL_MODULES:
-            message, code = f"{missing} is not installed: pip install 's3diff-export[{extra}]'", _EXIT_REQUEST
-        elif not isinstance(code, int):
-            message = f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)"
-            code = _EXIT_JOB
-        super().__init__(message)
-        self.exit_code: int = code
+    message, code = str(error), getattr(error, "exit_code", None)
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if missing in OPTIONAL_MODULES:
+        code, message = 2, f"{missing} is not installed: pip install 's3diff-export[{extra}]'"
+    elif not isinstance(code, int):
+        code, message = 1, f"unexpected {type(error).__name__}: {error} (s3diff-export --debug shows where)"
+    told = click.ClickException(message)
+    told.exit_code = code  # type: ignore[misc]
+    return told
 
 
 class RootGroup(LazyGroup):
@@ -131,7 +125,7 @@ class RootGroup(LazyGroup):
         )
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the subcommand; every exception that is not click's own becomes a `Failure`."""
+        """Run the subcommand; every exception that is not click's own becomes one, see `failure`."""
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
@@ -139,8 +133,7 @@ class RootGroup(LazyGroup):
         except Exception as error:
             if ctx.params.get("debug"):
                 traceback.print_exc()
-            member = self.members[ctx.invoked_subcommand or ""]
-            raise Failure(error, member.extra) from error
+            raise failure(error, self.members[ctx.invoked_subcommand or ""].extra) from error
 
 
 cli = RootGroup(SUBCOMMANDS)
@@ -164,8 +157,6 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
         return _report(error.format_message() + hint, error.exit_code)
     except click.ClickException as error:
         return _report(error.format_message(), error.exit_code)
-    except Failure as error:
-        return _report(str(error), error.exit_code)
     except click.Abort:
         return _report("interrupted", _EXIT_INTERRUPTED)
     return code if isinstance(code, int) else 0

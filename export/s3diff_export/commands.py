@@ -1,20 +1,15 @@
 """Subcommands of the export room: `build` and `verify`."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Column, Table
 
 from s3diff_export.build import BuildRequest, PublishedBundle
 from s3diff_export.build import build as build_bundle
-from s3diff_export.engine_commands import show_engines
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.layers import LayerReport, compare_layers
 from s3diff_export.verification.parity import Gates, ParityReport
@@ -26,7 +21,7 @@ from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.progress import steps
+from s3diff_runtime.progress import show_table, steps
 from s3diff_training.weights import ModelSource, differing
 
 
@@ -44,11 +39,13 @@ def build(request: BuildRequest) -> None:
         click.echo(json.dumps(_summary(built), indent=2))
         return
     click.echo(built.path)
-    _show_bins(built.manifest.reports.get("bins", []))
+    costs = built.manifest.reports.get("bins", [])
+    if costs:
+        _show_bins(costs)
     if built.parity is not None:
         _show_parity(built.parity)
     if built.engines is not None:
-        show_engines(built.engines)
+        built.engines.show()
 
 
 @dataclass(frozen=True)
@@ -140,17 +137,13 @@ def _summary(built: PublishedBundle) -> dict[str, Any]:
 
 
 def _show_bins(costs: Sequence[dict[str, Any]]) -> None:
-    if costs:
-        columns = ("bins", "ε relative, mean", "ε relative, max", "image PSNR, mean", "min")
-        rows = (
-            (
-                f"{cost['bins']} ({cost['count']})",
-                *(f"{cost[f'epsilon_relative_{kind}']:.2e}" for kind in ("mean", "max")),
-                *(f"{cost[f'image_psnr_{kind}']:.1f} dB" for kind in ("mean", "min")),
-            )
-            for cost in costs
-        )
-        _show_table("Nearest bin against exact modulation", columns, rows)
+    columns = ("bins", "ε relative, mean", "ε relative, max", "image PSNR, mean", "min")
+    rows = []
+    for cost in costs:
+        errors = (f"{cost[f'epsilon_relative_{kind}']:.2e}" for kind in ("mean", "max"))
+        psnrs = (f"{cost[f'image_psnr_{kind}']:.1f} dB" for kind in ("mean", "min"))
+        rows.append((f"{cost['bins']} ({cost['count']})", *errors, *psnrs))
+    show_table("Nearest bin against exact modulation", columns, rows)
 
 
 def _show_layers(reports: Sequence[LayerReport]) -> None:
@@ -161,7 +154,7 @@ def _show_layers(reports: Sequence[LayerReport]) -> None:
         if report.first is not None:
             layers.insert(0, ("first above the gate", report.first))
         rows = ((role, layer.name, layer.operator, f"{layer.relative:.2e}") for role, layer in layers)
-        _show_table(title, ("", "layer", "operator", "relative error"), rows)
+        show_table(title, ("", "layer", "operator", "relative error"), rows)
 
 
 def _show_parity(parity: ParityReport) -> None:
@@ -173,12 +166,4 @@ def _show_parity(parity: ParityReport) -> None:
     for fix, psnr in parity.psnr.items():
         shown = "identical" if psnr is None else f"{psnr:.1f} dB"
         rows.append((f"image ({fix})", shown, "", "", f"{parity.gates.psnr:.0f} dB", ""))
-    _show_table(title, ("quantity", "relative", "largest", "mean", "limit", ""), rows)
-
-
-def _show_table(title: str, columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> None:
-    """On standard error, so that standard output has the result alone."""
-    table = Table(*(Column(name, overflow="fold") for name in columns), title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(stderr=True).print(table)
+    show_table(title, ("quantity", "relative", "largest", "mean", "limit", ""), rows)

@@ -1,7 +1,5 @@
 """Counts the time of the stages."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -11,7 +9,6 @@ class Clock:
     """Seconds spent in each stage, of all the work that was given this clock."""
 
     def __init__(self) -> None:
-        """Starts with no stage."""
         self.seconds: dict[str, float] = {}
 
     @contextmanager

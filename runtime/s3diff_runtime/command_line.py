@@ -1,7 +1,5 @@
 """Commands made from functions of one `Options`: every option is a field, and the docstring is the help."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import inspect
@@ -15,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
-from s3diff_runtime.options import OptionInfo, Options, groups_of, infos_of, read, types_of
+from s3diff_runtime.options import KEY, OptionInfo, Options, infos_of, read, types_of
 
 T = TypeVar("T", bound=Options)
 _SEPARATOR = "__"
@@ -26,7 +24,6 @@ class Listed(click.ParamType):
     """Values with commas between them, as a tuple."""
 
     def __init__(self, kind: click.ParamType) -> None:
-        """Of values of one kind."""
         self.kind, self.name = kind, f"{kind.name},…"
 
     def convert(
@@ -46,12 +43,8 @@ def takes(cls: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
         @functools.wraps(command)
         def with_options(**typed: object) -> None:
             source = click.get_current_context().get_parameter_source
-            given = {
-                name.replace(_SEPARATOR, "."): value
-                for name, value in typed.items()
-                if source(name) not in _UNSET
-            }
-            command(read(cls, given))
+            given = {name: value for name, value in typed.items() if source(name) not in _UNSET}
+            command(read(cls, {name.replace(_SEPARATOR, "."): value for name, value in given.items()}))
 
         with_options.__click_params__ = list(_parameters(cls, None))[::-1]  # type: ignore[attr-defined]
         return with_options
@@ -73,10 +66,9 @@ class Member:
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command only to run it; help needs the summaries alone."""
+    """Commands by name, in the order of help, which needs the summaries alone; one is imported to run it."""
 
     def __init__(self, members: Mapping[str, Member], **named: Any) -> None:  # noqa: ANN401 - click.Group's
-        """Of commands by name, in the order in which help lists them."""
         placeholders = [click.Command(name, short_help=member.summary) for name, member in members.items()]
         super().__init__(commands=placeholders, **named)
         self.members = members
@@ -118,11 +110,12 @@ def _parameters(
     cls: type[Options], default: Options | None, prefix: str = "", only: tuple[str, ...] = ()
 ) -> Iterator[click.Parameter]:
     """In the order of the fields; those of a group where it stands."""
-    infos, hints, groups = infos_of(cls), types_of(cls), groups_of(cls)
+    infos, hints = infos_of(cls), types_of(cls)
     for each in fields(cls):
         value = each.default if default is None else getattr(default, each.name)
         if isinstance(value, Options):
-            yield from _parameters(type(value), value, f"{prefix}{each.name}{_SEPARATOR}", groups[each.name])
+            inner = f"{prefix}{each.name}{_SEPARATOR}"
+            yield from _parameters(type(value), value, inner, each.metadata[KEY])
         elif each.name in infos and (not only or each.name in only):
             yield _parameter(prefix + each.name, infos[each.name], hints[each.name], value)
 

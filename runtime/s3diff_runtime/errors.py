@@ -1,7 +1,5 @@
 """What can go wrong, in every room; the command line turns each into one line and an exit code."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 

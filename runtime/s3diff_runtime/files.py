@@ -7,8 +7,6 @@ or, where the kill came while one folder took the place of another on a system t
 one step, puts the old one back first.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl

@@ -3,8 +3,6 @@
 `s3diff_export.graphs.<mode>` makes the layers of a mode; docs/lora-modes.md compares them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -20,21 +20,12 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
-from typing import (
-    Any,
-    Literal,
-    Self,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from s3diff_runtime.errors import RequestError, refuse
 
 T = TypeVar("T", bound="Options")
-_KEY = "option"
+KEY = "option"
 
 
 @dataclass(frozen=True)
@@ -61,34 +52,25 @@ class OptionInfo:
 
     def range_of(self) -> str:
         """The range in words; empty where every number will do."""
-        both = math.isfinite(self.least) and math.isfinite(self.most)
-        parts = [f"from {self.least:g} to {self.most:g}"] if both else []
-        if math.isfinite(self.least) and not both:
-            parts.append(f"{self.least:g} or more")
-        if math.isfinite(self.most) and not both:
-            parts.append(f"{self.most:g} or less")
-        if math.isfinite(self.above):
-            parts.append(f"more than {self.above:g}")
-        if math.isfinite(self.below):
-            parts.append(f"less than {self.below:g}")
-        return " and ".join(parts)
+        if math.isfinite(self.least) and math.isfinite(self.most):
+            return f"from {self.least:g} to {self.most:g}"
+        words = {
+            "{:g} or more": self.least,
+            "{:g} or less": self.most,
+            "more than {:g}": self.above,
+            "less than {:g}": self.below,
+        }
+        return " and ".join(text.format(end) for text, end in words.items() if math.isfinite(end))
 
     def holds(self, number: float) -> bool:
         """Whether a number is finite and in the range."""
-        return (
-            self.least <= number <= self.most and self.above < number < self.below and math.isfinite(number)
-        )
+        within = self.least <= number <= self.most and self.above < number < self.below
+        return within and math.isfinite(number)
 
 
 def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:  # noqa: ANN401 - takes a field's place
-    """A field of `Options`.
-
-    Args:
-        default: of the option; without one it is required.
-        help: what it does, in one line.
-        info: more fields of `OptionInfo`.
-    """
-    return field(default=default, metadata={_KEY: OptionInfo(help, **info)})
+    """A field of `Options`: required without a default. `info` are more fields of `OptionInfo`."""
+    return field(default=default, metadata={KEY: OptionInfo(help, **info)})
 
 
 def argument(help: str, default: Any = MISSING, **info: Any) -> Any:  # noqa: ANN401
@@ -99,13 +81,12 @@ def argument(help: str, default: Any = MISSING, **info: Any) -> Any:  # noqa: AN
 def group(default: Options | type[Options], only: Sequence[str] = ()) -> Any:  # noqa: ANN401
     """A field that holds other `Options`, whose options stand among this class's own on the command line.
 
-    Args:
-        default: what the options are by default: an instance, or a class whose defaults they are.
-        only: names of the fields that are options; others keep their defaults. None named: all.
+    Their defaults are those of an instance, or of a class. `only` names the fields that are options, others
+    keep their defaults; none named: all.
     """
     made: Any = default() if isinstance(default, type) else default
     made.__dict__["given"] = frozenset()
-    return field(default=made, metadata={_KEY: tuple(only)})
+    return field(default=made, metadata={KEY: tuple(only)})
 
 
 @dataclass(frozen=True)
@@ -158,7 +139,7 @@ def infos_of(cls: type[Options]) -> dict[str, OptionInfo]:
     """The options of a class by field, with the flags that the command line has for them."""
     found = {}
     for each in fields(cls):
-        info = each.metadata.get(_KEY)
+        info = each.metadata.get(KEY)
         if not isinstance(info, OptionInfo):
             continue
         if not info.flags and not info.positional:
@@ -166,13 +147,6 @@ def infos_of(cls: type[Options]) -> dict[str, OptionInfo]:
             info = dataclasses.replace(info, flags=(f"--{no}{each.name.replace('_', '-')}",))
         found[each.name] = info
     return found
-
-
-def groups_of(cls: type[Options]) -> dict[str, tuple[str, ...]]:
-    """The groups of a class by field, each with the names of its options; empty names mean all."""
-    return {
-        each.name: each.metadata[_KEY] for each in fields(cls) if isinstance(each.metadata.get(_KEY), tuple)
-    }
 
 
 def types_of(cls: type[Options]) -> dict[str, object]:
@@ -192,17 +166,17 @@ def read(cls: type[T], values: Mapping[str, object], default: T | None = None, p
     made = {} if default is None else {each.name: getattr(default, each.name) for each in fields(cls)}
     given: set[str] = set()
     problems: list[str] = []
-    for name, info in infos_of(cls).items():
-        if prefix + name in values:
+    for each in fields(cls):
+        name, path = each.name, prefix + each.name
+        if path in values:
             given.add(name)
             with _noting(problems):
-                made[name] = _parsed(info, values[prefix + name])
-    for name in groups_of(cls):
-        if any(key.startswith(f"{prefix}{name}.") for key in values):
+                made[name] = _parsed(each.metadata[KEY], values[path])
+        elif any(key.startswith(f"{path}.") for key in values):
             given.add(name)
-            own = made.get(name, cls.__dataclass_fields__[name].default)
+            own = made.get(name, each.default)
             with _noting(problems):
-                made[name] = read(type(own), values, own, f"{prefix}{name}.")
+                made[name] = read(type(own), values, own, f"{path}.")
     with _noting(problems):
         options = _constructed(cls, made, given)
     refuse(problems)
@@ -211,8 +185,7 @@ def read(cls: type[T], values: Mapping[str, object], default: T | None = None, p
 
 def _constructed(cls: type[T], values: Mapping[str, Any], given: Iterable[str]) -> T:
     """An instance of which only some fields count as given; `problems` sees that, too."""
-    made = cls.__new__(cls)
-    made.__dict__["given"] = frozenset(given)
+    made = cls.__new__(cls, **dict.fromkeys(given))
     made.__init__(**values)  # type: ignore[misc]
     return made
 

@@ -1,13 +1,13 @@
-"""Shows how far a work is, on standard error: live on a terminal, a plain line now and then elsewhere."""
+"""Shows how far a work is, live on a terminal, a plain line now and then elsewhere; and tables of results."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
 Counted = Callable[[float, str], None]
 """Told what is done, of a total, and what is going on: `kind: detail`."""
@@ -69,3 +69,14 @@ def steps() -> Iterator[Steps]:
         return
     with console.status("starting") as status:
         yield lambda step: status.update(step)
+
+
+def show_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console | None = None
+) -> None:
+    """Print rows of text under the names of the columns, if any; on standard error by default."""
+    named = (Column(name, overflow="fold") for name in columns)
+    table = Table(*named, title=escape(title), title_justify="left", show_header=any(columns))
+    for row in rows:
+        table.add_row(*map(escape, row))
+    (console or Console(stderr=True)).print(table)

@@ -20,7 +20,6 @@ class PromptEncoder:
     """Turns texts into the embeddings that the UNet takes; remembers the last ones."""
 
     def __init__(self, bundle: Bundle, sessions: SessionPool) -> None:
-        """Loads nothing; the first prompts do."""
         self._bundle, self._sessions = bundle, sessions
         self._last: tuple[tuple[str, ...], NDArray[np.float32]] | None = None
 

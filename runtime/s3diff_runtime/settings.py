@@ -1,7 +1,5 @@
 """What is asked for an image: degradation, guidance, prompts, colour correction."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict

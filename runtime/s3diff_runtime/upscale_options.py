@@ -1,7 +1,5 @@
 """How an upscaler works, as against what it does to an image."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal

@@ -1,20 +1,17 @@
 """Upscales images with a bundle: estimates, picks bins, groups into batches, cuts large images into tiles."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast, overload
 
 import numpy as np
 from PIL import Image
 
-from s3diff_runtime.bundle.manifest import Bin, Manifest
+from s3diff_runtime.bundle.manifest import Bin, Manifest, nearest_bin
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
@@ -90,7 +87,6 @@ class Upscaler:
     def __init__(
         self, bundle: Bundle, network: Network, engine: str, device: str, options: UpscaleOptions
     ) -> None:
-        """Put the parts together that `open` makes."""
         self.manifest: Manifest = bundle.manifest
         self.engine, self.device, self.options = engine, device, options
         self._limits = Limits.of(bundle)
@@ -136,9 +132,7 @@ class Upscaler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @overload  # a string is a sequence of strings to mypy, and one path to us
@@ -221,7 +215,8 @@ class Upscaler:
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
-            yield _Restoration(image, clock, estimate, degradation, self.manifest.nearest_bin(*degradation))
+            bin = nearest_bin(self.manifest.bins, *degradation)
+            yield _Restoration(image, clock, estimate, degradation, bin)
 
     def _estimates(
         self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes

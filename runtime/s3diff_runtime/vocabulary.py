@@ -1,7 +1,5 @@
 """Words that all rooms share: what is upscaled by how much, corrected how, and named what."""
 
-from __future__ import annotations
-
 from typing import Final, Literal, get_args
 
 import numpy as np

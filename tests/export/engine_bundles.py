@@ -13,7 +13,7 @@ from tests.export.models import Files
 from s3diff_export.bins import grid
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.engines.building import BuildCost, EngineSource
-from s3diff_export.graphs import GraphOptions
+from s3diff_export.graphs.options import GraphOptions
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import FileRecord
 

@@ -18,7 +18,7 @@ from tests.training.small import SMALL_RANKS, random_checkpoint
 
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.cli import cli, run
-from s3diff_export.graphs import GraphOptions
+from s3diff_export.graphs.options import GraphOptions
 from s3diff_runtime import RequestError as RuntimeRequestError
 from s3diff_runtime import UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import Manifest

@@ -16,8 +16,9 @@ from tests.export.engine_bundles import QuickBuilder, contents, make_bundle, rep
 from tests.export.models import Files
 
 from s3diff_export.cli import cli, run
-from s3diff_export.engines import BatchRange, EngineOptions, SizeRange, add_engines
+from s3diff_export.engines.adding import add_engines
 from s3diff_export.engines.building import EngineBuilder
+from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange
 from s3diff_runtime import BundleError, JobError
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BuildError, RequestError
@@ -315,7 +316,7 @@ def test_a_build_whose_engines_fail_publishes_nothing(
 def test_engines_need_no_torch() -> None:
     """They are built on servers, where the tools of export are not installed."""
     script = (
-        "import sys, s3diff_export.engine_commands; print(*{name.partition('.')[0] for name in sys.modules})"
+        "import sys, s3diff_export.engines.adding; print(*{name.partition('.')[0] for name in sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "onnx", "onnxruntime", "polygraphy", "diffusers"} & set(found.stdout.split())

@@ -13,9 +13,8 @@ import pytest
 from tests.export.tensorrt_double import BINDINGS, CACHE, PLAN, Asked, members, tensorrt_double
 from tests.runtime.fake_cuda import FakeCuda
 
-from s3diff_export.engines import EngineOptions, require_builder
-from s3diff_export.engines.building import EngineBuilder, EngineSource
-from s3diff_export.engines.shapes import Shapes
+from s3diff_export.engines.building import EngineBuilder, EngineSource, require_builder
+from s3diff_export.engines.options import EngineOptions
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
@@ -30,8 +29,8 @@ STAGE = Stage(
     graphs={"shared": "onnx/vae_encoder.onnx"},
 )
 SHAPES = {
-    "image": Shapes((1, 1, 1, 3), (1, 128, 128, 3), (4, 256, 256, 3)),
-    "guidance": Shapes((), (), ()),
+    "image": ((1, 1, 1, 3), (1, 128, 128, 3), (4, 256, 256, 3)),
+    "guidance": ((), (), ()),
 }
 FULL = [binding for binding in BINDINGS if binding.startswith("tensorrt ")]
 (RTX,) = set(BINDINGS) - set(FULL)

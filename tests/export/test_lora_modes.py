@@ -12,8 +12,8 @@ from tests.export.models import DEGRADATIONS, error, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import Tensor, nn
 
-from s3diff_export.graphs import GraphOptions, stage_graphs
-from s3diff_export.graphs.stages import layers_of_mode
+from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.stages import layers_of_mode, stage_graphs
 from s3diff_export.graphs.unet import OneStepUNet, PromptAttention
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError

@@ -20,7 +20,7 @@ from tests.export.models import error, photographs
 from tests.training.released_parity import reference_network
 
 from s3diff_export.build import BuildRequest, build
-from s3diff_export.graphs import GraphOptions
+from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.verification.cases import CheckCase
 from s3diff_export.verification.parity import Gates, verify
 from s3diff_export.verification.reference import Reference, references

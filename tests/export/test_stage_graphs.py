@@ -17,7 +17,9 @@ from tests.export.models import DEGRADATIONS, error, photographs, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import Tensor
 
-from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
+from s3diff_export.graphs.onnx_export import export_onnx
+from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.stages import StageGraph, stage_graphs
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.vocabulary import ColorFix

@@ -14,8 +14,9 @@ from tests.export.models import DEGRADATIONS, error, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import nn
 
-from s3diff_export.graphs import GraphOptions, StageGraph, export_onnx, stage_graphs
-from s3diff_export.graphs.stages import layers_of_mode
+from s3diff_export.graphs.onnx_export import export_onnx
+from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.stages import StageGraph, layers_of_mode, stage_graphs
 from s3diff_export.graphs.unet import OneStepUNet
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError

@@ -217,10 +217,6 @@ class FakeCuda:
         self._current.index = index
         return (_SUCCESS,)
 
-    @call(2)
-    def cudaMemGetInfo(self) -> Answer:
-        return _SUCCESS, self.memory - self.used(), self.memory
-
     def cudaGetErrorString(self, error: object) -> Answer:
         return real.cudaGetErrorString(error)
 

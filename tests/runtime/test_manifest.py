@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -114,20 +113,20 @@ def test_manifest_of_many_bytes(bundle: Path) -> None:
     assert "more than 64 MiB" in problem(bundle)
 
 
-@pytest.mark.parametrize("depth", [70, 300, 1100, 200_000])
+@pytest.mark.parametrize("depth", [200, 300, 1100, 200_000])
 def test_nested_manifest(bundle: Path, depth: int) -> None:
     text = (bundle / "manifest.json").read_text().rstrip().removesuffix("}")
     nested = "[" * depth + "]" * depth
     (bundle / "manifest.json").write_text(
         text.replace('"reports": {}', f'"reports": {{"deep": {nested}}}') + "}"
     )
-    assert re.search(r"is damaged, it is .*nested", problem(bundle))
+    assert "is damaged, it is not JSON (recursion limit" in problem(bundle)
 
 
 def test_text_that_is_none(bundle: Path) -> None:
     path = bundle / "manifest.json"
     path.write_text(path.read_text().replace('"reports": {}', '"reports": {"name": "\\ud800"}'))
-    assert "surrogates not allowed" in problem(bundle)
+    assert "it is not JSON (unexpected end of hex escape" in problem(bundle)
 
 
 def test_pipe_and_circle_in_the_place_of_files(bundle: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 
 from s3diff_export.build import BuildRequest, build
-from s3diff_export.graphs import GraphOptions
+from s3diff_export.graphs.options import GraphOptions
 from s3diff_runtime.pictures.tiling import Cut, TilePlan
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 from tests.runtime.fake_bundle import BINS, write_fake_bundle
 
-from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.manifest import Stage, nearest_bin
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
@@ -252,10 +252,10 @@ def test_pool_opens_once_for_many_threads(merged: Bundle) -> None:
     [(0, 0, "n0-b0"), (0.2, 0.3, "n0-b1"), (0.9, 0.6, "n2-b1"), (1, 1, "n2-b2"), (0.25, 0, "n0-b0")],
 )
 def test_nearest_bin(merged: Bundle, noise: float, blur: float, name: str) -> None:
-    nearest = merged.manifest.nearest_bin(noise, blur)
+    nearest = nearest_bin(merged.manifest.bins, noise, blur)
     assert nearest is not None
     assert nearest.name == name
 
 
 def test_no_bins_no_nearest(fused: Bundle) -> None:
-    assert fused.manifest.nearest_bin(0.5, 0.5) is None
+    assert nearest_bin(fused.manifest.bins, 0.5, 0.5) is None

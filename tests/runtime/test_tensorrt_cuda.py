@@ -118,19 +118,18 @@ def test_want_of_memory_has_its_own_error() -> None:
 def use_everything(cuda: Cuda) -> None:
     """One call of every function of the layer; frees all of it."""
     cuda.activate()
-    assert cuda.free_memory() > 0
     stream, start, end = cuda.make_stream(), cuda.make_event(), cuda.make_event()
     device, pinned = cuda.allocate(64), cuda.allocate_pinned(64)
     content = host_view(int(pinned), (16,), "float32")
     try:
         content[...] = np.arange(16)
         cuda.record(start, stream)
-        cuda.copy_to_device(int(device), int(pinned), 64, stream)
+        cuda.copy(int(device), int(pinned), 64, stream)
         cuda.record(end, stream)
         cuda.synchronize(stream)
         assert cuda.seconds_between(start, end) == pytest.approx(0.001)
         content[...] = 0
-        fetching = cuda.capture(stream, lambda: cuda.copy_to_host(int(pinned), int(device), 64, stream))
+        fetching = cuda.capture(stream, lambda: cuda.copy(int(pinned), int(device), 64, stream, to_host=True))
         assert not content.any()
         cuda.launch(fetching, stream)
         cuda.synchronize(stream)
@@ -219,7 +218,7 @@ class CopyingContext:
     """Stands in for an execution context: queues a copy."""
 
     def __init__(self, cuda: Cuda, stream: Handle, device: Handle, pinned: Handle) -> None:
-        self.enqueue = partial(cuda.copy_to_device, int(device), int(pinned), 8, stream)
+        self.enqueue = partial(cuda.copy, int(device), int(pinned), 8, stream)
 
 
 def test_least_recently_used_graph_leaves() -> None:

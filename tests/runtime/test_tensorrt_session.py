@@ -21,7 +21,7 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.interface import Engine, Session
 from s3diff_runtime.engines.tensorrt.api import TensorRt
-from s3diff_runtime.engines.tensorrt.contexts import StageContext
+from s3diff_runtime.engines.tensorrt.graphs import StageContext
 from s3diff_runtime.engines.tensorrt.lanes import Lane
 
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1)

@@ -1,36 +1,41 @@
-"""Adds a set of engines to a bundle: builds what is missing, and publishes all of it at once."""
-
-from __future__ import annotations
+"""The subcommand `engines`: builds what a set of engines lacks, and publishes all of it at once."""
 
 import hashlib
+import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import ValidationError
 
 from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.engines.shapes import stage_shapes
-from s3diff_runtime.bundle.engine_records import (
-    EngineIdentity,
-    EngineSet,
-    EngineSidecar,
-    sidecar_path,
-)
+from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Manifest
-from s3diff_runtime.bundle.records import FileRecord
+from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded
 from s3diff_runtime.files import replacing
+from s3diff_runtime.options import Options, argument, group, option
+from s3diff_runtime.progress import Steps, show_table, steps
 
-Progress = Callable[[str], None]
 _HASH_LENGTH = 8
 _FOLDER = "engines"
+
+
+@dataclass(frozen=True)
+class EnginesRequest(Options):
+    """What `s3diff-export engines` can be asked for."""
+
+    bundle: Path = argument("The bundle to add them to.")
+    engines: EngineOptions = group(EngineOptions)
+    force: bool = option(False, "Build engines anew that are there already.")
+    as_json: bool = option(False, "Print the result as JSON.", flags=("--json",))
 
 
 @dataclass(frozen=True)
@@ -68,22 +73,48 @@ class AddedEngines:
             "engines": [asdict(engine) for engine in self.engines],
         }
 
+    def show(self) -> None:
+        """Print what was built on standard error."""
+        rows = []
+        for engine in self.engines:
+            memory = "kept" if engine.peak_memory is None else f"{engine.peak_memory / 2**20:.0f} MiB"
+            size = f"{engine.bytes / 2**20:.1f} MiB"
+            rows.append((engine.stage, engine.graph, size, f"{engine.seconds:.1f}", memory))
+        show_table(
+            f"Engines {self.engine_set.name}", ("stage", "graph", "size", "seconds", "host memory"), rows
+        )
+
+
+def engines(request: EnginesRequest) -> None:
+    """Build TensorRT engines of BUNDLE and add them to it.
+
+    Run it on the machine that is to upscale: engines of tensorrt run on the GPU that they were built on, and
+    both flavours' in the very version that built them. Engines that are there already are kept.
+
+    \b
+      s3diff-export engines s3diff.bundle --engine tensorrt
+      s3diff-export engines s3diff.bundle --engine tensorrt --max-size 512 --max-batch 8
+      s3diff-export engines s3diff.bundle --engine tensorrt-rtx --compute-capability 8.9,12.0
+    """
+    with steps() as progress:
+        added = add_engines(request.bundle, request.engines, request.force, progress)
+    if request.as_json:
+        click.echo(json.dumps({"bundle": str(request.bundle), **added.to_dict()}, indent=2))
+    else:
+        click.echo(request.bundle)
+        added.show()
+
 
 def add_engines(
-    folder: Path, options: EngineOptions, force: bool = False, progress: Progress = lambda _: None
+    folder: Path, options: EngineOptions, force: bool = False, progress: Steps = lambda _: None
 ) -> AddedEngines:
     """Build an engine of every graph of a bundle, for every bin, and add them to it as one set.
 
     Engines of the same identity that were built from the same graphs are kept as they are. A set of another
     identity stays beside the new one. The engines are written into a hidden folder of the bundle, which gets
     its name when all are there, before the manifest that names it takes the place of the old one: whatever
-    fails, or ends the process, leaves the bundle as it was.
-
-    Args:
-        folder: of the bundle.
-        options: what to build.
-        force: build engines that are there already anew.
-        progress: told what is being done.
+    fails, or ends the process, leaves the bundle as it was. With `force`, engines that are there already are
+    built anew.
 
     Raises:
         BundleError: for a folder that is not a whole bundle.
@@ -97,21 +128,23 @@ def add_engines(
     identity = _identity(builder, manifest)
     current = next((each for each in manifest.engines if each.identity == identity), None)
     jobs = list(_jobs(folder, manifest, None if force else current))
-    if current is not None and all(job.sidecar for job in jobs):
-        kept = tuple(job.report(current.name, job.sidecar) for job in jobs if job.sidecar)
+    if current is not None and all(job.there_already for job in jobs):
+        kept = tuple(_report(current.name, job, job.there_already) for job in jobs if job.there_already)
         return AddedEngines(current, kept, manifest)
     sets, name, reports = folder / _FOLDER, _free_name(folder, identity), list[EngineReport]()
     try:
         with replacing(sets / name) as scratch:
             for job in jobs:
                 (scratch / job.file).parent.mkdir(parents=True, exist_ok=True)
-                if current is not None and job.sidecar is not None:
+                cost, sidecar = None, job.there_already
+                if current is not None and sidecar is not None:
                     for file in (job.file, sidecar_path(job.file)):
                         shutil.copyfile(sets / current.name / file, scratch / file)
-                    reports.append(job.report(name, job.sidecar))
                 else:
-                    built = _build(job, builder, folder, manifest, scratch / job.file, progress)
-                    reports.append(job.report(name, *built))
+                    source = _source(job, folder, manifest, identity)
+                    cost = builder.build(source, scratch / job.file, progress)
+                    sidecar = _write_sidecar(job, source, cost, identity, scratch / job.file)
+                reports.append(_report(name, job, sidecar, cost))
             progress("hashing")
             graphs = {
                 stage: {each.graph: each.path for each in reports if each.stage == stage}
@@ -137,77 +170,69 @@ class _GraphJob:
 
     stage: str
     graph: str
+    file: str
+    """Path of the engine below its set."""
     onnx: dict[str, str]
     """The files of the graph with their hashes."""
-    sidecar: EngineSidecar | None
-    """Of the engine that there is of it already."""
-
-    @property
-    def file(self) -> str:
-        """Path of the engine below its set."""
-        return _file(self.stage, self.graph)
-
-    def report(self, set_name: str, sidecar: EngineSidecar, cost: BuildCost | None = None) -> EngineReport:
-        """What is to be said of the engine; without a cost, it was there already."""
-        return EngineReport(
-            stage=self.stage,
-            graph=self.graph,
-            path=f"{_FOLDER}/{set_name}/{self.file}",
-            bytes=sidecar.size,
-            seconds=sidecar.seconds,
-            parse_seconds=None if cost is None else round(cost.parse_seconds, 3),
-            peak_memory=None if cost is None else cost.peak_memory,
-            reused=cost is None,
-        )
-
-
-def _file(stage: str, graph: str) -> str:
-    return f"{stage}.engine" if graph == SHARED else f"bins/{graph}/{stage}.engine"
+    there_already: EngineSidecar | None
+    """What stands beside the engine that there is of it."""
 
 
 def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_GraphJob]:
     for name, stage in manifest.stages.items():
         for graph, path in stage.graphs.items():
-            files = (each for each in (path, f"{path}.data") if each in manifest.files)
-            onnx = {file: manifest.files[file].sha256 for file in files}
+            file = f"{name}.engine" if graph == SHARED else f"bins/{graph}/{name}.engine"
+            onnx = {each: record.sha256 for each, record in manifest.graph_files(path).items()}
             sidecar = None
             if current is not None:
-                sidecar = _sidecar(folder / _FOLDER / current.name / sidecar_path(_file(name, graph)))
-            yield _GraphJob(name, graph, onnx, sidecar if sidecar and sidecar.onnx == onnx else None)
+                with suppress(OSError, ValidationError):  # one that cannot be read is built anew
+                    text = (folder / _FOLDER / current.name / sidecar_path(file)).read_bytes()
+                    sidecar = EngineSidecar.model_validate_json(text)
+            yield _GraphJob(name, graph, file, onnx, sidecar if sidecar and sidecar.onnx == onnx else None)
 
 
-def _build(
-    job: _GraphJob, builder: EngineBuilder, bundle: Path, manifest: Manifest, path: Path, progress: Progress
-) -> tuple[EngineSidecar, BuildCost]:
-    """Build an engine at `path`, and write its sidecar."""
-    stage, identity = manifest.stages[job.stage], _identity(builder, manifest)
+def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
+    stage = manifest.stages[job.stage]
     shapes = stage_shapes(manifest, stage, identity.profile)
     label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
-    source = EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
-    cost = builder.build(source, path, progress)
+    return EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
+
+
+def _write_sidecar(
+    job: _GraphJob, source: EngineSource, cost: BuildCost, identity: EngineIdentity, path: Path
+) -> EngineSidecar:
+    """Describe the engine at `path` in a file beside it."""
     sidecar = EngineSidecar(
         identity=identity,
         stage=job.stage,
         graph=job.graph,
         onnx=job.onnx,
-        inputs=stage.inputs,
-        outputs=stage.outputs,
-        shapes={tensor: (each.min, each.opt, each.max) for tensor, each in shapes.items()},
+        inputs=source.stage.inputs,
+        outputs=source.stage.outputs,
+        shapes=dict(source.shapes),
         sha256=sha256(path),
         size=path.stat().st_size,
         built=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(cost.seconds, 3),
     )
     path.with_suffix(".json").write_text(sidecar.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return sidecar, cost
+    return sidecar
 
 
-def _sidecar(path: Path) -> EngineSidecar | None:
-    """What stands beside an engine; None where it cannot be read, and the engine is built anew."""
-    try:
-        return EngineSidecar.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
+def _report(
+    set_name: str, job: _GraphJob, sidecar: EngineSidecar, cost: BuildCost | None = None
+) -> EngineReport:
+    """What is to be said of an engine; without a cost, it was there already."""
+    return EngineReport(
+        stage=job.stage,
+        graph=job.graph,
+        path=f"{_FOLDER}/{set_name}/{job.file}",
+        bytes=sidecar.size,
+        seconds=sidecar.seconds,
+        parse_seconds=None if cost is None else round(cost.parse_seconds, 3),
+        peak_memory=None if cost is None else cost.peak_memory,
+        reused=cost is None,
+    )
 
 
 def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
@@ -222,10 +247,7 @@ def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
         driver=None if gpu is None else gpu.driver,
         precision=manifest.precision,
         profile=options.profile(manifest.multiple),
-        options={
-            "optimization_level": options.optimization_level,
-            "workspace_mib": options.workspace_mib,
-        },
+        options={name: getattr(options, name) for name in ("optimization_level", "workspace_mib")},
     )
 
 
@@ -251,9 +273,6 @@ def _with_set(manifest: Manifest, added: EngineSet, outdated: EngineSet | None, 
         for name, record in manifest.files.items()
         if outdated is None or not name.startswith(f"{_FOLDER}/{outdated.name}/")
     }
-    for path in sorted(scratch.rglob("*")):
-        if path.is_file():
-            where = f"{_FOLDER}/{added.name}/{path.relative_to(scratch).as_posix()}"
-            files[where] = FileRecord(sha256=sha256(path), size=path.stat().st_size)
+    files |= {f"{_FOLDER}/{added.name}/{name}": record for name, record in recorded(scratch).items()}
     changed = manifest.model_copy(update={"engines": (*kept, added), "files": files})
     return Manifest.model_validate(changed.model_dump())

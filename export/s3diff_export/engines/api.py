@@ -10,8 +10,6 @@ Enumerators are taken by name: their numbers differ between versions. `tests/exp
 the names of the real bindings, and the tests drive this module through them.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,48 +1,39 @@
 """Builds one engine: parse, profile, build, with progress and an end at any step."""
 
-from __future__ import annotations
-
 import resource
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3diff_export.engines.api import (
-    compute_capabilities,
-    configuration,
-    require_version,
-    typed_network,
-)
+from s3diff_export.engines.api import compute_capabilities, configuration, require_version, typed_network
 from s3diff_export.engines.options import EngineOptions
-from s3diff_export.engines.shapes import Shapes
+from s3diff_runtime.bundle.engine_records import Shapes
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.interface import tensor_problem
 from s3diff_runtime.engines.tensorrt.api import TensorRt, dtype_name
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.messages import join_reasons
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
 from s3diff_runtime.files import replacing
+from s3diff_runtime.progress import Steps
 
-Progress = Callable[[str], None]
 _POLL = 0.1  # seconds
 _STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
 class EngineSource:
-    """What an engine is built from."""
+    """What an engine is built from: a graph with its weights beside it, and the shapes of all its inputs."""
 
     graph: Path
-    """The ONNX file; its weights lie beside it."""
     stage: Stage
-    """What the manifest says of it."""
     shapes: Mapping[str, Shapes]
-    """Of all its inputs."""
     name: str
     """How progress and errors call it."""
 
@@ -60,23 +51,18 @@ class BuildCost:
 
 @dataclass(frozen=True)
 class EngineBuilder:
-    """Builds engines one after the other with one set of options."""
+    """Builds engines with one set of options, tuned on a GPU unless the flavour needs none."""
 
     tensorrt: TensorRt
     gpu: Gpu | None
-    """That engines are tuned on; None for a flavour that needs none."""
     options: EngineOptions
 
-    def build(self, source: EngineSource, path: Path, progress: Progress = lambda _: None) -> BuildCost:
+    def build(self, source: EngineSource, path: Path, progress: Steps = lambda _: None) -> BuildCost:
         """Build the engine of one graph and write its plan to `path`.
 
         TensorRT works in a thread of its own, so that an exception in this one, an interruption above all,
-        stops it at its next step; the call returns only when it has stopped.
-
-        Args:
-            source: the graph.
-            path: of the plan; its folder exists.
-            progress: told of the phases and percentages of the build.
+        stops it at its next step; the call returns only when it has stopped. `progress` is told of the phases
+        and percentages of the build.
 
         Raises:
             BuildError: when TensorRT refuses, with what it says, the node if it names one, and what to try.
@@ -93,7 +79,7 @@ class EngineBuilder:
                 raise
         return BuildCost(time.monotonic() - start, work.result(), peak)
 
-    def _build(self, source: EngineSource, path: Path, monitor: BuildMonitor) -> float:
+    def _build(self, source: EngineSource, path: Path, monitor: "BuildMonitor") -> float:
         """All that happens in TensorRT's thread; the seconds that reading the graph took."""
         tensorrt, start = self.tensorrt, time.monotonic()
         tensorrt.messages.clear()
@@ -133,20 +119,16 @@ class EngineBuilder:
     def _add_profile(self, builder: Any, config: Any, source: EngineSource) -> None:  # noqa: ANN401
         inputs = source.stage.inputs
         free = [spec.name for spec in inputs if any(isinstance(axis, str) for axis in spec.shape)]
-        if not free:
-            return
         profile = builder.create_optimization_profile()
         for tensor in free:
             profile.set_shape(tensor, *source.shapes[tensor])
-        if config.add_optimization_profile(profile) < 0:
+        if free and config.add_optimization_profile(profile) < 0:
             raise self._failure(source)
 
     def _keep_timing_cache(self, config: Any) -> None:  # noqa: ANN401
-        path = self.options.timing_cache
-        if path is None:
-            return
-        with replacing(path) as temporary:
-            temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        if self.options.timing_cache is not None:
+            with replacing(self.options.timing_cache) as temporary:
+                temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
 
     def _failure(self, source: EngineSource) -> BuildError:
         return BuildError(
@@ -234,7 +216,7 @@ def _done(phases: Mapping[str, _Phase], name: str) -> float:
     return min(1.0, (phase.done + inside) / max(phase.steps, 1))
 
 
-def _follow(work: Future[float], monitor: BuildMonitor, name: str, progress: Progress) -> int:
+def _follow(work: Future[float], monitor: BuildMonitor, name: str, progress: Steps) -> int:
     """Wait for the work and tell how it goes; the most memory that was seen."""
     peak, shown = _resident(), None
     while not wait_for([work], timeout=_POLL).done:
@@ -262,14 +244,10 @@ def _compare(network: Any, source: EngineSource) -> None:  # noqa: ANN401
         ("outputs", source.stage.outputs, network.num_outputs, network.get_output),
     ):
         tensors = [get(number) for number in range(count)]
-        found = {(tensor.name, dtype_name(tensor.dtype), len(tensor.shape)) for tensor in tensors}
-        expected = {(spec.name, str(spec.dtype), len(spec.shape)) for spec in specs}
-        if found != expected:
+        found = (f"{each.name} {dtype_name(each.dtype)} of rank {len(each.shape)}" for each in tensors)
+        expected = (f"{spec.name} {spec.dtype} of rank {len(spec.shape)}" for spec in specs)
+        problem = tensor_problem(side, sorted(found), sorted(expected))
+        if problem:
             raise BuildError(
-                f"the graph of stage {source.name} has the {side} {_listed(found)}, the manifest says "
-                f"{_listed(expected)}; rebuild the bundle with s3diff-export build"
+                f"the graph of stage {source.name} {problem}; rebuild the bundle with s3diff-export build"
             )
-
-
-def _listed(tensors: set[tuple[str, str, int]]) -> str:
-    return ", ".join(f"{name} {dtype} of rank {rank}" for name, dtype, rank in sorted(tensors))

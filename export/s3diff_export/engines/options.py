@@ -1,7 +1,5 @@
 """What may be asked of the engines of a bundle."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -131,10 +129,7 @@ class EngineOptions(Options):
         return tuple(sorted(set(chosen), key=lambda target: tuple(map(int, target.split(".")))))
 
     def profile(self, multiple: int) -> Profile:
-        """What the engines serve.
-
-        Args:
-            multiple: of the bundle: what both sides are padded to a multiple of, in high-resolution pixels.
+        """What the engines serve of a bundle that pads both sides to a multiple of high-resolution pixels.
 
         Raises:
             RequestError: for sizes that are no multiples, or not in order; names all of them.
@@ -143,9 +138,8 @@ class EngineOptions(Options):
         sides = {name: self.sizes.resolved(axis, padding) for axis, name in enumerate(("height", "width"))}
         refuse(_side_problems(sides, padding), "wrong sizes for this bundle")
         ranges = {"batch": (self.batch.min, self.batch.opt, self.batch.max), **sides}
-        return Profile(
-            **{name: Range(min=low, opt=opt, max=high) for name, (low, opt, high) in ranges.items()}
-        )
+        made = {name: Range(min=low, opt=opt, max=high) for name, (low, opt, high) in ranges.items()}
+        return Profile(**made)
 
 
 def _side_problems(sides: dict[str, tuple[int, int, int]], padding: int) -> Iterator[str]:

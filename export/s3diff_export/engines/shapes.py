@@ -1,23 +1,10 @@
 """The shapes of every stage's inputs that follow from what engines serve."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
-
-from s3diff_runtime.bundle.engine_records import Profile
+from s3diff_runtime.bundle.engine_records import Profile, Shapes
 from s3diff_runtime.bundle.manifest import Manifest, Stage
-from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.vocabulary import SCALE
 
 _PROMPTS = (1, 2, 2)  # with guidance, positive and negative
-
-
-class Shapes(NamedTuple):
-    """Least, tuned and largest shape of an input."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
 
 
 def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str, Shapes]:
@@ -26,28 +13,18 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str
     An image may be smaller than the sides of the profile by less than one multiple, because the graphs pad it
     up. Latent and decoded sides are those of the padded image.
 
-    Args:
-        manifest: of the bundle, for its factors.
-        stage: one of its stages.
-        profile: low-resolution pixels, in multiples of the bundle's padding.
-
     Raises:
         KeyError: for an axis that no stage of this version has.
     """
-    axes = _free_axes(manifest, profile)
-
-    def shape(spec: TensorSpec, which: int) -> tuple[int, ...]:
-        return tuple(axis if isinstance(axis, int) else axes[axis][which] for axis in spec.shape)
-
-    return {spec.name: Shapes(*(shape(spec, which) for which in range(3))) for spec in stage.inputs}
-
-
-def _free_axes(manifest: Manifest, profile: Profile) -> dict[str, tuple[int, ...]]:
-    """Least, tuned and largest size of every named axis."""
     padding = manifest.multiple // SCALE
-    axes: dict[str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
+    axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
         axes[name] = side.min - padding + 1, side.opt, side.max
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
         axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
-    return axes
+    shapes: dict[str, Shapes] = {}
+    for spec in stage.inputs:
+        sizes = [(axis,) * 3 if isinstance(axis, int) else axes[axis] for axis in spec.shape]
+        least, tuned, largest = (tuple(size[which] for size in sizes) for which in range(3))
+        shapes[spec.name] = least, tuned, largest
+    return shapes

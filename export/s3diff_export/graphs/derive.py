@@ -4,8 +4,6 @@ The original is never changed, so stages of a full-size network are derived one 
 second copy of the weights, and the network itself still serves as the truth to verify against.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import copy
 
@@ -19,12 +17,9 @@ LayerMaker = Callable[[ModulatedLoRA], nn.Module]
 
 
 def derive(module: nn.Module, dtype: torch.dtype, make_layer: LayerMaker) -> nn.Module:
-    """The twin of `module`.
+    """The twin of `module`, with another layer in the place of every `ModulatedLoRA`.
 
-    Args:
-        module: left as it is.
-        dtype: of the twin's floating-point parameters and buffers; the same dtype shares them.
-        make_layer: replaces every `ModulatedLoRA`.
+    `dtype` is that of its floating-point parameters and buffers; the same dtype shares them.
     """
     if isinstance(module, ModulatedLoRA):
         return make_layer(module)

@@ -1,7 +1,5 @@
 """LoRA mode `dynamic`: branches on every activation, so that a batch may mix degradations."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

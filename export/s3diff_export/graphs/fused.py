@@ -1,7 +1,5 @@
 """LoRA mode `fused`: the graph itself computes each layer's weight from the modulation, once per call."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

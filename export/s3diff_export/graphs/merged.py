@@ -1,7 +1,5 @@
 """LoRA mode `merged`: every update folded into its layer's weight, for one modulation."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Writes a stage as an ONNX file with its weights beside it."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging
@@ -33,10 +31,6 @@ def export_onnx(graph: StageGraph, path: Path) -> None:
     they are attached afterwards and stream from the module to disk, where the tracer itself would hold three
     copies of them (4.5 GiB of a full-size UNet in fp16). Constants are folded and dead nodes removed by
     onnxscript's optimiser.
-
-    Args:
-        graph: the stage.
-        path: ends in `.onnx`; its folder exists.
 
     Raises:
         BuildError: when the stage cannot be traced or the result is not valid ONNX.

@@ -1,7 +1,5 @@
 """What a user may choose about the graphs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The UNet at its one timestep: time embedding and prompts folded, the prompts' common work done once."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch
@@ -155,15 +153,11 @@ class PromptAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
         """`[P N, T', C]` and prompts `[P, T, W]` to `[P N, T', C]`."""
-        images = hidden_states.shape[0] // encoder_hidden_states.shape[0]
-        if self.folded:
-            keys, values = self.keys, self.values
-        elif self.per_image:
-            context = _for_images(encoder_hidden_states, images)
-            keys, values = self.to_k(context), self.to_v(context)
-        else:
-            keys, values = self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
-        if not self.per_image or self.folded:
+        context, images = encoder_hidden_states, hidden_states.shape[0] // encoder_hidden_states.shape[0]
+        if self.per_image:
+            context = _for_images(context, images)
+        keys, values = (self.keys, self.values) if self.folded else (self.to_k(context), self.to_v(context))
+        if not self.per_image:
             keys, values = _for_images(keys, images), _for_images(values, images)
         split = [
             tensor.unflatten(2, (self.heads, -1)).transpose(1, 2)

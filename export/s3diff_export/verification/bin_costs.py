@@ -1,10 +1,9 @@
 """What bins cost in exactness: results of the nearest bin against exact ones."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -65,11 +64,4 @@ def bin_costs(
             errors.append(float((binned.forward.epsilon_positive - truth).norm() / truth.norm()))
             square = torch.mean((exact.image - binned.image) ** 2).clamp(min=1e-12)
             psnrs.append(float(-10 * torch.log10(square)))
-        yield BinCost(
-            name,
-            len(bins),
-            sum(errors) / degradations,
-            max(errors),
-            sum(psnrs) / degradations,
-            min(psnrs),
-        )
+        yield BinCost(name, len(bins), fmean(errors), max(errors), fmean(psnrs), min(psnrs))

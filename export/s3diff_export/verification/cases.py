@@ -1,7 +1,5 @@
 """What a bundle is checked on: pictures, real ones or drawn, each with a degradation to restore it with."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle

@@ -1,7 +1,5 @@
 """Runs the stages of a bundle one after the other, from a picture to the upscaled one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -23,15 +21,8 @@ _SATURATED = 0.98
 class Chain:
     """The stages of a bundle on one case: each reads what those before it gave.
 
-    It starts with the picture and, where prompts come at run time, the tokens of the default ones.
-
-    Args:
-        folder: of the bundle.
-        manifest: its manifest.
-        case: what is upscaled.
-
-    Attributes:
-        tensors: what there is so far, by the names of `run_stage`.
+    It starts with the picture and, where prompts come at run time, the tokens of the default ones. `tensors`
+    is what there is so far, by the names of `run_stage`.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, case: CheckCase) -> None:
@@ -69,19 +60,10 @@ def run_chains(
     progress: Steps,
     inspect: Callable[[str, Session, int], None] = lambda *_: None,
 ) -> list[Chain]:
-    """Run all stages on all cases, from picture to picture.
+    """Run all stages on all cases, from picture to picture; raises as `Chain.advance` does.
 
-    One session is open at a time, so the largest stage bounds the memory.
-
-    Args:
-        bundle: with the engines that `engine` runs, if it runs any.
-        cases: with the bins of the bundle, if it has any.
-        engine: to run on.
-        progress: told the name of each stage.
-        inspect: called with each stage, its session and the number of the case, before the case advances.
-
-    Raises:
-        BuildError: see `Chain.advance`.
+    One session is open at a time, so the largest stage bounds the memory. `inspect` is called with each
+    stage, its session and the number of the case, before the case advances.
     """
     chains = [Chain(bundle.folder, bundle.manifest, case) for case in cases]
     for stage, _ in bundle.manifest.ordered_stages():

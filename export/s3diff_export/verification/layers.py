@@ -7,8 +7,6 @@ Layers of the bundle's own precision are compared. The fp32 layers of an fp16 gr
 on, and the difference between the two prompts, which guidance scales, makes any error large beside it.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +23,8 @@ from polygraphy import config, constants
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
-from s3diff_export.engines import EngineOptions, require_builder
+from s3diff_export.engines.building import require_builder
+from s3diff_export.engines.options import EngineOptions
 from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of
@@ -100,8 +99,7 @@ def compare_layers(
     at: all have the same layers.
 
     Args:
-        folder: of the bundle.
-        manifest: its manifest.
+        folder, manifest: of the bundle.
         image: LR, `[H, W, 3]`; at most 64 pixels of each side are used.
         gates: `stage` is the limit of every layer.
         engine: flavour whose layers are compared with ONNX Runtime's, on a GPU; None compares with fp32.
@@ -163,29 +161,20 @@ def _precision_errors(path: Path, feed: Tensors) -> Iterator[LayerError]:
 
 
 def raised_to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turn every fp16 weight, constant and cast of a graph into fp32, in place; nothing else changes.
-
-    Args:
-        model: with its weights loaded.
-    """
-    for tensor in model.graph.initializer:
-        _raise_tensor(tensor)
-    for node in model.graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _raise_tensor(attribute.t)
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
-                attribute.i = TensorProto.FLOAT
+    """Turn every fp16 weight (loaded), constant and cast of a graph into fp32, in place."""
+    attributes = [(node, attribute) for node in model.graph.node for attribute in node.attribute]
+    constants = [attribute.t for _, attribute in attributes if attribute.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node, attribute in attributes:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+            attribute.i = TensorProto.FLOAT
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     return model
-
-
-def _raise_tensor(tensor: TensorProto) -> None:
-    if tensor.data_type == TensorProto.FLOAT16:
-        values = numpy_helper.to_array(tensor).astype(np.float32)
-        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
 
 
 # --- an engine against ONNX Runtime ---------------------------------------------------------------
@@ -217,10 +206,8 @@ def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str
     trt = _polygraphy_backend(flavour)
     network, settings = engine_of_all_layers(path, feed, flavour)
     try:
-        with (
-            G_LOGGER.verbosity(G_LOGGER.ERROR),
-            trt.TrtRunner(trt.EngineFromNetwork(network, settings)) as runner,
-        ):
+        engine = trt.EngineFromNetwork(network, settings)
+        with G_LOGGER.verbosity(G_LOGGER.ERROR), trt.TrtRunner(engine) as runner:
             return dict(runner.infer(dict(feed)))
     except PolygraphyException as error:
         raise BuildError(f"{flavour} cannot run {path.name} with all layers as outputs: {error}") from error
@@ -229,20 +216,15 @@ def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str
 def engine_of_all_layers(path: Path, feed: Tensors, flavour: CompiledFlavour) -> tuple[Any, Any]:
     """Polygraphy's loaders of a network whose layers are all outputs, and of its configuration.
 
-    Args:
-        path: of the graph.
-        feed: inputs; the engine takes their shapes alone.
-        flavour: of TensorRT.
+    The engine takes the shapes of `feed` alone.
     """
     trt = _polygraphy_backend(flavour)
     profile = trt.Profile()
     for name, value in feed.items():
         profile.add(name, value.shape, value.shape, value.shape)
     network = trt.NetworkFromOnnxPath(str(path), strongly_typed=True)
-    return (
-        trt.ModifyNetworkOutputs(network, outputs=constants.MARK_ALL),
-        trt.CreateConfig(profiles=[profile]),
-    )
+    marked = trt.ModifyNetworkOutputs(network, outputs=constants.MARK_ALL)
+    return marked, trt.CreateConfig(profiles=[profile])
 
 
 def _polygraphy_backend(flavour: CompiledFlavour) -> ModuleType:
@@ -259,9 +241,7 @@ def _polygraphy_backend(flavour: CompiledFlavour) -> ModuleType:
 def _compared(original: Path, run: Callable[[list[str]], tuple[Tensors, Tensors]]) -> Iterator[LayerError]:
     """The errors of the layers of a graph, in passes whose results fit into memory.
 
-    Args:
-        original: the graph.
-        run: gives what was found and the truth of the named tensors; those that either lacks are left out.
+    `run` gives what was found and the truth of the named tensors; those that either lacks are left out.
     """
     dtype = np.dtype(np.float16 if _computes_in_fp16(original) else np.float32)
     layers = [
@@ -324,7 +304,6 @@ def rounded_everywhere(model: onnx.ModelProto) -> onnx.ModelProto:
             continue
         exact, copy = f"{name}/exact", f"{name}/copy"
         node.output[0] = exact
-        copies = ((exact, copy), (copy, name))
-        model.graph.node.append(node)
-        model.graph.node.extend(helper.make_node("Identity", [source], [to]) for source, to in copies)
+        copies = [helper.make_node("Identity", [of], [to]) for of, to in ((exact, copy), (copy, name))]
+        model.graph.node.extend([node, *copies])
     return model

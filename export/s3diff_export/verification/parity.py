@@ -1,7 +1,5 @@
 """Compares a bundle's stages with PyTorch's results and decides whether the bundle may be published."""
 
-from __future__ import annotations
-
 import math
 import platform
 from collections import defaultdict
@@ -55,9 +53,8 @@ class Gates(Options):
 
     def limits(self, precision: Precision) -> Limits:
         """These, with the precision's own in the place of None."""
-        return replace(
-            LIMITS[precision], **{name: limit for name, limit in asdict(self).items() if limit is not None}
-        )
+        set_here = {name: limit for name, limit in asdict(self).items() if limit is not None}
+        return replace(LIMITS[precision], **set_here)
 
 
 @dataclass(frozen=True)
@@ -143,8 +140,20 @@ def verify(
         lambda stage: progress(f"verifying {stage}"),
         compare,
     )
-    rows = tuple(_worst(quantity, found, limits) for quantity, found in errors.items())
-    return ParityReport(rows, _lowest_psnr(manifest, references, chains), limits, len(references), machine())
+    rows = []
+    for quantity, found in errors.items():
+        relative, largest, mean = (max(column) for column in zip(*found, strict=True))
+        limit = limits.epsilon if quantity.startswith("epsilon") else limits.stage
+        rows.append(Parity(quantity, relative, largest, mean, limit, len(found)))
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "system": platform.platform(terse=True),
+        "onnxruntime": onnxruntime.__version__,
+        "torch": version("torch"),
+    }
+    return ParityReport(
+        tuple(rows), _lowest_psnr(manifest, references, chains), limits, len(references), machine
+    )
 
 
 def errors_of(found: Array, truth: Array) -> tuple[float, float, float]:
@@ -154,16 +163,6 @@ def errors_of(found: Array, truth: Array) -> tuple[float, float, float]:
     relative = float(np.linalg.norm(difference)) / max(norm, 1e-30)
     values = (relative, float(difference.max()), float(difference.mean()))
     return values if np.isfinite(values).all() else (math.inf, math.inf, math.inf)
-
-
-def machine() -> dict[str, str]:
-    """Where figures were taken: processor, system, versions."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "system": platform.platform(terse=True),
-        "onnxruntime": onnxruntime.__version__,
-        "torch": version("torch"),
-    }
 
 
 def _quantities(
@@ -187,12 +186,6 @@ def _quantities(
             yield f"epsilon_{prompt}", reference.epsilon_of(x0)
     outputs = run_stage(manifest, stage, session, given)
     yield from ((name, value) for name, value in outputs.items() if name != "contrast")
-
-
-def _worst(quantity: str, errors: Sequence[tuple[float, float, float]], limits: Limits) -> Parity:
-    relative, largest, mean = (max(column) for column in zip(*errors, strict=True))
-    limit = limits.epsilon if quantity.startswith("epsilon") else limits.stage
-    return Parity(quantity, relative, largest, mean, limit, len(errors))
 
 
 def _lowest_psnr(

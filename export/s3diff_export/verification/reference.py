@@ -1,7 +1,5 @@
 """What PyTorch computes in fp32, stage by stage: the truth that a bundle is verified against."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -43,12 +41,8 @@ def references(
 ) -> Iterator[Reference]:
     """Run every case in fp32, with the mode of the posterior and the checkpoint's prompts.
 
-    Args:
-        network: in evaluation mode.
-        cases: what to restore.
-        color_fixes: corrections to apply to each result.
-        guided: at the checkpoint's guidance; False takes the positive prompt alone, as a bundle without
-            guidance does.
+    `guided` is at the checkpoint's guidance; False takes the positive prompt alone, as a bundle without
+    guidance does.
     """
     texts = [network.config.positive_prompt, network.config.negative_prompt]
     prompts = network.encode_prompts(texts)

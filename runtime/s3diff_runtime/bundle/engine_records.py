@@ -1,7 +1,5 @@
 """What a bundle says of its TensorRT engines: what they were built for, with what, and from what."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal, Self
 
@@ -86,6 +84,10 @@ def sidecar_path(engine: str) -> str:
     return f"{engine.removesuffix('.engine')}.json"
 
 
+Shapes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""Least, tuned and largest shape of an input."""
+
+
 class EngineSidecar(Part):
     """The `.json` beside an engine."""
 
@@ -97,8 +99,8 @@ class EngineSidecar(Part):
     """The files that it was built from."""
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
-    """Least, tuned and largest shape of every input."""
+    shapes: dict[str, Shapes]
+    """Of every input."""
     sha256: Sha256
     """Of the engine."""
     size: int = Field(ge=1)

@@ -4,8 +4,6 @@ ONNX Runtime follows the names in a graph to wherever they lead, so they are com
 Only the messages of onnx.proto that can hold a tensor are looked into, by the wire format of protobuf.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -28,10 +26,7 @@ _LONGEST_VARINT = 10
 
 
 def external_files(graph: bytes) -> set[str]:
-    """The locations that the tensors of a graph name, relative to its folder.
-
-    Args:
-        graph: a serialised ModelProto.
+    """The locations, relative to its folder, that the tensors of a graph (a serialised ModelProto) name.
 
     Raises:
         ValueError: for bytes that are no such message.

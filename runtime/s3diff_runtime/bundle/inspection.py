@@ -1,21 +1,18 @@
 """The manifest of a bundle for people, see `s3diff-export inspect`."""
 
-from __future__ import annotations
-
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from s3diff_runtime.bundle.engine_records import EngineSet, Range
+from s3diff_runtime.bundle.engine_records import EngineSet
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.options import Options, argument, option
+from s3diff_runtime.progress import show_table
 
 _LONGEST_LIST = 6
 
@@ -39,27 +36,23 @@ def run_inspect(request: InspectRequest) -> None:
     if request.as_json:
         click.echo(manifest.model_dump_json(indent=2))
     else:
-        show_manifest(manifest, request.bundle, checked=request.check)
+        for title, columns, rows in _tables(manifest, request):
+            show_table(title, columns, rows, Console(soft_wrap=True))
 
 
-def show_manifest(manifest: Manifest, folder: Path, checked: bool) -> None:
-    """Print tables on standard output: the bundle, its stages, its bins, and the reports of its build.
-
-    Args:
-        manifest: of the bundle.
-        folder: where it is.
-        checked: whether the hash of every file was compared.
-    """
-    console = Console(soft_wrap=True)
-    console.print(_table(f"Bundle {folder}", ("", ""), _facts(manifest, checked), header=False))
-    console.print(_table("Stages", ("stage", "inputs", "outputs", "graphs", "size"), _stages(manifest)))
+def _tables(
+    manifest: Manifest, request: InspectRequest
+) -> Iterator[tuple[str, Sequence[str], Iterator[tuple[str, ...]]]]:
+    """Titles, columns and rows: the bundle, its stages, bins and engines, and the reports of its build."""
+    yield f"Bundle {request.bundle}", ("", ""), _facts(manifest, request.check)
+    yield "Stages", ("stage", "inputs", "outputs", "graphs", "size"), _stages(manifest)
     if manifest.bins:
-        bins = [(bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins]
-        console.print(_table("Bins", ("name", "noise", "blur"), bins))
+        bins = ((bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins)
+        yield "Bins", ("name", "noise", "blur"), bins
     for engines in manifest.engines:
-        console.print(_table(f"Engines {engines.name}", ("", ""), _engines(engines, manifest), header=False))
+        yield f"Engines {engines.name}", ("", ""), _engines(engines, manifest)
     for name, report in manifest.reports.items():
-        console.print(_table(f"Report: {name}", ("", ""), list(_flat(report)), header=False))
+        yield f"Report: {name}", ("", ""), _flat(report)
 
 
 def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
@@ -85,13 +78,8 @@ def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
 
 def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for name, stage in manifest.stages.items():
-        files = {
-            path
-            for graph in stage.graphs.values()
-            for path in (graph, f"{graph}.data")
-            if path in manifest.files
-        }
-        size = sum(manifest.files[path].size for path in files)
+        files = ChainMap(*(manifest.graph_files(graph) for graph in stage.graphs.values()))
+        size = sum(record.size for record in files.values())
         graphs = "1, shared" if "shared" in stage.graphs else f"{len(stage.graphs)}, one per bin"
         yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
 
@@ -106,15 +94,12 @@ def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]
         runs_on += f"; {identity.hardware_compatibility.replace('_', ' ')}"
     yield "runs on", runs_on
     for name in ("batch", "height", "width"):
-        yield name, "{} to {}, tuned for {}".format(*_ends(getattr(identity.profile, name)))
+        sizes = getattr(identity.profile, name)
+        yield name, f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}"
     for name, value in identity.options.items():
         if value is not None:
             yield name.replace("_", " "), str(value)
     yield "engines", f"{len(paths)} with {_bytes(sum(manifest.files[path].size for path in paths))}"
-
-
-def _ends(sizes: Range) -> tuple[int, int, int]:
-    return sizes.min, sizes.max, sizes.opt
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:
@@ -135,17 +120,6 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, f"{value:.4g}"
     else:
         yield name, str(value)
-
-
-def _table(
-    title: str, columns: Sequence[str], rows: Iterator[tuple[str, ...]] | list[Any], header: bool = True
-) -> Table:
-    table = Table(title=escape(title), title_justify="left", show_header=header)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
 
 
 def _bytes(size: int) -> str:

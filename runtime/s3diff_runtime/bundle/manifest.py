@@ -1,16 +1,14 @@
 """The manifest of a bundle: what the folder holds, how its stages fit together, and what is checked of it."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from s3diff_runtime.bundle.engine_records import EngineSet, sidecar_path
-from s3diff_runtime.bundle.integrity import file_problems, opened_inside, unreadable
+from s3diff_runtime.bundle.integrity import file_problems, opened_inside, sha256, unreadable
 from s3diff_runtime.bundle.records import (
     MANIFEST_NAME,
     FileRecord,
@@ -32,12 +30,8 @@ REVISION: Final = 1
 """The revision of the format that this runtime reads and the exporter beside it writes."""
 SHARED = "shared"
 """Key of a stage's only graph where it serves every bin."""
-
-
 _MOST_BYTES = 64 * 2**20
 """Of a manifest; one of 36 bins and several sets of engines has less than 1 MiB."""
-_DEEPEST = 64
-"""Levels of lists and objects in a manifest; ours have fewer than 10."""
 
 
 class Stage(Part):
@@ -125,10 +119,7 @@ class Manifest(Part):
     def read(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:
         """Read and check the manifest of the bundle in `folder`, and the files that it names.
 
-        Args:
-            folder: of the bundle.
-            check: `sizes` compares the sizes of all files and the hashes of the small ones; `hashes` reads
-                every file.
+        `sizes` compares the sizes of all files and the hashes of the small ones; `hashes` reads every file.
 
         Raises:
             BundleError: naming all problems found: of the manifest's text, or of its fields, or of the files.
@@ -151,9 +142,9 @@ class Manifest(Part):
         """The stages that the bundle has, in the order in which they feed each other."""
         return ((name, kind) for name, kind in STAGES.items() if name in self.stages)
 
-    def nearest_bin(self, noise: float, blur: float) -> Bin | None:
-        """The bin closest to the degradation, the first of equally close ones; None where there are none."""
-        return nearest_bin(self.bins, noise, blur)
+    def graph_files(self, graph: str) -> dict[str, FileRecord]:
+        """The files of a graph or an engine: itself, and the weights beside it where it has some."""
+        return {name: self.files[name] for name in (graph, f"{graph}.data") if name in self.files}
 
     def graph_folders(self) -> set[str]:
         """The folders, relative to the bundle, that hold graphs or engines."""
@@ -172,13 +163,12 @@ class Manifest(Part):
                 text = file.read(_MOST_BYTES + 1)
             if len(text) > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-            content = json.loads(text)
-            _require_plain(content)
+            content = from_json(
+                text
+            )  # refuses what those who show it could not: deep nests, text that is none
         except FileNotFoundError as error:
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
         except (OSError, RuntimeError) as error:
-            if isinstance(error, RecursionError):
-                raise BundleError(f"{path} is damaged, it is nested too deeply; {rebuild}") from error
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read ({error})"
             raise BundleError(f"{path} {reason}; {rebuild}") from error
         except ValueError as error:
@@ -198,10 +188,10 @@ class Manifest(Part):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        problems = [*self._field_problems(), *self._stage_problems(), *self._wiring_problems()]
-        problems += self._engine_problems()
+        parts = (self._field_problems, self._stage_problems, self._wiring_problems, self._engine_problems)
+        problems = "; ".join(problem for part in parts for problem in part())
         if problems:
-            raise ValueError("; ".join(problems))
+            raise ValueError(problems)
         return self
 
     def _field_problems(self) -> Iterator[str]:
@@ -296,27 +286,20 @@ class Manifest(Part):
                         yield f"{file!r} of {where} is missing in files"
 
 
+def recorded(folder: Path) -> dict[str, FileRecord]:
+    """What a manifest says of the files below a folder, by their paths in it."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256=sha256(path), size=path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
 def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
     """Whether a tensor has the type and the fixed sizes of its kind; its named axes may have any size."""
     sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
     fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
     return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
-
-
-def _require_plain(content: object) -> None:
-    """Raise `ValueError` for JSON that those who show it could not: nested deeply, or text that is none."""
-    level = [content]
-    for _ in range(_DEEPEST):
-        texts = [each for each in level if isinstance(each, str)]
-        objects = [each for each in level if isinstance(each, dict)]
-        for text in (*texts, *(key for each in objects for key in each)):
-            text.encode()
-        level = [inner for each in objects for inner in each.values()] + [
-            inner for each in level if isinstance(each, list) for inner in each
-        ]
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _describe(error: ValidationError) -> Iterator[str]:

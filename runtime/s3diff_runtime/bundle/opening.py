@@ -1,7 +1,5 @@
 """An opened bundle: its checked manifest, where its graphs are, and which bin serves a degradation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -59,8 +57,7 @@ class Bundle:
 
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""
-        graph, files = self.graph(stage, key), self.manifest.files
-        return sum(files[name].size for name in (graph, f"{graph}.data") if name in files)
+        return sum(record.size for record in self.manifest.graph_files(self.graph(stage, key)).values())
 
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""

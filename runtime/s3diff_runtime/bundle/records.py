@@ -1,7 +1,5 @@
 """What the parts of a manifest share: paths, hashes, tensors, and the strictness of their fields."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The sessions of a bundle: opened when first asked for, those of the bins within a budget of memory."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from threading import RLock
 
@@ -16,18 +14,9 @@ class SessionPool:
 
     Those that serve all bins stay. Those of the bins stay while the sizes of their files keep within the
     budget; the least recently used leave first, before another one is opened, and a single one may exceed it.
-
-    Args:
-        bundle: where the graphs are.
-        engine: opens them.
-        memory_bytes: budget for the sessions of bins.
-
-    Attributes:
-        engine: as given.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:
-        """See the class."""
         self._bundle, self.engine, self._budget = bundle, engine, memory_bytes
         self._shared: dict[str, Session] = {}
         self._binned: OrderedDict[tuple[str, str], Session] = OrderedDict()

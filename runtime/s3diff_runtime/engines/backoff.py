@@ -1,7 +1,5 @@
 """What to do when memory runs out: smaller batches, then smaller tiles, and at last an error."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from threading import Lock

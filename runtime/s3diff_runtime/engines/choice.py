@@ -1,7 +1,5 @@
 """Chooses what runs a bundle, of the flavours in their table; nothing is replaced silently."""
 
-from __future__ import annotations
-
 import importlib
 import logging
 from dataclasses import replace

@@ -1,9 +1,7 @@
 """Names of devices: `cpu`, `cuda`, `cuda:N`, and lists of them."""
 
-from __future__ import annotations
-
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from s3diff_runtime.engines.flavours import DeviceKind
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
@@ -20,7 +18,7 @@ class Device(NamedTuple):
     """Of the GPU, from 0; 0 for the CPU."""
 
     @classmethod
-    def parse(cls, name: str) -> Device:
+    def parse(cls, name: str) -> Self:
         """Read `cpu`, `cuda` (the first GPU) or `cuda:N`. Raises `RequestError` for anything else."""
         match = _DEVICE.fullmatch(name)
         if not match:

@@ -4,8 +4,6 @@ Who chooses, opens or builds engines asks the row. To add a flavour: its name in
 module that the row names; what compiles engines is in `s3diff_export.engines`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -33,8 +31,6 @@ class FlavourTraits:
     """The module whose `open_engine(bundle, flavour, device, threads)` gives an `Engine`, and the `EngineSet`
     that it runs, if any; it raises `RequestError` where this machine or bundle does not serve."""
     devices: tuple[DeviceKind, ...]
-    is_compiled: bool = False
-    """Whether it runs engines of the bundle, which a machine has compiled; else it runs the graphs."""
     oldest: tuple[int, int] = (0, 0)
     """First two numbers of the oldest version that serves."""
     typed_since: int = 0
@@ -45,6 +41,11 @@ class FlavourTraits:
     """Whether kernels are compiled on the GPU that runs them, for each new shape."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it runs engines of the bundle, which a machine has compiled; else it runs the graphs."""
+        return self.name in COMPILED_FLAVOURS
 
 
 FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
@@ -58,7 +59,6 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="tensorrt",
                 opened_by="s3diff_runtime.engines.tensorrt.engine",
                 devices=("cuda",),
-                is_compiled=True,
                 oldest=(10, 12),
                 typed_since=11,
                 lacks={
@@ -73,7 +73,6 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="tensorrt-rtx",
                 opened_by="s3diff_runtime.engines.tensorrt.engine",
                 devices=("cuda",),
-                is_compiled=True,
                 oldest=(1, 2),
                 targets=("8.6", "8.9", "12.0"),  # RTX 30, 40 and 50 series; every version builds for them
                 compiles_on_device=True,
@@ -98,8 +97,5 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
 )
 """The fastest first."""
 
-if (
-    set(FLAVOURS) != set(get_args(Flavour))
-    or tuple(name for name, traits in FLAVOURS.items() if traits.is_compiled) != COMPILED_FLAVOURS
-):
+if set(FLAVOURS) != set(get_args(Flavour)):
     raise TypeError("FLAVOURS and the types of their names differ")

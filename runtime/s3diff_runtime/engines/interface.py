@@ -1,8 +1,6 @@
 """What every engine offers: sessions of its stages, and lanes to chain them on."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +25,12 @@ def shape_of(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - a Value; ONNX Run
     """The shape of a tensor, which stays where it is."""
     shape = value.shape
     return tuple(shape() if callable(shape) else shape)
+
+
+def tensor_problem(side: str, found: Iterable[str], expected: Iterable[str]) -> str:
+    """What to say of a graph whose inputs or outputs, each in words, are not the manifest's; else empty."""
+    has, wanted = (", ".join(tensors) or "none" for tensors in (found, expected))
+    return "" if has == wanted else f"has the {side} {has}, the manifest says {wanted}"
 
 
 class Session(Protocol):

@@ -1,7 +1,5 @@
 """What sizes a bundle takes: the multiple that it pads to, and the profile of its engines."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -49,7 +47,12 @@ class Limits:
         Raises:
             RequestError: naming all options that do not fit.
         """
-        fitted = options.but(batch=self._batch(options), tile=self._tile(options))
+        batch, tile = options.batch, options.tile
+        if self.profile is not None and "batch" not in options.given:
+            batch = min(max(batch, self.profile.batch.min), self.profile.batch.max)
+        if self.most_side is not None and tile and "tile" not in options.given:
+            tile = min(max(tile, self.least_tile), self.most_side)
+        fitted = options.but(batch=batch, tile=tile)
         refuse(self._problems(fitted))
         return fitted
 
@@ -66,16 +69,6 @@ class Limits:
                     f"image is {side} pixels {name}, and the engines take from "
                     f"{range.min - self.multiple + 1} to {range.max}; {remedy}, or use engine onnx"
                 )
-
-    def _batch(self, options: UpscaleOptions) -> int:
-        if self.profile is None or "batch" in options.given:
-            return options.batch
-        return min(max(options.batch, self.profile.batch.min), self.profile.batch.max)
-
-    def _tile(self, options: UpscaleOptions) -> int | None:
-        if self.most_side is None or not options.tile or "tile" in options.given:
-            return options.tile
-        return min(max(options.tile, self.least_tile), self.most_side)
 
     def _problems(self, options: UpscaleOptions) -> Iterator[str]:
         tile, multiple = options.tile, self.multiple

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.interface import LANES, Value
+from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
@@ -93,8 +92,14 @@ class OnnxEngine:
         self._require(
             session.get_providers(), "check that nvidia-smi lists the GPU and that CUDA and cuDNN load"
         )
-        _require_tensors(graph, "inputs", session.get_inputs(), stage.inputs)
-        _require_tensors(graph, "outputs", session.get_outputs(), stage.outputs)
+        for side, tensors, specs in (
+            ("inputs", session.get_inputs(), stage.inputs),
+            ("outputs", session.get_outputs(), stage.outputs),
+        ):
+            has = (f"{tensor.name} {tensor.type}" for tensor in tensors)
+            problem = tensor_problem(side, has, (f"{spec.name} {_ORT_TYPES[spec.dtype]}" for spec in specs))
+            if problem:
+                raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
         return OnnxSession(session, graph.stem, self._kind, self._index)
 
     def _require(self, providers: list[str], remedy: str) -> None:
@@ -118,10 +123,9 @@ class OnnxEngine:
 
 
 class OnnxLane:
-    """A chain of stages in ONNX Runtime, which waits for each of them."""
+    """A chain of stages in ONNX Runtime, which waits for each of them. Values go to GPU number `index`."""
 
     def __init__(self, ort: ModuleType, device: str, index: int, clock: Clock) -> None:
-        """Count times with `clock`; values go to device number `index` of its kind."""
         self._ort, self._device, self._index = ort, device, index
         self.timed = clock.running
 
@@ -140,7 +144,6 @@ class OnnxSession:
     """A graph in ONNX Runtime. Outputs stay on the device until `numpy.asarray` fetches them."""
 
     def __init__(self, session: onnxruntime.InferenceSession, stage: str, device: str, index: int) -> None:
-        """Wrap a session of ONNX Runtime on device number `index` of its kind."""
         self._session, self._stage = session, stage
         self._device, self._index = device, index
         self._outputs = [output.name for output in session.get_outputs()]
@@ -178,20 +181,6 @@ def _share_cpu_arena() -> None:
     ort = _import_onnxruntime()
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)
-
-
-def _require_tensors(graph: Path, kind: str, found: list[Any], expected: tuple[TensorSpec, ...]) -> None:
-    has = [(tensor.name, tensor.type) for tensor in found]
-    wanted = [(tensor.name, _ORT_TYPES[tensor.dtype]) for tensor in expected]
-    if has != wanted:
-        raise BundleError(
-            f"{graph} has the {kind} {_named(has)} and the manifest says {_named(wanted)}; "
-            "rebuild the bundle with s3diff-export build"
-        )
-
-
-def _named(tensors: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} {dtype}" for name, dtype in tensors) or "none"
 
 
 def _failure(what: str, error: Exception) -> JobError:

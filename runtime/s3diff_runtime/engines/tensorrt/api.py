@@ -5,8 +5,6 @@ here may run before a GPU and its driver were seen (`tensorrt.cuda`), but for a 
 where they lack, the library does not raise, it ends the process.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from dataclasses import dataclass
@@ -31,9 +29,9 @@ class IoTensor:
     dtype: str
     """As in the manifest; the name that TensorRT has for it where the manifest has none."""
     is_input: bool
-    least: Shape = ()
+    least: Shape
     """Smallest shape that the engine takes; inputs alone have limits."""
-    most: Shape = ()
+    most: Shape
 
 
 class TensorRt:
@@ -43,9 +41,6 @@ class TensorRt:
         name, flavour: its name, and its row of the table.
         module: the package.
         version: as the package says, and as engines record it.
-
-    Args:
-        flavour: which.
 
     Raises:
         RequestError: when it is not installed, or its libraries do not load.
@@ -91,9 +86,13 @@ class TensorRt:
 
     def tensors(self, engine: Any) -> list[IoTensor]:  # noqa: ANN401
         """Inputs and outputs of an engine, in its order."""
-        return [
-            self._tensor(engine, engine.get_tensor_name(number)) for number in range(engine.num_io_tensors)
-        ]
+        found = []
+        for name in map(engine.get_tensor_name, range(engine.num_io_tensors)):
+            is_input = engine.get_tensor_mode(name) == self.module.TensorIOMode.INPUT
+            least, _tuned, most = engine.get_tensor_profile_shape(name, 0) if is_input else ((), (), ())
+            dtype = dtype_name(engine.get_tensor_dtype(name))
+            found.append(IoTensor(name, dtype, is_input, tuple(least), tuple(most)))
+        return found
 
     def make_context(self, engine: Any) -> Any:  # noqa: ANN401 - an IExecutionContext
         """What runs an engine, without memory of its own: see `set_device_memory`.
@@ -124,13 +123,6 @@ class TensorRt:
             self.messages.clear()
             kind = OutOfMemory if _NO_MEMORY.search(reason) else JobError
             raise kind(f"{self} failed {doing}: {reason}")
-
-    def _tensor(self, engine: Any, name: str) -> IoTensor:  # noqa: ANN401
-        dtype = dtype_name(engine.get_tensor_dtype(name))
-        if engine.get_tensor_mode(name) != self.module.TensorIOMode.INPUT:
-            return IoTensor(name, dtype, is_input=False)
-        least, _tuned, most = engine.get_tensor_profile_shape(name, 0)
-        return IoTensor(name, dtype, True, tuple(least), tuple(most))
 
     @cached_property
     def _runtime(self) -> Any:  # noqa: ANN401

@@ -1,7 +1,5 @@
 """Memory that a chain of stages uses: allocated once, kept, and grown when a larger shape comes."""
 
-from __future__ import annotations
-
 import ctypes
 import math
 from collections import Counter
@@ -23,9 +21,6 @@ class Buffers:
 
     Attributes:
         generation: counts the buffers that were freed. While it stays the same, so do all addresses.
-
-    Args:
-        allocate: makes memory of so many bytes.
     """
 
     def __init__(self, allocate: Callable[[int], Handle]) -> None:
@@ -40,13 +35,9 @@ class Buffers:
         return self._grown((name, self._taken[name]), size)
 
     def share(self, name: str, size: int, before_free: Callable[[], None] = lambda: None) -> int:
-        """The address of `size` bytes that everybody gets who asks for `name` here.
+        """The address of `size` bytes that everybody gets who asks for `name`. Raises `OutOfMemory`.
 
-        Args:
-            before_free: called before a buffer that is too small goes; it must wait for who still uses it.
-
-        Raises:
-            OutOfMemory: when there is not as much.
+        `before_free` is called before a buffer that is too small goes; it must wait for who still uses it.
         """
         held = self._held.get((name, 0))
         if held and held[1] < size:

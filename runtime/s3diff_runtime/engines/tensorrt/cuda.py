@@ -1,7 +1,5 @@
 """The calls of the CUDA runtime that engines need: every error code is looked at, nothing is freed twice."""
 
-from __future__ import annotations
-
 import logging
 import weakref
 from collections.abc import Callable
@@ -34,7 +32,6 @@ class Handle:
     """
 
     def __init__(self, value: Any, free: Callable[[], None]) -> None:  # noqa: ANN401 - opaque to us
-        """Own `value`, which `free` frees."""
         self.value = value
         self._finalizer = weakref.finalize(self, free)
         self._finalizer.atexit = False  # the driver frees what is left, and may be gone before Python is
@@ -96,11 +93,6 @@ class Cuda:
         """Make this GPU the current one of the calling thread."""
         self._call("cudaSetDevice", self.gpu.index)
 
-    def free_memory(self) -> int:
-        """Bytes of device memory that nobody holds."""
-        free, _total = self._call("cudaMemGetInfo")
-        return int(free)
-
     # --- memory -----------------------------------------------------------------------------------
 
     def allocate(self, size: int) -> Handle:
@@ -111,14 +103,13 @@ class Cuda:
         """Host memory of `size` bytes that the GPU copies from and to by itself. Raises `OutOfMemory`."""
         return self._owned(self._call("cudaMallocHost", size), "cudaFreeHost")
 
-    def copy_to_device(self, target: int, source: int, size: int, stream: Handle) -> None:
-        """Queue a copy of `size` bytes from pinned host memory; it must stay as it is until it was copied."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpyAsync", target, source, size, kind, stream.value)
+    def copy(self, target: int, source: int, size: int, stream: Handle, to_host: bool = False) -> None:
+        """Queue a copy of `size` bytes between pinned host memory and the device.
 
-    def copy_to_host(self, target: int, source: int, size: int, stream: Handle) -> None:
-        """Queue a copy of `size` bytes into pinned host memory."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        What is copied to the device must stay as it is until then.
+        """
+        kinds = self._runtime.cudaMemcpyKind
+        kind = kinds.cudaMemcpyDeviceToHost if to_host else kinds.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", target, source, size, kind, stream.value)
 
     # --- order and time ---------------------------------------------------------------------------

@@ -1,9 +1,6 @@
 """The engine of TensorRT and TensorRT-RTX: finds engines of a bundle that fit the machine, and loads them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -12,12 +9,12 @@ from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, Engi
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.tensorrt.api import IoTensor, TensorRt, version_numbers
+from s3diff_runtime.engines.interface import tensor_problem
+from s3diff_runtime.engines.tensorrt.api import TensorRt, version_numbers
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
-from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
+from s3diff_runtime.engines.tensorrt.lanes import LanePool
 from s3diff_runtime.engines.tensorrt.session import TensorRtSession
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
@@ -26,7 +23,7 @@ _AMPERE = (8, 0)
 
 def open_engine(
     bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
-) -> tuple[TensorRtEngine, EngineSet]:
+) -> tuple["TensorRtEngine", EngineSet]:
     """Open the first set of engines of a flavour that this machine can load.
 
     The GPU is looked at before TensorRT is: without one, TensorRT ends the process.
@@ -66,13 +63,7 @@ def _loadable(identity: EngineIdentity, cuda: Cuda) -> TensorRt | str:
 
 
 def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[str]:
-    """Everything that keeps an engine from being loaded here: what was expected, and what was found.
-
-    Args:
-        identity: of the engine.
-        gpu: that is to run it.
-        version: of the TensorRT of its flavour that is installed.
-    """
+    """Everything that keeps an engine from being loaded by a GPU and the TensorRT of its flavour."""
     if version != identity.version:
         yield f"expected {identity.flavour} {identity.version}, found {version}"
     if identity.hardware_compatibility == "ampere_plus":
@@ -92,25 +83,15 @@ def _build_command(bundle: Bundle, flavour: str) -> str:
 
 
 class TensorRtEngine:
-    """Opens the engines of one set of a bundle on one GPU.
-
-    Args:
-        bundle: that holds them.
-        engines: the set; that it fits the GPU and the installed TensorRT was checked.
-        api: TensorRT.
-        cuda: the GPU.
-    """
+    """Opens the engines of one set of a bundle on one GPU; that they fit it and TensorRT was checked."""
 
     def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda) -> None:
         self.name: str = engines.identity.flavour
         self.device = f"cuda:{cuda.gpu.index}"
         self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
         self._lanes = LanePool(cuda)
+        self.lane = self._lanes.lane
         self._rebuild = f"build engines on this machine with {_build_command(bundle, self.name)}"
-
-    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
-        """See `Engine.lane`. A chain that holds a lane must not ask for another one."""
-        return self._lanes.lane(clock)
 
     def open(self, graph: Path, stage: Stage) -> TensorRtSession:
         """Load an engine: `graph` is the path of its `.engine`, which lies in the bundle.
@@ -123,15 +104,19 @@ class TensorRtEngine:
         """
         name = graph.relative_to(self._bundle.folder).as_posix()
         sidecar = self._sidecar(name)
-        self._require(name, sidecar.identity == self._engines.identity, "was built as its manifest says")
         at = self._engines.graphs.get(sidecar.stage, {}).get(sidecar.graph)
-        self._require(name, at == name, f"is {sidecar.graph} of stage {sidecar.stage}")
-        self._require(name, sidecar.sha256 == self._bundle.manifest.files[name].sha256, "is what was built")
-        for kind, has, wanted in (
-            ("inputs", sidecar.inputs, stage.inputs),
-            ("outputs", sidecar.outputs, stage.outputs),
+        for expected, holds in (
+            ("was built as its manifest says", sidecar.identity == self._engines.identity),
+            (f"is {sidecar.graph} of stage {sidecar.stage}", at == name),
+            ("is what was built", sidecar.sha256 == self._bundle.manifest.files[name].sha256),
+            (f"has the inputs {_named(stage.inputs)}", sidecar.inputs == stage.inputs),
+            (f"has the outputs {_named(stage.outputs)}", sidecar.outputs == stage.outputs),
         ):
-            self._require(name, has == wanted, f"has the {kind} {_named(wanted)}")
+            if not holds:
+                raise BundleError(
+                    f"engine {name} does not agree with its sidecar: expected that it {expected}; "
+                    f"{self._rebuild}"
+                )
         self._cuda.activate()
         try:
             engine = self._api.deserialize(self._bundle.read(name))
@@ -140,7 +125,12 @@ class TensorRtEngine:
         except JobError as error:
             raise BundleError(f"{name}: {error}; {self._rebuild}") from error
         session = TensorRtSession(self._api, engine, self._cuda, self._lanes, sidecar.stage)
-        self._require_tensors(name, session.tensors, stage)
+        for side, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
+            tensors = (each for each in session.tensors if each.is_input == (side == "inputs"))
+            has, wanted = ([f"{each.name} {each.dtype}" for each in part] for part in (tensors, specs))
+            problem = tensor_problem(side, sorted(has), sorted(wanted))
+            if problem:
+                raise BundleError(f"engine {name} {problem}; {self._rebuild}")
         return session
 
     def _sidecar(self, name: str) -> EngineSidecar:
@@ -153,19 +143,6 @@ class TensorRtEngine:
             raise BundleError(
                 f"{path} does not describe an engine ({where}: {first['msg']}); {self._rebuild}"
             ) from error
-
-    def _require_tensors(self, name: str, found: list[IoTensor], stage: Stage) -> None:
-        has = {(tensor.name, tensor.dtype, tensor.is_input) for tensor in found}
-        wanted = {(tensor.name, tensor.dtype, True) for tensor in stage.inputs}
-        wanted |= {(tensor.name, tensor.dtype, False) for tensor in stage.outputs}
-        differing = ", ".join(sorted(f"{tensor} {dtype}" for tensor, dtype, _ in has ^ wanted))
-        self._require(name, has == wanted, f"has the tensors of its manifest (they differ in {differing})")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise BundleError(
-                f"engine {name} does not agree with its sidecar: expected that it {expected}; {self._rebuild}"
-            )
 
 
 def _named(tensors: tuple[TensorSpec, ...]) -> str:

@@ -6,8 +6,6 @@ to the chain that made them: when the chain gives the lane back, they are gone, 
 same buffers at the same addresses, which is what lets CUDA graphs be launched again.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +27,7 @@ _logger = logging.getLogger(__name__)
 class DeviceTensor:
     """A tensor on the device, until its lane is given back. `numpy.asarray` fetches it."""
 
-    def __init__(self, lane: Lane, address: int, shape: tuple[int, ...], dtype: str) -> None:
-        """Describe what lies at `address`."""
+    def __init__(self, lane: "Lane", address: int, shape: tuple[int, ...], dtype: str) -> None:
         self.lane, self.address, self.shape, self.dtype = lane, address, shape, dtype
         self._chain = lane.chain
 
@@ -53,7 +50,6 @@ class Lane:
     """
 
     def __init__(self, cuda: Cuda) -> None:
-        """Make the stream; memory comes with the first chain."""
         self._cuda = cuda
         self.stream = cuda.make_stream()
         self.chain = 0
@@ -74,7 +70,7 @@ class Lane:
         size = size_of(tensor.shape, tensor.dtype)
         pinned = self._pinned.take(name, size)
         host_view(pinned, tensor.shape, tensor.dtype)[...] = array
-        self._cuda.copy_to_device(tensor.address, pinned, size, self.stream)
+        self._cuda.copy(tensor.address, pinned, size, self.stream)
         return tensor
 
     def place(self, name: str, shape: tuple[int, ...], dtype: str) -> DeviceTensor:
@@ -90,7 +86,7 @@ class Lane:
         tensor.require_alive()
         size = size_of(tensor.shape, tensor.dtype)
         pinned = self._pinned.share(" fetched", size)  # free: every fetch waits for its end
-        self._cuda.copy_to_host(pinned, tensor.address, size, self.stream)
+        self._cuda.copy(pinned, tensor.address, size, self.stream, to_host=True)
         self._cuda.synchronize(self.stream)
         return host_view(pinned, tensor.shape, tensor.dtype).copy()
 
@@ -142,15 +138,9 @@ class Lane:
 
 
 class LanePool:
-    """The lanes of one GPU. Safe to use from several threads.
-
-    Args:
-        cuda: the GPU.
-        most: how many chains may run at a time; the others wait.
-    """
+    """The lanes of one GPU, for `most` chains at a time; others wait. Safe to use from several threads."""
 
     def __init__(self, cuda: Cuda, most: int = LANES) -> None:
-        """Makes no lane; the first chain does."""
         self._cuda = cuda
         self._idle: list[Lane] = []
         self._lock, self._turns = Lock(), Semaphore(most)
@@ -161,9 +151,6 @@ class LanePool:
 
         Where the block raises, the lane is destroyed, because its memory may be what was lacking and its
         stream may be broken; where memory ran out, the lanes that nobody uses are, too.
-
-        Args:
-            clock: counts the device time of the stages.
 
         Raises:
             JobError: when work of the chain failed on the device.

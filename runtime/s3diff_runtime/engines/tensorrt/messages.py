@@ -1,7 +1,5 @@
 """Collects what TensorRT says: its calls give None or False, and the reason only to its logger."""
 
-from __future__ import annotations
-
 import re
 import threading
 from collections import deque

@@ -1,7 +1,5 @@
 """A stage on the GPU: checks what it is given, and queues its work on a lane."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
@@ -13,9 +11,8 @@ import numpy as np
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import Value
 from s3diff_runtime.engines.tensorrt.api import IoTensor, Shape, TensorRt
-from s3diff_runtime.engines.tensorrt.contexts import Bindings, StageContext
 from s3diff_runtime.engines.tensorrt.cuda import Cuda
-from s3diff_runtime.engines.tensorrt.graphs import GraphCache
+from s3diff_runtime.engines.tensorrt.graphs import Bindings, GraphCache, StageContext
 from s3diff_runtime.engines.tensorrt.lanes import DeviceTensor, Lane, LanePool, lane_of, on_lane
 from s3diff_runtime.errors import JobError
 
