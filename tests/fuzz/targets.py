@@ -7,12 +7,17 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tests.fuzz.mutations import Mutation, bytes_changed, json_changed, safetensors_changed, zip_changed
+
+if TYPE_CHECKING:
+    from s3diff_training.network.base import BaseModel
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,34 @@ def _checkpoints(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("ours.safetensors", "s3diff.pkl", "de_net.pth")}
 
 
+@cache
+def _base() -> BaseModel:
+    from tests.training.small import small_base
+
+    return small_base(4)
+
+
 def _read_checkpoint(path: Path, folder: Path) -> object:
-    from s3diff_training.checkpoints import read_checkpoint
+    """Read it, and use what was accepted: converted, built and merged."""
+    import torch
+    from tests.training.small import fresh
+
+    from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
+    from s3diff_training.network import lora_layers, merged_weight
 
     if path.suffix == ".pth":
-        return read_checkpoint(folder / "s3diff.pkl", path)
-    return read_checkpoint(path)
+        checkpoint = read_checkpoint(folder / "s3diff.pkl", path)
+    else:
+        read_checkpoint(path)  # with an estimator of its own, if any
+        checkpoint = read_checkpoint(path, folder / "de_net.pth")
+    write_checkpoint(checkpoint, folder / "converted.safetensors")
+    network = build_network(fresh(_base()), checkpoint)
+    modulation = network.modulation(torch.tensor([[0.2, 0.7]]))
+    return [
+        merged_weight(layer, None if matrices is None else matrices[0, layer.block])
+        for model, matrices in ((network.unet, modulation.unet), (network.vae, modulation.vae))
+        for layer in lora_layers(model).values()
+    ]
 
 
 def _of_checkpoint(name: str) -> Mutation:

@@ -109,7 +109,10 @@ def test_a_missing_file_and_other_contents_are_named(native_file: Path, tmp_path
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pkl")
     torch.save({"params": {"a": torch.ones(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"80 missing.*1 unexpected \(estimator\.a\)"):
+        read_checkpoint(native_file, tmp_path / "nested.pth")
+    torch.save({"params": {"a": "b"}}, tmp_path / "nested.pth")
+    with pytest.raises(CheckpointError, match="holds more than tensors: 'a' is a str"):
         read_checkpoint(native_file, tmp_path / "nested.pth")
 
 

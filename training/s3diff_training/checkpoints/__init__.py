@@ -4,7 +4,6 @@ from s3diff_training.checkpoints.checkpoint import Checkpoint
 from s3diff_training.checkpoints.native import build_network, capture, read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import (
     load_estimator,
-    read_released,
     write_estimator,
     write_released,
 )
@@ -15,7 +14,6 @@ __all__ = [
     "capture",
     "load_estimator",
     "read_checkpoint",
-    "read_released",
     "write_checkpoint",
     "write_estimator",
     "write_released",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
-from s3diff_training.network import NetworkConfig
-
-_NAMED = 3
-"""How many tensors of a kind an error names."""
+from s3diff_training.network import DegradationEstimator, NetworkConfig
+from s3diff_training.network.modulation import ModulationNetwork
+from s3diff_training.tensor_files import difference, first_few, shapes_of
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,54 @@ def require_whole(tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError("there is no estimator to write; pass the released de_net.pth with --estimator")
 
 
-def first_few(names: Sequence[str]) -> str:
-    """The first few of many names, for an error message."""
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+def estimator_shapes() -> dict[str, Sequence[int]]:
+    """The shapes of an estimator's tensors, by their names in `S3Diff.state_dict()`."""
+    with torch.device("meta"):
+        return shapes_of(DegradationEstimator(), "estimator.")
+
+
+def require_consistent(checkpoint: Checkpoint, source: str) -> Checkpoint:
+    """Refuse what fits no base model, because its tensors lack something or contradict its configuration.
+
+    Args:
+        checkpoint: as read; it may lack the estimator.
+        source: what it was read from, for the message.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: with counts of what is missing, unexpected and mis-shaped.
+    """
+    config, given = checkpoint.config, checkpoint.tensors
+    wanted: dict[str, Sequence[int]] = {}
+    heads: dict[str, tuple[int, int] | None] = {}
+    for part, rank in (("unet", config.rank_unet), ("vae", config.rank_vae)):
+        lora = [name.rpartition(".lora_")[0] for name in given if name.startswith(part) and ".lora_" in name]
+        if rank and not lora:
+            raise CheckpointError(f"{source} has no LoRA of the {part}, though its rank is {rank}")
+        for layer in lora if rank else ():
+            down, up = (_shape(given, f"{layer}.lora_{side}.weight") for side in "AB")
+            wanted[f"{layer}.lora_A.weight"] = (rank, *down[1:])
+            wanted[f"{layer}.lora_B.weight"] = (*up[:1], rank, *(1 for _ in down[2:]))
+        blocks = _shape(given, f"modulation.{part}.block_embeddings.weight")
+        heads[part] = (blocks[0] if blocks else 1, rank) if rank else None
+    with torch.device("meta"):
+        wanted |= shapes_of(
+            ModulationNetwork(heads["vae"], heads["unet"], config.fourier_features, config.modulation),
+            "modulation.",
+        )
+    if config.rank_unet:  # their sizes are the base model's
+        wanted |= {name: _shape(given, name) for name in ("unet.conv_in.weight", "unet.conv_in.bias")}
+    if config.skip_connections:
+        wanted |= {name: _shape(given, name) for name in given if name.startswith("skips.convs.")}
+    if any(name.startswith("estimator.") for name in given):
+        wanted |= estimator_shapes()
+    differing = difference(wanted, given)
+    if differing:
+        raise CheckpointError(f"{source} is not whole, or not of its configuration: {differing}")
+    return checkpoint
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> Sequence[int]:
+    return tuple(tensors[name].shape) if name in tensors else ()

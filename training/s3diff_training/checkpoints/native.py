@@ -8,33 +8,35 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.checkpoint import Checkpoint, first_few, require_whole
-from s3diff_training.checkpoints.released import read_estimator, read_released
+from s3diff_training.checkpoints.checkpoint import Checkpoint, require_consistent, require_whole
+from s3diff_training.checkpoints.released import read_estimator, released_checkpoint
 from s3diff_training.network import BaseModel, NetworkConfig, S3Diff
+from s3diff_training.network.config import is_text
+from s3diff_training.tensor_files import TensorFile, difference, open_tensor_file, reason
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
 
 
 def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
-    """Read our format or the released one, told apart by content.
+    """Read our format or the released one, told apart by content; whole, checked, or not at all.
 
     Args:
         path: a `.safetensors` checkpoint, or the released `s3diff.pkl`.
         estimator: the released `de_net.pth`; replaces the checkpoint's own estimator, if it has one.
 
     Raises:
-        CheckpointError: when the file is missing, damaged, of a newer revision or of neither format.
+        CheckpointError: when the file is missing, damaged, inconsistent, of a newer revision or of neither
+            format.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist; expected a .safetensors or s3diff.pkl file")
-    checkpoint = _read_native(path) if path.suffix == ".safetensors" else read_released(path)
+    file = open_tensor_file(path)
+    checkpoint = released_checkpoint(file) if file.metadata is None else _native(file, file.metadata)
+    checkpoint = require_consistent(checkpoint, str(path))
     if estimator is None:
         return checkpoint
     kept = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("estimator.")}
@@ -82,31 +84,20 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         CheckpointError: when they do not fit; counts every missing, unexpected and mis-shaped tensor and
             names the first few.
     """
-    network = S3Diff(base, checkpoint.config)
+    with torch.device("meta"):  # nothing that training made is ever left as it is initialised
+        network = S3Diff(base, checkpoint.config)
     wanted = {name: tensor.shape for name, tensor in _stored_state(network).items()}
-    given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    misshaped = [
-        f"{name} {list(given[name])} for {list(shape)}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
-    faults = {
-        "missing": sorted(wanted.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - wanted.keys()),
-        "mis-shaped": misshaped,
-    }
-    if any(faults.values()):
-        listed = "; ".join(
-            f"{len(names)} {kind} ({first_few(names)})" for kind, names in faults.items() if names
-        )
-        lacks_estimator = not any(name.startswith("estimator.") for name in given)
+    differing = difference(wanted, checkpoint.tensors)
+    if differing:
+        lacks_estimator = not any(name.startswith("estimator.") for name in checkpoint.tensors)
         hint = (
             "; the released estimator is a file of its own: pass de_net.pth"
             if lacks_estimator
             else "; expected a checkpoint trained on this base model"
         )
-        raise CheckpointError(f"the checkpoint does not fit the base model: {listed}{hint}")
-    network.load_state_dict(dict(checkpoint.tensors), strict=False)
+        raise CheckpointError(f"the checkpoint does not fit the base model: {differing}{hint}")
+    own = {name: tensor.detach().float().clone() for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -117,15 +108,13 @@ def _stored_state(network: S3Diff) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if name in own or name.startswith("estimator.")}
 
 
-def _read_native(path: Path) -> Checkpoint:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
+def _native(file: TensorFile, metadata: Mapping[str, str]) -> Checkpoint:
+    path = file.path
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
+        raise CheckpointError(
+            f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}, which a program that "
+            "saves the file anew may lose"
+        )
     try:
         revision = int(metadata["revision"])
         if revision > REVISION:
@@ -135,8 +124,15 @@ def _read_native(path: Path) -> Checkpoint:
             )
         config = NetworkConfig.from_dict(json.loads(metadata["config"]))
         provenance = json.loads(metadata.get("provenance", "{}"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if not isinstance(provenance, dict) or not all(map(is_text, provenance.values())):
+            raise TypeError("provenance is no dictionary of texts")
+    except CheckpointError:
+        raise
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
+            f"the metadata of {path} is damaged ({reason(error)}); "
+            "expected a revision and a JSON configuration"
         ) from error
-    return Checkpoint(config, tensors, provenance)
+    return Checkpoint(config, file.named_tensors(), provenance)
