@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tests.fuzz.mutations import Mutation, bytes_changed, json_changed, safetensors_changed, zip_changed
+from tests.fuzz.mutations import Mutation, bytes_changed, json_changed, safetensors_changed, saved_changed
 
 if TYPE_CHECKING:
     from s3diff_training.network.base import BaseModel
@@ -124,11 +124,9 @@ def _read_checkpoint(path: Path, folder: Path) -> object:
     from s3diff_training.checkpoints import build_network, read_checkpoint, write_checkpoint
     from s3diff_training.network import lora_layers, merged_weight
 
-    if path.suffix == ".pth":
-        checkpoint = read_checkpoint(folder / "s3diff.pkl", path)
-    else:
-        read_checkpoint(path)  # with an estimator of its own, if any
-        checkpoint = read_checkpoint(path, folder / "de_net.pth")
+    released, estimator = folder / "s3diff.pkl", folder / "de_net.pth"
+    sources = {".pth": (released, path), ".pkl": (path, estimator)}.get(path.suffix, (path,))
+    checkpoint = read_checkpoint(*sources)
     write_checkpoint(checkpoint, folder / "converted.safetensors")
     network = build_network(fresh(_base()), checkpoint)
     modulation = network.modulation(torch.tensor([[0.2, 0.7]]))
@@ -140,7 +138,7 @@ def _read_checkpoint(path: Path, folder: Path) -> object:
 
 
 def _of_checkpoint(name: str) -> Mutation:
-    return safetensors_changed if name.endswith(".safetensors") else zip_changed
+    return safetensors_changed if name.endswith(".safetensors") else saved_changed
 
 
 def _of_picture(_name: str) -> Mutation:

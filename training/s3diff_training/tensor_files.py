@@ -50,11 +50,13 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 )
 """How a file begins, what it is then, and what to do."""
 _PLAIN = re.compile(
-    r"collections\.OrderedDict|(__builtin__|builtins)\.set|_codecs\.encode"
+    r"collections\.OrderedDict|(__builtin__|builtins)\.set"
     r"|torch\.(\w+Storage|Size|device|u?int\d+|b?float\d+|bool)"
     r"|torch\._utils\.(_rebuild_tensor_v2|_rebuild_parameter)"
 )
 """What a pickle of plain tensors names."""
+_SHARED_TUPLES = 16
+"""How often a pickle may use a tuple again: each may double what hashing or showing it takes."""
 _ODD = {
     "_rebuild_sparse_tensor": "sparse tensors",
     "_rebuild_qtensor": "quantised tensors",
@@ -101,8 +103,9 @@ class TensorFile:
         given: dict[str, str] = {}
         for name, tensor in mapping.items():
             if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                shown = repr(name[:80]) if isinstance(name, str) else f"what a {type(name).__name__} names"
                 raise CheckpointError(
-                    f"{self.path} holds more than tensors: {str(name)[:80]!r} is a {type(tensor).__name__}"
+                    f"{self.path} holds more than tensors: {shown} is a {type(tensor).__name__}"
                 )
             plain = _ADAPTER.sub(r"\1", _PREFIXES.sub("", name))
             if plain.endswith(COUNTERS):
@@ -151,25 +154,27 @@ def open_tensor_file(path: Path) -> TensorFile:
         with path.open("rb") as file:
             head = file.read(512)
         if head[8:9] == b"{":
-            kind, opened = "safetensors", _read_safetensors(path)
-        else:
-            archive = zipfile.ZipFile(path) if head.startswith(b"PK") else None
-            if archive is None and not head.startswith(b"\x80"):
-                raise CheckpointError(f"{path} {_what_it_is(head)}")
-            kind, opened = "PyTorch", _read_pickle(path, archive)
+            return _read_safetensors(path)
+        archive = zipfile.ZipFile(path) if head.startswith(b"PK") else None
+        if archive is None and not head.startswith(b"\x80"):
+            raise CheckpointError(f"{path} {_what_it_is(head)}")
+        return _read_pickle(path, archive)
     except CheckpointError:
         raise
     except Exception as error:  # damaged bytes fail in whatever way they lead the reader
         raise CheckpointError(
             f"{path} is damaged or not a whole file of tensors ({reason(error)}); download or save it again"
         ) from error
-    if (path.suffix == ".safetensors") != (kind == "safetensors"):
-        log.warning("%s is a %s file, whatever its name says", path, kind)
-    return opened
 
 
 def unwrapped(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """What programs put around the tensors of a file (`params`, `state_dict`, …) taken off."""
+    """What programs put around the tensors of a file (`params`, `state_dict`, …) taken off.
+
+    Raises:
+        TypeError: where a file has something else than a mapping.
+    """
+    if not isinstance(content, Mapping):
+        raise TypeError(f"a {type(content).__name__} where tensors by name are expected")
     for _ in _WRAPPERS:
         inner = (content[key] for key in _WRAPPERS if key in content)
         content = next((each for each in inner if isinstance(each, Mapping)), content)
@@ -202,9 +207,9 @@ def first_few(names: Iterable[str]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's text, at a readable length; its type where there is none."""
+    """The first sentence of an error's text, without libraries' advice; its type where there is none."""
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:_LONGEST_REASON]
+    return (lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__)[:_LONGEST_REASON]
 
 
 def _what_it_is(head: bytes) -> str:
@@ -223,6 +228,8 @@ def _what_it_is(head: bytes) -> str:
 
 
 def _read_safetensors(path: Path) -> TensorFile:
+    if path.suffix != ".safetensors":
+        log.warning("%s is a safetensors file, whatever its name says", path)
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())
         for name in names:
@@ -257,6 +264,8 @@ def _read_pickle(path: Path, archive: zipfile.ZipFile | None) -> TensorFile:
             f"{path} holds other objects than tensors ({first_few(foreign)}); expected the tensors alone, as "
             "torch.save(model.state_dict(), ...) writes them, and none that runs code"
         )
+    if path.suffix == ".safetensors":  # by which torch.load would go
+        raise CheckpointError(f"{path} is a pickle of torch.save, whatever its name says; rename it to .pkl")
     # Mapped, a storage cannot reach beyond the file, whatever it claims.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -284,6 +293,8 @@ def _integers(file: IO[bytes]) -> Iterator[object]:
 def _globals(file: IO[bytes]) -> Iterator[str]:
     """The objects that one pickle names, none of which is made here."""
     texts: list[str] = []
+    tuples: set[object] = set()
+    shared, before = 0, ""
     for code, argument, _ in pickletools.genops(file):
         if code.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".")
@@ -291,3 +302,10 @@ def _globals(file: IO[bytes]) -> Iterator[str]:
             yield ".".join(texts[-2:])
         elif isinstance(argument, str):
             texts = [*texts[-1:], argument]
+        elif "PUT" in code.name and before.startswith("TUPLE"):
+            tuples.add(argument)
+        elif "GET" in code.name and argument in tuples:
+            shared += 1
+        if shared > _SHARED_TUPLES:
+            raise ValueError("tuples within tuples")
+        before = code.name

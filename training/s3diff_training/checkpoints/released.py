@@ -15,7 +15,14 @@ from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints.checkpoint import Checkpoint, estimator_shapes, require_whole
 from s3diff_training.network import DegradationEstimator, NetworkConfig
-from s3diff_training.tensor_files import TensorFile, difference, open_tensor_file, reason, unwrapped
+from s3diff_training.tensor_files import (
+    TensorFile,
+    difference,
+    first_few,
+    open_tensor_file,
+    reason,
+    unwrapped,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +56,9 @@ def released_checkpoint(file: TensorFile) -> Checkpoint:
     kinds = _HEADER | dict.fromkeys(parts, Mapping)
     missing = [key for key in kinds if key not in content]
     if missing:
-        estimator = any("fc_degree." in str(key) for key in content)
-        hint = "; it is an estimator: pass it as --estimator" if estimator else ""
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; expected the released s3diff.pkl{hint}")
+        if any(isinstance(key, str) and "fc_degree." in key for key in content):
+            raise CheckpointError(f"{path} is an estimator; pass it as --estimator, and here s3diff.pkl")
+        raise CheckpointError(f"{path} lacks {first_few(missing)}; expected the released s3diff.pkl")
     wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
     if wrong:
         raise CheckpointError(
@@ -169,6 +176,7 @@ def _require_expressible(checkpoint: Checkpoint) -> None:
 
 
 def _translated(file: TensorFile, content: Mapping[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    tensors = file.named_tensors({"modulation.embedding.frequencies": content["w"]})
     config = NetworkConfig(
         rank_unet=content["rank_unet"],
         rank_vae=content["rank_vae"],
@@ -176,7 +184,6 @@ def _translated(file: TensorFile, content: Mapping[str, Any]) -> tuple[NetworkCo
         vae_targets=content["vae_lora_target_modules"],
         fourier_features=len(content["w"]),
     )
-    tensors = file.named_tensors({"modulation.embedding.frequencies": content["w"]})
     for part in _ADAPTERS:
         embeddings = content["state_embeddings"][f"state_dict_{part}_block"]
         places = {f"{part}.": content[f"state_dict_{part}"]}

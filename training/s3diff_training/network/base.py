@@ -24,11 +24,12 @@ from s3diff_training.tensor_files import difference, open_tensor_file, reason, s
 
 log = logging.getLogger(__name__)
 
-_PARTS: Mapping[str, Callable[[Path], nn.Module]] = {
-    "text_encoder": lambda folder: CLIPTextModel(CLIPTextConfig.from_pretrained(folder)),
-    "unet": lambda folder: UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)),
-    "vae": lambda folder: AutoencoderKL.from_config(AutoencoderKL.load_config(folder)),
+_PARTS: Mapping[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "text_encoder": lambda config: CLIPTextModel(CLIPTextConfig.from_dict(config.get("text_config", config))),
+    "unet": UNet2DConditionModel.from_config,
+    "vae": AutoencoderKL.from_config,
 }
+"""Makes a part of its `config.json`."""
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 _WEIGHTS = tuple(
     [
@@ -89,7 +90,7 @@ def load_base(source: str | Path) -> BaseModel:
         raise CheckpointError(f"{source} {what}; expected a diffusers folder like SD-Turbo's")
     try:
         parts: dict[str, Any] = {part: _loaded(folder / part) for part in _PARTS}
-        alphas = one_step_alphas(DDPMScheduler.load_config(folder / "scheduler"))
+        alphas = one_step_alphas(_configuration(folder / "scheduler" / "scheduler_config.json"))
         base = BaseModel(_tokenizer(folder / "tokenizer"), **parts, alphas_cumprod=alphas)
         _require_fitting(base)
         return base
@@ -142,9 +143,13 @@ def _loaded(folder: Path) -> nn.Module:
     """One part of a base model, in evaluation mode; its tensors are all the file's, or it is refused."""
     files = next(filter(None, (_matching(folder, kind) for kind in _WEIGHTS)), [])
     if not files:
-        raise CheckpointError(f"{folder} has no weights; expected {' or '.join(_STEMS)}.safetensors or .bin")
+        stem = _STEMS[folder.name == "text_encoder"]
+        raise CheckpointError(
+            f"{folder} has no weights; expected {stem}.safetensors, .fp16.safetensors or .bin"
+        )
+    config = _configuration(folder / "config.json")
     with torch.device("meta"):
-        module: nn.Module = _PARTS[folder.name](folder)
+        module = _PARTS[folder.name](config)
     places = {_RENAMED.sub(_present_name, name): name for name in module.state_dict()}
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -174,12 +179,23 @@ def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     return next(filter(None, (sorted(folder.glob(pattern)) for pattern in patterns)), [])
 
 
+def _configuration(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is missing or damaged ({reason(error)}); download it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
 def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - one of several classes of transformers
+    names = {path.name for path in folder.iterdir()}
+    if "tokenizer.json" not in names and not names >= {"vocab.json", "merges.txt"}:
+        raise CheckpointError(f"{folder} has neither tokenizer.json nor vocab.json and merges.txt")
     config = folder / "tokenizer_config.json"
-    if config.is_file() and "tokenizer_class" in json.loads(config.read_text("utf-8")):
+    if config.exists() and "tokenizer_class" in _configuration(config):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")):
-        raise CheckpointError(f"{folder} has neither a tokenizer_config.json nor vocab.json and merges.txt")
     log.warning("%s has no configuration: it is read as SD-Turbo's (CLIP, 77 tokens, padded with !)", folder)
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True, model_max_length=77, pad_token="!")
 
@@ -217,7 +233,8 @@ def _downloaded(source: str) -> Path:
         except (OSError, ValueError, RuntimeError) as error:
             # Without network, files may lack in the cache that the hub lists and that nothing here needs.
             if not hasattr(error, "snapshot_path"):
-                why = next((text for kinds, text in _NOT_THERE if isinstance(error, kinds)), reason(error))
+                why = next((text for kinds, text in _NOT_THERE if isinstance(error, kinds)), "")
+                why = why or f"cannot be had from the hub: {reason(error)}"
                 raise CheckpointError(f"base model {source} {why}; {_OTHER_WAYS}") from error
             folder = Path(error.snapshot_path)
         if all(any(_matching(folder / part, each) for each in _WEIGHTS) for part in _PARTS):
