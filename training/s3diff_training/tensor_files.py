@@ -102,7 +102,7 @@ class TensorFile:
         tensors: dict[str, Tensor] = {}
         given: dict[str, str] = {}
         for name, tensor in mapping.items():
-            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            if not (isinstance(name, str) and name.isprintable() and isinstance(tensor, Tensor)):
                 shown = repr(name[:80]) if isinstance(name, str) else f"what a {type(name).__name__} names"
                 raise CheckpointError(
                     f"{self.path} holds more than tensors: {shown} is a {type(tensor).__name__}"
@@ -202,7 +202,7 @@ def shapes_of(module: nn.Module, prefix: str = "") -> dict[str, Sequence[int]]:
 
 def first_few(names: Iterable[str]) -> str:
     """The first few of many names, for an error message."""
-    listed = [name[:200] for name in names]
+    listed = ["".join(c if c.isprintable() else "?" for c in name[:200]) for name in names]
     return ", ".join(listed[:_NAMED]) + (", …" if len(listed) > _NAMED else "")
 
 
@@ -236,7 +236,7 @@ def _read_safetensors(path: Path) -> TensorFile:
             dtype = file.get_slice(name).get_dtype()
             if dtype not in _DTYPES.values() and not name.endswith(COUNTERS):
                 raise CheckpointError(
-                    f"the tensor {name[:80]} of {path} is of type {dtype}, expected {_KNOWN_TYPES}"
+                    f"the tensor {name[:80]!r} of {path} is of type {dtype}, expected {_KNOWN_TYPES}"
                 )
         return TensorFile(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
 

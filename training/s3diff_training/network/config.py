@@ -82,7 +82,7 @@ class NetworkConfig(Options):
         for name in ("vae_targets", "positive_prompt", "negative_prompt"):
             if not is_text(getattr(self, name)):
                 yield f"{name} is no text"
-        if not isinstance(self.skip_connections, bool):
+        if self.skip_connections not in (True, False):
             yield "skip_connections is neither true nor false"
         targets = self.unet_targets
         if (
