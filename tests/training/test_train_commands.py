@@ -188,7 +188,7 @@ def test_a_checkpoint_goes_on_with_another_estimator(
         ("estimator", ["--lr", "0"], "lr is 0.0, expected more than 0"),
         ("estimator", ["--schedule", "linear"], "'linear' is not one of"),
         ("lora", ["--base", "b", "--negative-probability", "2"], "negative_probability is 2.0"),
-        ("lora", ["--base", "b", "--rank-unet", "-1"], "rank_unet is -1, expected 0 or more"),
+        ("lora", ["--base", "b", "--rank-unet", "-1"], "rank_unet is -1, expected from 0 to 1024"),
         ("lora", ["--base", "b", "--lora-on", "decoder"], "'decoder' is not one of"),
         ("lora", ["--base", "b"], "the GAN loss needs DINO: pass --dino"),
         ("lora", [], "Missing option '--base'"),

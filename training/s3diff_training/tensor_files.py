@@ -29,26 +29,30 @@ _NAMED = 3
 _LONGEST_REASON = 300
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _KNOWN_TYPES = ", ".join(_DTYPES.values())
-_UNPACK = "unpack it, and pass the file of weights inside"
-_KINDS: tuple[tuple[bytes, str, str], ...] = (
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, which stands for the weights",
-        "fetch them with `git lfs pull`, or download the file itself",
-    ),
-    (b"<", "a web page", "download the file itself (on the Hub: /resolve/ in the address, not /blob/)"),
-    (b"PK", "a zip archive, and none that torch.save made", _UNPACK),
-    (b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (b"BZh", "a bzip2 archive", _UNPACK),
-    (b"\xfd7zXZ", "an xz archive", _UNPACK),
-    (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
-    (b"7z\xbc\xaf", "a 7z archive", _UNPACK),
-    (b"Rar!", "a RAR archive", _UNPACK),
-    (b"GGUF", "a GGUF file", "pass the weights as safetensors or as torch.save wrote them"),
-    (b"\x89HDF", "an HDF5 file", "pass the weights as safetensors or as torch.save wrote them"),
-    (b"\x93NUMPY", "a NumPy array", "pass the weights as safetensors or as torch.save wrote them"),
-)
-"""How a file begins, what it is then, and what to do."""
+_EXPECTED = "expected safetensors, or tensors as torch.save writes them"
+_KINDS = {
+    b"version https://git-lfs": "a Git LFS pointer, which stands for the weights",
+    b"<": "a web page",
+    b"PK": "a zip archive, and none that torch.save made",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+}
+"""What a file is that begins so."""
+_ADVICE = {
+    "LFS": "fetch them with `git lfs pull`, or download the file itself",
+    "web page": "download the file itself (on the Hub: /resolve/ in the address, not /blob/)",
+    "archive": "unpack it, and pass the file of weights inside",
+    "empty": "download or save it again",
+    "zeros": "download or save it again",
+}
+"""What to do about a kind whose name has that word."""
 _PLAIN = re.compile(
     r"collections\.OrderedDict|(__builtin__|builtins)\.set"
     r"|torch\.(\w+Storage|Size|device|u?int\d+|b?float\d+|bool)"
@@ -65,9 +69,10 @@ _ODD = {
 }
 COUNTERS = "position_ids"
 """The end of names of tensors that only count from 0, which old files of text encoders hold."""
-_TORCH_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+"""How files begin, after the pickles' protocol, that torch.save wrote before it wrote zips."""
 _LEGACY_PICKLES = 5
-"""What torch.save wrote before it wrote zips: magic, protocol, system, content, keys; then raw bytes."""
+"""What they hold: this magic number, protocol, system, content, keys; then raw bytes."""
 _WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict", "model", "net", "generator", "weights")
 """Names under which programs put the tensors of a file, in the order of BasicSR."""
 _PREFIXES = re.compile(
@@ -155,10 +160,9 @@ def open_tensor_file(path: Path) -> TensorFile:
             head = file.read(512)
         if head[8:9] == b"{":
             return _read_safetensors(path)
-        archive = zipfile.ZipFile(path) if head.startswith(b"PK") else None
-        if archive is None and not head.startswith(b"\x80"):
+        if not head.startswith((b"PK", b"\x80")):
             raise CheckpointError(f"{path} {_what_it_is(head)}")
-        return _read_pickle(path, archive)
+        return _read_pickle(path, head)
     except CheckpointError:
         raise
     except Exception as error:  # damaged bytes fail in whatever way they lead the reader
@@ -215,15 +219,15 @@ def reason(error: BaseException) -> str:
 def _what_it_is(head: bytes) -> str:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not head.strip(b"\0"):
-        what, advice = ("empty", "full of zeros")[bool(head)], "download or save it again"
+        what = "full of zeros" if head else "empty"
     elif head[257:262] == b"ustar":
-        what, advice = "a tar archive", _UNPACK
+        what = "a tar archive"
     else:
-        known = (each[1:] for each in _KINDS if start.startswith(each[0]))
         text = head.isascii() and all(byte > 31 or byte in b"\t\r\n" for byte in head)
         shown = start.split(b"\n")[0][:60].decode("ascii", "replace")
         unknown = f"a text that begins with {shown!r}" if text else "of no format that is read here"
-        what, advice = next(known, (unknown, "expected safetensors, or tensors as torch.save writes them"))
+        what = next((kind for magic, kind in _KINDS.items() if start.startswith(magic)), unknown)
+    advice = next((advice for word, advice in _ADVICE.items() if word in what), _EXPECTED)
     return f"is {what}, no file of weights; {advice}"
 
 
@@ -241,21 +245,12 @@ def _read_safetensors(path: Path) -> TensorFile:
         return TensorFile(path, {name: file.get_tensor(name) for name in names}, file.metadata() or {})
 
 
-def _read_pickle(path: Path, archive: zipfile.ZipFile | None) -> TensorFile:
-    if archive is None:
-        with path.open("rb") as file:
-            foreign = _foreign(file, path)
-    else:
-        with archive:
-            members = archive.infolist()
-            if sum(each.file_size for each in members) > path.stat().st_size:
-                raise CheckpointError(f"{path} unpacks to more than it is; torch.save does not compress")
-            program = [each for each in members if each.filename.rpartition("/")[2] == "data.pkl"]
-            if len(program) != 1:
-                raise CheckpointError(f"{path} {_what_it_is(b'PK')}")
-            with archive.open(program[0]) as file:
-                foreign = sorted(set(_globals(file)))
-    foreign = [name for name in foreign if not _PLAIN.fullmatch(name)]
+def _read_pickle(path: Path, head: bytes) -> TensorFile:
+    zipped, legacy = head.startswith(b"PK"), head[2:].startswith(_LEGACY)
+    with path.open("rb") as file:
+        program = _program(path, zipfile.ZipFile(file)) if zipped else file
+        names = {name for _ in range(_LEGACY_PICKLES if legacy else 1) for name in _globals(program)}
+    foreign = sorted(name for name in names if not _PLAIN.fullmatch(name))
     odd = [_ODD[name.rpartition(".")[2]] for name in foreign if name.rpartition(".")[2] in _ODD]
     if odd:
         raise CheckpointError(f"{path} holds {', '.join(odd)}; expected dense ones")
@@ -264,30 +259,27 @@ def _read_pickle(path: Path, archive: zipfile.ZipFile | None) -> TensorFile:
             f"{path} holds other objects than tensors ({first_few(foreign)}); expected the tensors alone, as "
             "torch.save(model.state_dict(), ...) writes them, and none that runs code"
         )
+    if not zipped and not legacy:
+        raise CheckpointError(f"{path} is a pickle that torch.save did not write; {_EXPECTED}")
     if path.suffix == ".safetensors":  # by which torch.load would go
         raise CheckpointError(f"{path} is a pickle of torch.save, whatever its name says; rename it to .pkl")
-    # Mapped, a storage cannot reach beyond the file, whatever it claims.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive is not None)
+        # Mapped, a storage cannot reach beyond the file, whatever it claims.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
     return TensorFile(path, content)
 
 
-def _foreign(file: IO[bytes], path: Path) -> list[str]:
-    """Names in the pickles of a file that is none of torch's zips."""
-    if next(iter(_integers(file)), None) == _TORCH_MAGIC:
-        return sorted({name for _ in range(_LEGACY_PICKLES - 1) for name in _globals(file)})
-    file.seek(0)
-    names = sorted(set(_globals(file)))
-    if all(map(_PLAIN.fullmatch, names)):
-        raise CheckpointError(f"{path} is a pickle that torch.save did not write; expected one of tensors")
-    return names
-
-
-def _integers(file: IO[bytes]) -> Iterator[object]:
-    return iter([argument for code, argument, _ in pickletools.genops(file) if code.name.startswith("LONG")])
+def _program(path: Path, archive: zipfile.ZipFile) -> IO[bytes]:
+    members = archive.infolist()
+    if sum(each.file_size for each in members) > path.stat().st_size:
+        raise CheckpointError(f"{path} unpacks to more than it is; torch.save does not compress")
+    programs = [each for each in members if each.filename.rpartition("/")[2] == "data.pkl"]
+    if len(programs) != 1:
+        raise CheckpointError(f"{path} {_what_it_is(b'PK')}")
+    return archive.open(programs[0])
 
 
 def _globals(file: IO[bytes]) -> Iterator[str]:
