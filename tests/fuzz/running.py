@@ -66,7 +66,9 @@ def _worker(kind: str, seed: int, numbers: range, pipe: Connection) -> None:
             path.write_bytes(content)
             pipe.send((number, None))
             pipe.send((number, outcome(kind, path, folder)))
-            if kind == "checkpoint" and number % 25 == 0:  # torch may have read what another file is made with
+            if (
+                kind == "checkpoint" and number % 25 == 0
+            ):  # torch may have read what another file is made with
                 TARGETS[kind].read(folder / "ours.safetensors", folder)
 
 

@@ -153,6 +153,11 @@ def test_released_files_that_lack_a_part_are_refused(released_folder: Path, tmp_
         ({"config": '{"lora_alpha": 1' + "0" * 400 + "}"}, "lora_alpha is 1|damaged"),
         ({"config": '{"unet_targets": []}'}, "unet_targets are no names of layers"),
         ({"config": '{"unet_targets": [7]}'}, "unet_targets are no names of layers"),
+        (
+            {"config": '{"rank_unet": 5, "rank_vae": 3, "unet_targets": ["to_q"]}'},
+            r"\d+ unexpected \(unet\.",
+        ),
+        ({"config": '{"rank_unet": 5, "unet_targets": ["nothing"]}'}, "has no LoRA of the unet, though"),
         ({"config": '{"vae_targets": ""}'}, "vae_targets is no simple regular expression"),
         ({"config": '{"vae_targets": "("}'}, "vae_targets is no simple regular expression"),
         ({"config": '{"vae_targets": "(.+)+x"}'}, "vae_targets is no simple regular expression"),

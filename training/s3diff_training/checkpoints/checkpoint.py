@@ -10,8 +10,12 @@ from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_training.network import DegradationEstimator, NetworkConfig
+from s3diff_training.network.lora import targeted_names
 from s3diff_training.network.modulation import ModulationNetwork
 from s3diff_training.tensor_files import difference, first_few, shapes_of
+
+_LONGEST_NAME = 200
+_MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,14 @@ def require_consistent(checkpoint: Checkpoint, source: str) -> Checkpoint:
     config, given = checkpoint.config, checkpoint.tensors
     wanted: dict[str, Sequence[int]] = {}
     heads: dict[str, tuple[int, int] | None] = {}
-    for part, rank in (("unet", config.rank_unet), ("vae", config.rank_vae)):
-        lora = [name.rpartition(".lora_")[0] for name in given if name.startswith(part) and ".lora_" in name]
+    for part, rank, targets in (
+        ("unet", config.rank_unet, config.unet_targets),
+        ("vae", config.rank_vae, config.vae_targets),
+    ):
+        # Patterns are a file's, too: they are tried on names of a sensible length.
+        named = {name.rpartition(".lora_")[0].removeprefix(f"{part}.") for name in given if ".lora_" in name}
+        layers = targeted_names((name for name in named if len(name) < _LONGEST_NAME), targets)
+        lora = [f"{part}.{name}" for name in layers if f"{part}.{name}.lora_A.weight" in given]
         if rank and not lora:
             raise CheckpointError(f"{source} has no LoRA of the {part}, though its rank is {rank}")
         for layer in lora if rank else ():
@@ -75,7 +85,7 @@ def require_consistent(checkpoint: Checkpoint, source: str) -> Checkpoint:
             wanted[f"{layer}.lora_A.weight"] = (rank, *down[1:])
             wanted[f"{layer}.lora_B.weight"] = (*up[:1], rank, *(1 for _ in down[2:]))
         blocks = _shape(given, f"modulation.{part}.block_embeddings.weight")
-        heads[part] = (blocks[0] if blocks else 1, rank) if rank else None
+        heads[part] = (min(blocks[0], _MOST_BLOCKS) if blocks else 1, rank) if rank else None
     with torch.device("meta"):
         wanted |= shapes_of(
             ModulationNetwork(heads["vae"], heads["unet"], config.fourier_features, config.modulation),
