@@ -22,8 +22,8 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from s3diff_runtime.files import write_text
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import Checkpoint, build_network, write_checkpoint
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.data import PhotographFolder
 from s3diff_training.network.base import BaseModel, load_base
 from s3diff_training.train.new_base import save_base

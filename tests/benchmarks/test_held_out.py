@@ -21,8 +21,7 @@ from s3diff_benchmarks.pictures import held_out, measuring
 from s3diff_benchmarks.pictures.held_out import NOISE_SCORES, Compared, target_table
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import build_network, write_checkpoint
+from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.data import PhotographFolder, to_uint8
 from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.losses.lpips import LPIPS

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -125,12 +126,74 @@ def zip_changed(content: bytes, chance: random.Random) -> bytes:
 
 
 def safetensors_changed(content: bytes, chance: random.Random) -> bytes:
-    """The header's JSON changed, with its right length, or the file damaged."""
-    if chance.random() < 0.3:
+    """The header's JSON or that in its metadata changed, with its right length, or the file damaged."""
+    if chance.random() < 0.2:
         return bytes_changed(content, chance)
     length = int.from_bytes(content[:8], "little")
-    header = json_changed(content[8 : 8 + length], chance)
+    header = content[8 : 8 + length]
+    if chance.random() < 0.6:
+        tree = json.loads(header)
+        name = chance.choice(("config", "config", "config", "provenance", "revision"))
+        inner = json_changed(tree["__metadata__"][name].encode(), chance)
+        tree["__metadata__"][name] = inner.decode(errors="replace")
+        header = json.dumps(tree).encode()
+    else:
+        header = json_changed(header, chance)
     return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
+def saved_changed(content: bytes, chance: random.Random) -> bytes:
+    """What torch.save wrote with a value, a tensor or a name in it replaced; or `zip_changed`."""
+    if chance.random() < 0.5:
+        return zip_changed(content, chance)
+    import torch
+
+    tree = torch.load(io.BytesIO(content), weights_only=True)
+    inner = [each for each in tree.values() if isinstance(each, dict)]
+    place = chance.choice([tree, *inner])
+    key = chance.choice(list(place))
+    match chance.randrange(4):
+        case 0:
+            place[chance.choice((f"module.{key}", f"{key}.x", "x", 7, None, "", "a" * 9999))] = place.pop(key)
+        case 1:
+            place[key] = chance.choice(HOSTILE)
+        case 2:
+            tree = {chance.choice(("params", "state_dict", "x")): tree, "step": 3}
+        case _:
+            place[key] = chance.choice(hostile_tensors(place[key]))
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(tree, file, _use_new_zipfile_serialization=chance.random() < 0.7)
+    return file.getvalue()
+
+
+def hostile_tensors(like: object) -> list[Any]:
+    """What a file may hold in the place of a plain tensor; some of the shape of the one it replaces."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shape = like.shape if isinstance(like, torch.Tensor) else (3,)
+        plain = torch.ones(shape)
+        return [
+            torch.zeros(1).expand(10**10),
+            torch.zeros(1).expand(shape),
+            torch.full(shape, float("nan")),
+            torch.full(shape, 3e38),
+            *(plain.to(kind) for kind in (torch.float64, torch.bfloat16, torch.int8, torch.bool)),
+            *(plain.to(kind) for kind in (torch.complex64, torch.float8_e4m3fn, torch.uint16)),
+            torch.empty(shape, device="meta"),
+            plain.to_sparse(),
+            torch.eye(3).to_sparse_csr(),
+            torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8),
+            torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            torch.nn.Parameter(plain),
+            torch.ones(0),
+            torch.tensor(1.0),
+            plain.unsqueeze(-1),
+            plain.T if plain.ndim == 2 else plain,
+        ]
 
 
 Mutation = Callable[[bytes, random.Random], bytes]

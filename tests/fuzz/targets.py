@@ -7,12 +7,17 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-from tests.fuzz.mutations import Mutation, bytes_changed, json_changed, safetensors_changed, zip_changed
+from tests.fuzz.mutations import Mutation, bytes_changed, json_changed, safetensors_changed, saved_changed
+
+if TYPE_CHECKING:
+    from s3diff_training.network.base import BaseModel
 
 
 @dataclass(frozen=True)
@@ -105,16 +110,36 @@ def _checkpoints(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("ours.safetensors", "s3diff.pkl", "de_net.pth")}
 
 
-def _read_checkpoint(path: Path, folder: Path) -> object:
-    from s3diff_training.checkpoints import read_checkpoint
+@cache
+def _base() -> BaseModel:
+    from tests.training.small import small_base
 
-    if path.suffix == ".pth":
-        return read_checkpoint(folder / "s3diff.pkl", path)
-    return read_checkpoint(path)
+    return small_base(4)
+
+
+def _read_checkpoint(path: Path, folder: Path) -> object:
+    """Read it, and use what was accepted: converted, built and merged."""
+    import torch
+    from tests.training.small import fresh
+
+    from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
+    from s3diff_training.network.lora import lora_layers, merged_weight
+
+    released, estimator = folder / "s3diff.pkl", folder / "de_net.pth"
+    sources = {".pth": (released, path), ".pkl": (path, estimator)}.get(path.suffix, (path,))
+    checkpoint = read_checkpoint(*sources)
+    write_checkpoint(checkpoint, folder / "converted.safetensors")
+    network = build_network(fresh(_base()), checkpoint)
+    modulation = network.modulation(torch.tensor([[0.2, 0.7]]))
+    return [
+        merged_weight(layer, None if matrices is None else matrices[0, layer.block])
+        for model, matrices in ((network.unet, modulation.unet), (network.vae, modulation.vae))
+        for layer in lora_layers(model).values()
+    ]
 
 
 def _of_checkpoint(name: str) -> Mutation:
-    return safetensors_changed if name.endswith(".safetensors") else zip_changed
+    return safetensors_changed if name.endswith(".safetensors") else saved_changed
 
 
 def _of_picture(_name: str) -> Mutation:

@@ -10,7 +10,8 @@ from PIL import Image
 from skimage import data
 from tests.training.small import SMALL_RANKS, random_checkpoint, save_small_base, small_base
 
-from s3diff_training.checkpoints.native import Checkpoint, write_checkpoint
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import write_checkpoint
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import PhotographFolder
 from s3diff_training.degradations.pipeline import DegradationPipeline, DegradedBatch

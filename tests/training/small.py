@@ -15,7 +15,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from s3diff_training.checkpoints.native import Checkpoint, capture
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import capture
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.model import S3Diff

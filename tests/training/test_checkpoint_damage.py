@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from s3diff_runtime.errors import CheckpointError, RequestError
-from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import read_checkpoint
 
 
 def with_metadata(source: Path, path: Path, **changes: str | None) -> Path:
@@ -107,7 +107,10 @@ def test_a_missing_file_and_other_contents_are_named(native_file: Path, tmp_path
     with pytest.raises(CheckpointError, match="holds a list"):
         read_checkpoint(tmp_path / "list.pkl")
     torch.save({"params": {"a": torch.ones(1)}}, tmp_path / "nested.pth")
-    with pytest.raises(CheckpointError, match="holds more than tensors"):
+    with pytest.raises(CheckpointError, match=r"80 missing.*1 unexpected \(estimator\.a\)"):
+        read_checkpoint(native_file, tmp_path / "nested.pth")
+    torch.save({"params": {"a": "b"}}, tmp_path / "nested.pth")
+    with pytest.raises(CheckpointError, match="holds more than tensors: 'a' is a str"):
         read_checkpoint(native_file, tmp_path / "nested.pth")
 
 
@@ -139,6 +142,28 @@ def test_released_files_that_lack_a_part_are_refused(released_folder: Path, tmp_
         ({"config": '{"rank_unet": -5, "guidance": -1}'}, "rank_unet is -5.*guidance is -1"),
         ({"config": '{"tomorrow": 1}'}, "unknown network option tomorrow; update"),
         ({"format": "another"}, "is not an S3Diff checkpoint"),
+        ({"config": '{"rank_unet": Infinity}'}, "rank_unet is inf, expected a whole number"),
+        ({"config": '{"rank_unet": 1.5}'}, "rank_unet is 1.5, expected a whole number"),
+        ({"config": '{"rank_unet": 1000000}'}, "rank_unet is 1000000, expected from 0 to 1024"),
+        ({"config": '{"rank_vae": 7}'}, r"not of its configuration: .*mis-shaped \("),
+        ({"config": '{"rank_vae": 0}'}, r"not of its configuration: .*unexpected \("),
+        ({"config": '{"lora_alpha": NaN}'}, "lora_alpha is nan"),
+        ({"config": '{"lora_alpha": 1' + "0" * 400 + "}"}, "lora_alpha is 1|damaged"),
+        ({"config": '{"unet_targets": []}'}, "unet_targets are no names of layers"),
+        ({"config": '{"unet_targets": [7]}'}, "unet_targets are no names of layers"),
+        (
+            {"config": '{"rank_unet": 5, "rank_vae": 3, "unet_targets": ["to_q"]}'},
+            r"\d+ unexpected \(unet\.",
+        ),
+        ({"config": '{"rank_unet": 5, "unet_targets": ["nothing"]}'}, "has no LoRA of the unet, though"),
+        ({"config": '{"vae_targets": ""}'}, "vae_targets is no simple regular expression"),
+        ({"config": '{"vae_targets": "("}'}, "vae_targets is no simple regular expression"),
+        ({"config": '{"vae_targets": "(.+)+x"}'}, "vae_targets is no simple regular expression"),
+        ({"config": '{"positive_prompt": "\\ud800"}'}, "positive_prompt is no text"),
+        ({"config": '{"degradation_axes": [1, "blur"]}'}, "degradation_axes"),
+        ({"config": "[" * 5000}, "metadata of .* is damaged"),
+        ({"provenance": "7"}, "provenance is no dictionary of texts"),
+        ({"provenance": '{"a": {"b": 1}}'}, "provenance is no dictionary of texts"),
     ],
 )
 def test_metadata_of_another_version_or_damaged_is_refused(

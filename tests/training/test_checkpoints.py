@@ -20,8 +20,8 @@ from torch import Tensor
 
 from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import CheckpointError, JobError
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import Checkpoint, build_network, capture, write_checkpoint
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import build_network, capture, read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import write_estimator, write_released
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import ENCODER_AND_DECODER_TARGETS

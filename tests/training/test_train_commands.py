@@ -12,8 +12,7 @@ from PIL import Image
 from tests.training.small import random_photograph
 
 from s3diff_export.cli import cli, run
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import build_network
+from s3diff_training.checkpoints.native import build_network, read_checkpoint
 from s3diff_training.checkpoints.released import read_estimator
 from s3diff_training.data import to_uint8
 from s3diff_training.network.base import load_base
@@ -191,7 +190,7 @@ def test_a_checkpoint_goes_on_with_another_estimator(
         ("estimator", ["--lr", "0"], "lr is 0.0, expected more than 0"),
         ("estimator", ["--schedule", "linear"], "'linear' is not one of"),
         ("lora", ["--base", "b", "--negative-probability", "2"], "negative_probability is 2.0"),
-        ("lora", ["--base", "b", "--rank-unet", "-1"], "rank_unet is -1, expected 0 or more"),
+        ("lora", ["--base", "b", "--rank-unet", "-1"], "rank_unet is -1, expected from 0 to 1024"),
         ("lora", ["--base", "b", "--lora-on", "decoder"], "'decoder' is not one of"),
         ("lora", ["--base", "b"], "the GAN loss needs DINO: pass --dino"),
         ("lora", [], "Missing option '--base'"),

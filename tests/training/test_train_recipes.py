@@ -16,7 +16,7 @@ from tests.training.small import save_small_base
 from tests.training.tiny_runs import CROP, losses, read_log, tiny_vit
 
 from s3diff_export.cli import cli, run
-from s3diff_training.checkpoints import read_checkpoint
+from s3diff_training.checkpoints.native import read_checkpoint
 from s3diff_training.checkpoints.released import read_estimator, write_estimator
 from s3diff_training.network.config import (
     DECODER_TARGETS,

@@ -32,8 +32,7 @@ from tests.training.tiny_runs import (
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import build_network
+from s3diff_training.checkpoints.native import build_network, read_checkpoint
 from s3diff_training.checkpoints.released import read_estimator
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.network.base import BaseModel, load_base

@@ -20,8 +20,7 @@ from tests.training.small import block_index, lora_names, random_checkpoint, ran
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel
 
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import build_network, write_checkpoint
+from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.network.base import guide, load_base
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.model import S3Diff

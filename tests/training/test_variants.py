@@ -28,8 +28,8 @@ from tests.training.small import (
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import Checkpoint, build_network, write_checkpoint
+from s3diff_training.checkpoints.checkpoint import Checkpoint
+from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import correct_color
 from s3diff_training.network.config import DECODER_TARGETS, ENCODER_AND_DECODER_TARGETS, NetworkConfig

@@ -10,8 +10,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
-from s3diff_training.checkpoints import read_checkpoint
-from s3diff_training.checkpoints.native import write_checkpoint
+from s3diff_training.checkpoints.native import read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import MAX_PIXELS, from_uint8, to_uint8
 from s3diff_training.logs import set_up_logging

@@ -14,7 +14,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
 
 if TYPE_CHECKING:
-    from s3diff_training.checkpoints.native import Checkpoint
+    from s3diff_training.checkpoints.checkpoint import Checkpoint
     from s3diff_training.network.base import BaseModel
     from s3diff_training.network.model import S3Diff
 
@@ -88,7 +88,7 @@ class ModelSource(Options):
         return {role: Source(name=path.name, sha256=sha256(path)) for role, path in named.items() if path}
 
     def _read(self) -> tuple[BaseModel, Checkpoint]:
-        from s3diff_training.checkpoints import read_checkpoint
+        from s3diff_training.checkpoints.native import read_checkpoint
         from s3diff_training.network.base import load_base
 
         source = self.settled()

@@ -1,66 +1,45 @@
-"""What a checkpoint is, and our format of it: one `.safetensors` file, its configuration in the metadata."""
+"""One `.safetensors` file with everything that training made, and its configuration in the metadata."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.files import replacing
+from s3diff_training.checkpoints.checkpoint import Checkpoint, require_consistent, require_whole
+from s3diff_training.checkpoints.released import read_estimator, released_checkpoint
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.config import NetworkConfig
+from s3diff_training.network.config import NetworkConfig, is_text
 from s3diff_training.network.model import S3Diff
+from s3diff_training.tensor_files import TensorFile, difference, open_tensor_file, reason
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
-_NAMED = 3
-"""How many tensors of a kind an error names."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """LoRA, modulation, trained `conv_in`, estimator and configuration, free of any base model."""
+def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
+    """Read our format or the released one, told apart by content; whole, checked, or not at all.
 
-    config: NetworkConfig
-    tensors: Mapping[str, Tensor]
-    """By name in `S3Diff.state_dict()`: `unet.<layer>.lora_A.weight`, `modulation.…`, `estimator.…`."""
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    """Free text on where it comes from: command, data, base model, steps."""
-
-
-def read_native(path: Path) -> Checkpoint:
-    """Read our format.
+    Args:
+        path: a `.safetensors` checkpoint, or the released `s3diff.pkl`.
+        estimator: the released `de_net.pth`; replaces the checkpoint's own estimator, if it has one.
 
     Raises:
-        CheckpointError: when the file is damaged, of a newer revision or of another format.
+        CheckpointError: when the file is missing, damaged, inconsistent, of a newer revision or of neither
+            format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged or no safetensors file: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}")
-    try:
-        revision = int(metadata["revision"])
-        if revision > REVISION:
-            raise CheckpointError(
-                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
-                "update s3diff-export"
-            )
-        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
-        provenance = json.loads(metadata.get("provenance", "{}"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the metadata of {path} is damaged ({error}); expected a revision and a JSON configuration"
-        ) from error
-    return Checkpoint(config, tensors, provenance)
+    file = open_tensor_file(path)
+    checkpoint = released_checkpoint(file) if file.metadata is None else _native(file, file.metadata)
+    checkpoint = require_consistent(checkpoint, str(path))
+    if estimator is None:
+        return checkpoint
+    kept = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("estimator.")}
+    return replace(checkpoint, tensors=kept | read_estimator(estimator))
 
 
 def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -74,6 +53,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path, dtype: torch.dtype = to
 
     Raises:
         CheckpointError: when a value is not finite or does not fit `dtype`, or there is no estimator.
+        JobError: when the disk refuses.
     """
     tensors = {
         name: tensor.detach().cpu().to(torch.float32 if name.endswith("frequencies") else dtype).contiguous()
@@ -103,31 +83,20 @@ def build_network(base: BaseModel, checkpoint: Checkpoint) -> S3Diff:
         CheckpointError: when they do not fit; counts every missing, unexpected and mis-shaped tensor and
             names the first few.
     """
-    network = S3Diff(base, checkpoint.config)
+    with torch.device("meta"):  # nothing that training made is ever left as it is initialised
+        network = S3Diff(base, checkpoint.config)
     wanted = {name: tensor.shape for name, tensor in _stored_state(network).items()}
-    given = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-    misshaped = [
-        f"{name} {list(given[name])} for {list(shape)}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
-    faults = {
-        "missing": sorted(wanted.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - wanted.keys()),
-        "mis-shaped": misshaped,
-    }
-    if any(faults.values()):
-        listed = "; ".join(
-            f"{len(names)} {kind} ({_first_few(names)})" for kind, names in faults.items() if names
-        )
-        lacks_estimator = not any(name.startswith("estimator.") for name in given)
+    differing = difference(wanted, checkpoint.tensors)
+    if differing:
+        lacks_estimator = not any(name.startswith("estimator.") for name in checkpoint.tensors)
         hint = (
             "; the released estimator is a file of its own: pass de_net.pth"
             if lacks_estimator
             else "; expected a checkpoint trained on this base model"
         )
-        raise CheckpointError(f"the checkpoint does not fit the base model: {listed}{hint}")
-    network.load_state_dict(dict(checkpoint.tensors), strict=False)
+        raise CheckpointError(f"the checkpoint does not fit the base model: {differing}{hint}")
+    own = {name: tensor.detach().float().clone() for name, tensor in checkpoint.tensors.items()}
+    network.load_state_dict(own, strict=False, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -138,18 +107,31 @@ def _stored_state(network: S3Diff) -> dict[str, Tensor]:
     return {name: t for name, t in state.items() if name in own or name.startswith("estimator.")}
 
 
-def require_whole(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` when a value is not finite in its type on disk, or there is no estimator."""
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        types = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in broken}))
+def _native(file: TensorFile, metadata: Mapping[str, str]) -> Checkpoint:
+    path = file.path
+    if metadata.get("format") != FORMAT:
         raise CheckpointError(
-            f"{len(broken)} tensors are not finite as {types} ({_first_few(broken)}); nothing was written"
+            f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}, which a program that "
+            "saves the file anew may lose"
         )
-    if not any(name.startswith("estimator.") for name in tensors):
-        raise CheckpointError("there is no estimator to write; pass the released de_net.pth with --estimator")
-
-
-def _first_few(names: Sequence[str]) -> str:
-    """The first few of many names, for an error message."""
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+    try:
+        revision = int(metadata["revision"])
+        if revision > REVISION:
+            raise CheckpointError(
+                f"{path} has format revision {revision}, this version reads up to {REVISION}; "
+                "update s3diff-export"
+            )
+        config = NetworkConfig.from_dict(json.loads(metadata["config"]))
+        provenance = json.loads(metadata.get("provenance", "{}"))
+        if not isinstance(provenance, dict) or not all(map(is_text, provenance.values())):
+            raise TypeError("provenance is no dictionary of texts")
+    except CheckpointError:
+        raise
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the metadata of {path} is damaged ({reason(error)}); "
+            "expected a revision and a JSON configuration"
+        ) from error
+    return Checkpoint(config, file.named_tensors(), provenance)

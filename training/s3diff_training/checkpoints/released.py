@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.files import replacing
-from s3diff_training.checkpoints.native import Checkpoint, require_whole
+from s3diff_training.checkpoints.checkpoint import Checkpoint, estimator_shapes, require_whole
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
+from s3diff_training.tensor_files import (
+    TensorFile,
+    difference,
+    first_few,
+    open_tensor_file,
+    reason,
+    unwrapped,
+)
 
 log = logging.getLogger(__name__)
 
@@ -23,35 +31,49 @@ _BLOCKS = {"unet": 10, "vae": 6}
 """Block embeddings that the released code has room for: four UNet levels, the encoder of a 4-level VAE."""
 _CALLERS = ("positive_prompt", "negative_prompt", "guidance")
 """What the released code is told with every call instead of reading it from a file."""
-_HEADER = (
-    "unet_lora_target_modules",
-    "vae_lora_target_modules",
-    "rank_unet",
-    "rank_vae",
-    "w",
-    "state_embeddings",
-)
+_HEADER: dict[str, Any] = {
+    "unet_lora_target_modules": list | tuple | set,
+    "vae_lora_target_modules": str,
+    "rank_unet": int,
+    "rank_vae": int,
+    "w": Tensor,
+    "state_embeddings": Mapping,
+}
 
 
-def read_released(path: Path) -> Checkpoint:
-    """Read `s3diff.pkl`, which has no estimator, without running what a pickle may carry.
+def released_checkpoint(file: TensorFile) -> Checkpoint:
+    """The content of `s3diff.pkl`, which has no estimator.
 
     The released file does not state alpha, prompts, guidance or the axis order: they are the released
     code's (`NetworkConfig`'s defaults).
 
     Raises:
-        CheckpointError: when the file is missing, unsafe, damaged or lacks a part.
+        CheckpointError: when the file lacks a part, or holds it in another layout.
     """
-    content = _load(path)
+    path, content = file.path, unwrapped(file.content)
     parts = [f"state_dict_{part}{kind}" for part in _ADAPTERS for kind in ("", *(f"_{mlp}" for mlp in _MLPS))]
-    missing = [key for key in (*_HEADER, *parts) if key not in content]
+    kinds = _HEADER | dict.fromkeys(parts, Mapping)
+    missing = [key for key in kinds if key not in content]
     if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}; expected the released s3diff.pkl")
-    try:
-        config, tensors = _translated(content)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if any(isinstance(key, str) and "fc_degree." in key for key in content):
+            raise CheckpointError(f"{path} is an estimator; pass it as --estimator, and here s3diff.pkl")
+        raise CheckpointError(f"{path} lacks {first_few(missing)}; expected the released s3diff.pkl")
+    wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
+    if wrong:
         raise CheckpointError(
-            f"{path} has the released parts in another layout ({error}); expected the released s3diff.pkl"
+            f"{path} has the released parts in another layout (wrong kind of {', '.join(wrong)}); "
+            "expected the released s3diff.pkl"
+        )
+    try:
+        config, tensors = _translated(file, content)
+    except CheckpointError:
+        raise
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has the released parts in another layout ({reason(error)}); "
+            "expected the released s3diff.pkl"
         ) from error
     return Checkpoint(config, tensors, {"source": f"{path.name} (released format)"})
 
@@ -60,21 +82,21 @@ def read_estimator(path: Path) -> dict[str, Tensor]:
     """The tensors of `de_net.pth`, by their names in `S3Diff.state_dict()`.
 
     Raises:
-        CheckpointError: when the file is missing, unsafe or damaged.
+        CheckpointError: when the file is missing, unsafe, damaged, or of another network.
     """
-    content = _load(path)
-    if not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise CheckpointError(f"{path} holds more than tensors; expected the released de_net.pth")
-    return {f"estimator.{name}": tensor.detach().float() for name, tensor in content.items()}
+    file = open_tensor_file(path)
+    if set(_HEADER) <= set(file.content):
+        raise CheckpointError(f"{path} holds S3Diff's weights; pass it as --checkpoint, and here de_net.pth")
+    tensors = {f"estimator.{n.removeprefix('estimator.')}": t for n, t in file.named_tensors().items()}
+    differing = difference(estimator_shapes(), tensors)
+    if differing:
+        raise CheckpointError(f"{path} does not fit ({differing}); expected an estimator such as de_net.pth")
+    return tensors
 
 
 def load_estimator(estimator: DegradationEstimator, path: Path) -> None:
-    """Fill an estimator with a `de_net.pth`; raises as `read_estimator`, and for another network."""
-    tensors = {name.removeprefix("estimator."): tensor for name, tensor in read_estimator(path).items()}
-    try:
-        estimator.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit; expected an estimator such as de_net.pth") from error
+    """Fill an estimator with the weights of a `de_net.pth`; raises as `read_estimator`."""
+    estimator.load_state_dict({n.removeprefix("estimator."): t for n, t in read_estimator(path).items()})
 
 
 def write_estimator(estimator: DegradationEstimator, path: Path) -> None:
@@ -93,6 +115,7 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
         CheckpointError: when the released code could not compute the same from them (variants of the
             paper's ablations, another alpha, a base model of other levels), a value is not finite, or
             there is no estimator.
+        JobError: when the disk refuses.
     """
     config = checkpoint.config
     _require_expressible(checkpoint)
@@ -151,37 +174,22 @@ def _require_expressible(checkpoint: Checkpoint) -> None:
         )
 
 
-def _translated(content: Mapping[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
+def _translated(file: TensorFile, content: Mapping[str, Any]) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    tensors = file.named_tensors({"modulation.embedding.frequencies": content["w"]})
     config = NetworkConfig(
-        rank_unet=int(content["rank_unet"]),
-        rank_vae=int(content["rank_vae"]),
+        rank_unet=content["rank_unet"],
+        rank_vae=content["rank_vae"],
         unet_targets=tuple(content["unet_lora_target_modules"]),
-        vae_targets=str(content["vae_lora_target_modules"]),
+        vae_targets=content["vae_lora_target_modules"],
         fourier_features=len(content["w"]),
     )
-    tensors: dict[str, Tensor] = {"modulation.embedding.frequencies": content["w"]}
-    for part, adapter in _ADAPTERS.items():
-        for name, tensor in content[f"state_dict_{part}"].items():
-            tensors[f"{part}.{name.replace(f'.{adapter}.', '.')}"] = tensor
-        for mlp, ours in _MLPS.items():
-            for name, tensor in content[f"state_dict_{part}_{mlp}"].items():
-                tensors[f"modulation.{part}.{ours}.{name}"] = tensor
+    for part in _ADAPTERS:
         embeddings = content["state_embeddings"][f"state_dict_{part}_block"]
-        tensors[f"modulation.{part}.block_embeddings.weight"] = embeddings["weight"]
-    return config, {name: tensor.detach().float() for name, tensor in tensors.items()}
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; expected a file of the released weights")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes fail in whatever way they lead the reader
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CheckpointError(
-            f"{path} cannot be read as plain tensors ({reason}); "
-            "expected the released file, and none that runs code"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dictionary of tensors")
-    return content
+        places = {f"{part}.": content[f"state_dict_{part}"]}
+        places |= {
+            f"modulation.{part}.{ours}.": content[f"state_dict_{part}_{n}"] for n, ours in _MLPS.items()
+        }
+        places |= {f"modulation.{part}.block_embeddings.": embeddings}
+        for prefix, named in places.items():
+            tensors |= {prefix + name: tensor for name, tensor in file.named_tensors(named).items()}
+    return config, tensors

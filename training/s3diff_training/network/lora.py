@@ -1,7 +1,7 @@
 """Degradation-guided LoRA layers (paper section 3.2.1, eq. 3) and their placement in a diffusers model."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from peft import LoraConfig
@@ -86,12 +86,14 @@ class ModulatedLoRA(nn.Module):
 
 def targeted_layers(model: nn.Module, targets: str | tuple[str, ...]) -> dict[str, nn.Linear | nn.Conv2d]:
     """The layers of `model` that peft would adapt, by name; the arguments are `add_lora`'s."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    return {name: layers[name] for name in targeted_names(layers, targets)}
+
+
+def targeted_names(names: Iterable[str], targets: str | tuple[str, ...]) -> list[str]:
+    """Those of the names of layers that peft would adapt."""
     config = LoraConfig(target_modules=targets if isinstance(targets, str) else list(targets))
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and check_target_module_exists(config, name)
-    }
+    return [name for name in names if check_target_module_exists(config, name)]
 
 
 def add_lora(
