@@ -110,14 +110,14 @@ def test_memory_stays_within_its_budget(tmp_path: Path, monkeypatch: pytest.Monk
     assert decoded[3:] == ["1"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "32 bits per channel"])
+@pytest.mark.parametrize("damage", ["truncated", "floats beyond 1"])
 def test_damage_found_late_is_reported_and_does_not_change_later_draws(folder: Path, damage: str) -> None:
     path = folder / "a.png"
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-2000])  # the header is whole, the pixels are not
     else:
         path = folder / "floats.tiff"
-        Image.fromarray(np.ones((100, 100), np.float32)).save(path)
+        Image.fromarray(np.full((100, 100), 7, np.float32)).save(path)  # a range of its own
     photographs = PhotographFolder(folder, min_side=64)
     generator = torch.Generator().manual_seed(0)
     photographs.crops(20, 32, generator)
