@@ -18,8 +18,7 @@ from tests.export.models import Files
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.engines.adding import add_engines
 from s3diff_export.engines.building import EngineSource, require_builder
-from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange
-from s3diff_export.engines.shapes import stage_shapes
+from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineSidecar
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BuildError

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from s3diff_export.cli import cli, run
 from s3diff_export.engines.building import require_builder
-from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange, parse_size
-from s3diff_export.engines.shapes import stage_shapes
+from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange, parse_size, stage_shapes
 from s3diff_runtime.bundle.engine_records import Profile, Range
 from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.bundle.records import TensorSpec

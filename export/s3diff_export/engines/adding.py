@@ -15,8 +15,7 @@ import click
 from pydantic import ValidationError
 
 from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
-from s3diff_export.engines.options import EngineOptions
-from s3diff_export.engines.shapes import stage_shapes
+from s3diff_export.engines.options import EngineOptions, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded

@@ -1,11 +1,12 @@
-"""What may be asked of the engines of a bundle."""
+"""What may be asked of the engines of a bundle, and the shapes of tensors that follow from it."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3diff_runtime.bundle.engine_records import HardwareCompatibility, Profile, Range
+from s3diff_runtime.bundle.engine_records import HardwareCompatibility, Profile, Range, Shapes
+from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour, FlavourTraits
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import Options, group, option
@@ -14,6 +15,7 @@ from s3diff_runtime.vocabulary import SCALE
 _USUAL_SIDE = 128  # the runtime's tiles
 _LARGEST_SIDE = 256
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
+_PROMPTS = (1, 2, 2)  # least, tuned and largest number: with guidance, positive and negative
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 Size = tuple[int, int]
 """Height and width, in low-resolution pixels."""
@@ -149,3 +151,26 @@ def _side_problems(sides: dict[str, tuple[int, int, int]], padding: int) -> Iter
         for size in sorted({size for size in sizes if size % padding}):
             near = max(size // padding, 1) * padding
             yield f"{name} {size} is no multiple of {padding}; take {near} or {near + padding}"
+
+
+def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str, Shapes]:
+    """The shapes of all inputs of a stage, by name; a fixed axis has one size in all three.
+
+    An image may be smaller than the sides of the profile by less than one multiple, because the graphs pad it
+    up. Latent and decoded sides are those of the padded image.
+
+    Raises:
+        KeyError: for an axis that no stage of this version has.
+    """
+    padding = manifest.multiple // SCALE
+    axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
+    for name, side in (("height", profile.height), ("width", profile.width)):
+        axes[name] = side.min - padding + 1, side.opt, side.max
+        axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
+        axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
+    shapes: dict[str, Shapes] = {}
+    for spec in stage.inputs:
+        sizes = [(axis,) * 3 if isinstance(axis, int) else axes[axis] for axis in spec.shape]
+        least, tuned, largest = (tuple(size[which] for size in sizes) for which in range(3))
+        shapes[spec.name] = least, tuned, largest
+    return shapes
