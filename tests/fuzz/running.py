@@ -35,6 +35,12 @@ def _hang(_number: int, _frame: FrameType | None) -> None:
     raise Hang
 
 
+def _watch() -> None:
+    """Let both timers of `outcome` end what takes too long."""
+    signal.signal(signal.SIGALRM, _hang)
+    signal.signal(signal.SIGPROF, _hang)
+
+
 def outcome(kind: str, path: Path, folder: Path) -> str:
     """What reading a file came to: `result`, `refused`, or what should not have happened."""
     signal.setitimer(signal.ITIMER_REAL, BLOCKED)
@@ -57,8 +63,7 @@ def outcome(kind: str, path: Path, folder: Path) -> str:
 
 
 def _worker(kind: str, seed: int, numbers: range, pipe: Connection) -> None:
-    for timer in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(timer, _hang)
+    _watch()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
@@ -123,8 +128,7 @@ def _keep(kind: str, seed: int, number: int, result: str, findings: Path) -> Non
 
 def read_again(kind: str, path: Path) -> str:
     """What one file comes to, read in this process."""
-    for timer in (signal.SIGALRM, signal.SIGPROF):
-        signal.signal(timer, _hang)
+    _watch()
     with tempfile.TemporaryDirectory() as scratch:
         TARGETS[kind].seeds(Path(scratch))
         return outcome(kind, path, Path(scratch))
