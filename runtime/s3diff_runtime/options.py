@@ -213,11 +213,14 @@ def _without_none(hint: object) -> object:
 
 
 def _range_problems(options: Options) -> Iterator[str]:
-    hints = types_of(type(options))
+    hints, written = types_of(type(options)), get_type_hints(type(options))
     for name, info in infos_of(type(options)).items():
         value, hint = getattr(options, name), hints[name]
-        for one in value if isinstance(value, tuple) else () if value is None else (value,):
-            expected = _expected(info, get_args(hint)[0] if get_origin(hint) is tuple else hint, one)
+        if value is None and types.NoneType in get_args(written[name]):
+            continue
+        several = get_origin(hint) is tuple and isinstance(value, tuple)
+        for one in value if several else (value,):
+            expected = _expected(info, get_args(hint)[0] if several else hint, one)
             if expected:
                 yield f"{name} is {value if isinstance(value, tuple) else repr(one)}, expected {expected}"
                 break
@@ -228,7 +231,7 @@ def _expected(info: OptionInfo, hint: object, value: object) -> str:
     if get_origin(hint) is Literal:
         return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
     if hint not in (int, float):
-        return ""
+        return "a value" if value is None else ""
     if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
         return "a whole number" if hint is int else "a number"
     return "" if info.holds(value) else info.range_of() or "a finite number"

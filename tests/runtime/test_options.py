@@ -128,6 +128,8 @@ def test_flags_of_what_was_given_are_those_of_the_command_line() -> None:
         ({"kind": "chalk"}, "kind is 'chalk', expected one of oil, ink"),
         ({"count": "5"}, "count is '5', expected a whole number"),
         ({"count": 2.5}, "count is 2.5, expected a whole number"),
+        ({"count": None}, "count is None, expected a whole number"),
+        ({"count": ()}, r"count is \(\), expected a whole number"),
         ({"rate": True}, "rate is True, expected a number"),
         ({"count": 0, "limit": -1, "kind": "chalk"}, "count is 0.*; limit is -1.*; kind is 'chalk'"),
         ({"dry": True, "count": 4}, "ink alone; --dry lasts for 3 pictures, not 4"),
