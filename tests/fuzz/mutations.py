@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -87,7 +88,7 @@ def _tree_changed(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401 - JS
         places += [(node, key) for key in keys]
         stack += [node[key] for key in keys]
     if not places:
-        return chance.choice(HOSTILE)
+        return copy.deepcopy(chance.choice(HOSTILE))
     node, key = chance.choice(places)
     match chance.randrange(5):
         case 0:
@@ -105,7 +106,7 @@ def _tree_changed(tree: Any, chance: random.Random) -> Any:  # noqa: ANN401 - JS
             except (ValueError, RecursionError):  # the tree in itself
                 node[key] = None
         case _:
-            node[key] = chance.choice(HOSTILE)
+            node[key] = copy.deepcopy(chance.choice(HOSTILE))  # which later changes may reach into
     return tree
 
 
