@@ -27,6 +27,7 @@ from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage, recorded
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.files import replacing
@@ -114,6 +115,10 @@ class StepClock:
             self._progress(step)
 
 
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedBundle:
     """Load, measure, export, verify, build engines, publish; `progress` is told of each step as it begins.
 
@@ -123,8 +128,11 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         RequestError: for an output in the way, weights or options that do not fit, or too little disk space.
         BuildError: when a graph cannot be exported, or fails its check or its gate.
     """
-    if request.output.exists() and not request.force:
-        raise RequestError(f"{request.output} exists; pass --force to replace it")
+    output = request.output
+    if output.exists() and not request.force:
+        raise RequestError(f"{output} exists; pass --force to replace it")
+    if output.exists() and not (output / MANIFEST_NAME).is_file() and not _is_empty(output):
+        raise RequestError(f"{output} is no bundle, and only a bundle is replaced; name another output")
     wants_engines = request.engines.flavour is not None
     if wants_engines:
         require_builder(request.engines)

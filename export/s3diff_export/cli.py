@@ -16,6 +16,7 @@ from types import MappingProxyType
 import click
 
 from s3diff_runtime.command_line import LazyGroup, Member
+from s3diff_runtime.errors import one_line
 
 # The top-level modules that only extras bring; any other missing module is a bug, not an incomplete install.
 OPTIONAL_MODULES = frozenset(
@@ -163,7 +164,7 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(message: str, exit_code: int) -> int:
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {one_line(message)}", err=True)
     return exit_code
 
 

@@ -35,6 +35,11 @@ class OutOfMemory(JobError):
     """The device or the host has not the memory that the work needs; smaller tiles or batches need less."""
 
 
+def one_line(message: str) -> str:
+    """A message as a terminal may show it: in one line, and what file names hide in it spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+
+
 def refuse(problems: Iterable[str], what: str = "") -> None:
     """Raise `RequestError` with all problems in one message, where there are any.
 

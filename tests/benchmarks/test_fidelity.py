@@ -213,7 +213,10 @@ def test_command_takes_images_and_writes_curves(
         (["none"], "none"),
         (["a.bundle", "--image", "none.png"], "none.png"),
         (["a.bundle", "--checkpoint", "none"], "--base and --checkpoint go together"),
-        (["a.bundle", "--base", "b", "--checkpoint", "none"], "checkpoint none does not exist"),
+        (
+            ["a.bundle", "--base", "b", "--checkpoint", "none"],
+            "none does not exist; expected a file of weights",
+        ),
         (["a.bundle", "--device", "tpu"], "tpu"),
     ],
 )

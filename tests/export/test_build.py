@@ -185,6 +185,15 @@ def test_without_guidance(
 # --- what is in the way, and what fails ------------------------------------------------------------
 
 
+def test_only_bundles_are_replaced(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("dear")
+    for output in (tmp_path / "letters", tmp_path / "letters" / "one.txt"):
+        with pytest.raises(RequestError, match="is no bundle, and only a bundle is replaced"):
+            build(unproven(files, output).but(force=True))
+    assert (tmp_path / "letters" / "one.txt").read_text() == "dear"
+
+
 def test_an_existing_output_is_kept_unless_forced(
     command: Command, files: Files, bundle: Path, small: tuple[str, str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -204,7 +205,7 @@ def test_impossible_plans_are_refused(
 ) -> None:
     if inputs == ["in/.cache"]:  # named outright, a hidden folder is searched
         (photos / "in" / ".cache" / "d.png").unlink()
-        message = "in/.cache holds no .avif, .bmp, .dib, .gif, "
+        message = "in/.cache holds no .avif, .bmp, .btf, .dib, .gif, "
     with pytest.raises(RequestError, match=re.escape(message)):
         planned(inputs, output, format)
 
@@ -238,3 +239,19 @@ def test_existing_outputs_are_refused(photos: Path) -> None:
     (photos / "out" / "a.png").touch()
     with pytest.raises(RequestError, match=r"^out/a\.png and 1 more exist; pass --force"):
         refuse_existing(jobs)
+
+
+def test_links_to_files_are_pictures_and_circles_are_not(photos: Path) -> None:
+    folder = Path("linked")
+    folder.mkdir()
+    shutil.copy(next(path for path in Path("in").rglob("*.png")), folder / "a.png")
+    (folder / "b.png").symlink_to("a.png")
+    (folder / "me").symlink_to("me")
+    jobs = plan_jobs(["linked"], Path("out"))
+    assert [job.target.name for job in jobs] == ["a.png", "b.png"]
+    assert any("leads nowhere" in str(each) for each in jobs.left_out)
+
+
+def test_formats_that_are_only_read_are_no_output(photos: Path) -> None:
+    with pytest.raises(RequestError, match=r"x\.gif is of a format that is only read"):
+        plan_jobs(["in"], Path("x.gif"))

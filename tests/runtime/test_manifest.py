@@ -70,7 +70,7 @@ def test_json_schema_names_every_field() -> None:
 
 def test_folder_without_manifest(tmp_path: Path) -> None:
     assert "is not a bundle: it has no manifest.json" in problem(tmp_path)
-    assert "is not a bundle" in problem(tmp_path / "nowhere")
+    assert "does not exist" in problem(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("content", [b"", b'{"format": "s3diff-bun', b"\xff\xfe\x00", b"not json"])

@@ -73,6 +73,12 @@ def plan_jobs(
     search = Search(output)
     found = {source: relative for text in inputs for source, relative in search.pictures(text)}
     _refuse(search.problems)
+    suffix = output.suffix.lower()
+    if suffix in SUFFIXES - WRITTEN_SUFFIXES and not output.is_dir():
+        written = ", ".join(sorted(WRITTEN_SUFFIXES))
+        raise RequestError(
+            f"{output} is of a format that is only read; expected a folder, or a new file of {written}"
+        )
     if _names_file(output):
         if len(inputs) != 1 or not Path(inputs[0]).is_file():
             raise RequestError(

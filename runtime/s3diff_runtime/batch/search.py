@@ -62,7 +62,8 @@ class Search:
             reason = f"holds no {kinds} files" if path.is_dir() else "does not exist, and matches nothing"
             self.problems.append(f"{text} {reason}")
         for source, relative in matches.items():
-            if (real := source.resolve()) not in self._taken:
+            # A link to a file is a picture of its own; what two ways lead to is taken once.
+            if (real := source.parent.resolve() / source.name) not in self._taken:
                 self._taken.add(real)
                 yield source, relative
 
@@ -102,7 +103,7 @@ class Search:
             except OSError as error:
                 self.problems.append(f"{path} cannot be searched: {error.strerror}")
                 continue
-            below = [entry for entry in entries if entry.is_dir()]
+            below = [entry for entry in entries if Path(entry.path).is_dir()]
             yield path, [entry for entry in entries if entry not in below]
             taken = [Path(entry.path) for entry in below if self._searched(entry)]
             linked.extend(each for each in taken if each.is_symlink())

@@ -35,7 +35,7 @@ from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_wh
 from s3diff_runtime.batch.search import LeftOut
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
-from s3diff_runtime.errors import JobError, RequestError, S3DiffError
+from s3diff_runtime.errors import JobError, RequestError, S3DiffError, one_line
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import QUALITY, Format
@@ -172,7 +172,9 @@ def _progress(total: int) -> Iterator[Callable[[Outcome], None]]:
         def show(outcome: Outcome) -> None:
             nonlocal remaining
             if outcome.status == "failed":
-                console.print(f"failed: {outcome.error}", markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    f"failed: {one_line(outcome.error or '')}", markup=False, highlight=False, soft_wrap=True
+                )
             if outcome.status == "skipped":  # takes no time, and would make the others look quick
                 with lock:
                     remaining -= 1

@@ -167,6 +167,8 @@ class Manifest(Part):
                 text
             )  # refuses what those who show it could not: deep nests, text that is none
         except FileNotFoundError as error:
+            if not folder.exists():
+                raise BundleError(f"{folder} does not exist; expected the folder of a bundle") from error
             raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST_NAME}; {rebuild}") from error
         except (OSError, RuntimeError) as error:
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read ({error})"

@@ -37,7 +37,7 @@ FORMATS: Mapping[Format, FileFormat] = MappingProxyType(
         "png": FileFormat("PNG", (".png",), 2**31 - 1),
         "jpeg": FileFormat("JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".jif"), 65_500, transparency=False),
         "webp": FileFormat("WEBP", (".webp",), 16_383),
-        "tiff": FileFormat("TIFF", (".tif", ".tiff"), 2**31 - 1),
+        "tiff": FileFormat("TIFF", (".tif", ".tiff", ".btf", ".tf8"), 2**31 - 1),
     }
 )
 _WRITTEN = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
