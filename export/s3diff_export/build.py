@@ -186,7 +186,7 @@ def _require_space(network: S3Diff, request: BuildRequest, bins: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise RequestError(
-            f"{parent} has {free / 2**30:.1f} GiB free and the bundle needs about {needed / 2**30:.1f}; "
+            f"{parent} has {free / 2**20:,.0f} MiB free and the bundle needs about {needed / 2**20:,.0f}; "
             "free some, choose fewer bins, or another --output"
         )
 

@@ -241,7 +241,7 @@ def test_a_full_disk_is_noticed_before_anything_is_written(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(RequestError, match="GiB free and the bundle needs about"):
+    with pytest.raises(RequestError, match="MiB free and the bundle needs about"):
         build(unproven(files, tmp_path / "deep" / "b"))
     assert not list(tmp_path.iterdir())
 
