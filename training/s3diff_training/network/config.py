@@ -77,10 +77,6 @@ class NetworkConfig(Options):
 
     def problems(self) -> Iterator[str]:
         """What a file may hold in a field's place, and axes that are not the two there are."""
-        for field in fields(self):
-            value, usual = getattr(self, field.name), field.default
-            if isinstance(value, tuple) != isinstance(usual, tuple) or (value is None and usual is not None):
-                yield f"{field.name} is of the wrong kind, expected one like {usual}"
         for name in ("vae_targets", "positive_prompt", "negative_prompt"):
             if not is_text(getattr(self, name)):
                 yield f"{name} is no text"
