@@ -40,6 +40,12 @@ def one_line(message: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where there is none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def refuse(problems: Iterable[str], what: str = "") -> None:
     """Raise `RequestError` with all problems in one message, where there are any.
 

@@ -20,11 +20,13 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Literal, Self, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from s3diff_runtime.errors import RequestError, refuse
 
 T = TypeVar("T", bound="Options")
+F = TypeVar("F", bound=Callable[..., Any])
 KEY = "option"
 
 
@@ -135,7 +137,13 @@ class Options:
         ]
 
 
-def infos_of(cls: type[Options]) -> dict[str, OptionInfo]:
+def _once(function: F) -> F:
+    """Ask a class once: options are made on every call of an upscaler. (mypy takes no class for hashable.)"""
+    return cast(F, cache(function))
+
+
+@_once
+def infos_of(cls: type[Options]) -> Mapping[str, OptionInfo]:
     """The options of a class by field, with the flags that the command line has for them."""
     found = {}
     for each in fields(cls):
@@ -149,9 +157,17 @@ def infos_of(cls: type[Options]) -> dict[str, OptionInfo]:
     return found
 
 
-def types_of(cls: type[Options]) -> dict[str, object]:
+@_once
+def types_of(cls: type[Options]) -> Mapping[str, object]:
     """The type of every field, without None."""
     return {name: _without_none(hint) for name, hint in get_type_hints(cls).items()}
+
+
+@_once
+def _may_be_none(cls: type[Options]) -> frozenset[str]:
+    """The fields whose type has None."""
+    hints = get_type_hints(cls).items()
+    return frozenset(name for name, hint in hints if types.NoneType in get_args(hint))
 
 
 def read(cls: type[T], values: Mapping[str, object], default: T | None = None, prefix: str = "") -> T:
@@ -213,10 +229,10 @@ def _without_none(hint: object) -> object:
 
 
 def _range_problems(options: Options) -> Iterator[str]:
-    hints, written = types_of(type(options)), get_type_hints(type(options))
+    hints, optional = types_of(type(options)), _may_be_none(type(options))
     for name, info in infos_of(type(options)).items():
         value, hint = getattr(options, name), hints[name]
-        if value is None and types.NoneType in get_args(written[name]):
+        if value is None and name in optional:
             continue
         several = get_origin(hint) is tuple and isinstance(value, tuple)
         for one in value if several else (value,):

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,11 @@ class TensorFile:
     claimed: int = 0
     """Bytes of the tensors that `named_tensors` came upon, which the file's size bounds."""
 
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size
+
     def named_tensors(self, content: Mapping[Any, object] | None = None) -> dict[str, Tensor]:
         """The tensors of the file, or of one mapping in it, float32 and contiguous, by their layers' names.
 
@@ -134,10 +140,9 @@ class TensorFile:
                 f"{shown} is {tensor.layout} on {tensor.device.type}, expected dense values"
             )
         self.claimed += tensor.numel() * tensor.itemsize
-        size = self.path.stat().st_size
-        if self.claimed > 2 * size:  # some programs write one tensor under two names, none does more
+        if self.claimed > 2 * self.size:  # some programs write one tensor under two names, none does more
             raise CheckpointError(
-                f"{self.path} claims to hold more than its {size} bytes can (at {name[:80]}, "
+                f"{self.path} claims to hold more than its {self.size} bytes can (at {name[:80]}, "
                 f"{list(tensor.shape)}); it is damaged, or made to exhaust the memory"
             )
         copied = tensor.detach().float().clone(memory_format=torch.contiguous_format)
@@ -212,8 +217,7 @@ def first_few(names: Iterable[str]) -> str:
 
 def reason(error: BaseException) -> str:
     """The first sentence of an error's text, without libraries' advice; its type where there is none."""
-    lines = str(error).strip().splitlines()
-    return (lines[0].split(". ")[0].rstrip(".") if lines else type(error).__name__)[:_LONGEST_REASON]
+    return first_line(error).split(". ")[0].rstrip(".")[:_LONGEST_REASON]
 
 
 def _what_it_is(head: bytes) -> str:

@@ -18,7 +18,7 @@ from onnxscript.optimizer import fold_constants
 from torch import Tensor
 
 from s3diff_export.graphs.stages import StageGraph
-from s3diff_runtime.errors import BuildError
+from s3diff_runtime.errors import BuildError, first_line
 
 OPSET = 18
 
@@ -60,10 +60,9 @@ def export_onnx(graph: StageGraph, path: Path) -> None:
             ir.save(model, path, external_data=f"{path.name}.data")
         onnx.checker.check_model(str(path), full_check=False)
     except Exception as error:  # the tracer and the passes raise many kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BuildError(
-            f"stage {graph.stage} cannot be exported to ONNX: {reason}; the exporter does not know "
-            "this model, or torch and onnxscript have other versions than in constraints.txt"
+            f"stage {graph.stage} cannot be exported to ONNX: {first_line(error)}; the exporter does not "
+            "know this model, or torch and onnxscript have other versions than in constraints.txt"
         ) from error
 
 

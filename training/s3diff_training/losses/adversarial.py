@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import ViTConfig, ViTModel
 
-from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.errors import RequestError, first_line, refuse
 from s3diff_training.logs import quiet_libraries
 
 DEFAULT_DINO = "facebook/dino-vits16"
@@ -74,7 +74,7 @@ class DinoDiscriminator(nn.Module):
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise _unreadable(path_or_id, _first_line(error)) from error
+            raise _unreadable(path_or_id, first_line(error).rstrip(".")) from error
         backbone, report = loaded
         if report["missing_keys"]:
             missing = sorted(report["missing_keys"])
@@ -160,7 +160,3 @@ def _unreadable(path_or_id: str | Path, reason: str) -> RequestError:
         f"no DINO backbone at {path_or_id!s}: {reason}; name a transformers ViT folder or a hub id "
         f"with --dino (for example {DEFAULT_DINO}), or train without the adversary (--lambda-gan 0)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
