@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.prompts import PromptEncoder
 from s3diff_runtime.settings import Conditions, Degradation
-from s3diff_runtime.stages import picture_stages
+from s3diff_runtime.stages import picture_stages, scale_key
 from s3diff_runtime.vocabulary import Pixels
 
 T = TypeVar("T", bound=np.generic)
@@ -60,7 +60,7 @@ class Network:
         filled = _filled(images, self._least_batch)
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {"image": filled})
-            self._run("estimator", None, tensors, lane)
+            self._run("estimator", (), tensors, lane)
             scores = _downloaded(lane, tensors["degradation"])[: len(images)]
         if not np.isfinite(scores).all():
             raise JobError("stage estimator gave scores that are not finite; set noise and blur by hand")
@@ -75,7 +75,7 @@ class Network:
     def restore(
         self,
         images: Pixels,
-        degradations: Sequence[Degradation],
+        degradations: Sequence[Degradation | None],
         bin: Bin | None,
         conditions: Conditions,
         clock: Clock,
@@ -84,7 +84,8 @@ class Network:
 
         Args:
             images: uint8 `[N, H, W, 3]`.
-            degradations: one for each image; all equal where the LoRA mode has one degradation a call.
+            degradations: one for each image; all equal where the LoRA mode has one degradation a call, and
+                None where the family has none.
             bin: whose weights to use; None for a bundle without bins.
             conditions: colour correction, guidance, prompts.
             clock: counts the time of each stage.
@@ -99,10 +100,11 @@ class Network:
         stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
         read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
+        choices = {scale_key(self._bundle.manifest.scale)} | ({bin.name} if bin else set())
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
-                self._run(stage, bin, tensors, lane)
+                self._run(stage, choices, tensors, lane)
             count, height, width, channels = shape_of(tensors["image"])
             scale = self._bundle.manifest.scale
             expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
@@ -114,16 +116,19 @@ class Network:
         return upscaled
 
     def _given(
-        self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
+        self,
+        images: Pixels,
+        degradations: Sequence[Degradation | None],
+        conditions: Conditions,
+        clock: Clock,
     ) -> dict[str, NDArray[Any]]:
         """What the host gives to the stages."""
         manifest = self._bundle.manifest
         axes, one_for_all = manifest.degradation_axes, LORA_MODES[manifest.lora_mode].one_degradation
-        scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
-        given: dict[str, NDArray[Any]] = {
-            "image": _filled(images, self._least_batch),
-            "degradation": scores[:1] if one_for_all else _filled(scores, self._least_batch),
-        }
+        given: dict[str, NDArray[Any]] = {"image": _filled(images, self._least_batch)}
+        if axes:
+            scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
+            given["degradation"] = scores[:1] if one_for_all else _filled(scores, self._least_batch)
         if conditions.guidance is not None:
             given["guidance"] = np.array(conditions.guidance, np.float32)
         if conditions.prompts:
@@ -131,9 +136,11 @@ class Network:
                 given["prompts"] = self._encode_prompts(conditions.prompts)
         return given
 
-    def _run(self, stage: str, bin: Bin | None, tensors: dict[str, Value], lane: Lane) -> None:
+    def _run(
+        self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane
+    ) -> None:
         """Feed a stage from `tensors` by name, and put its outputs there."""
-        session = self._sessions.get(stage, bin)
+        session = self._sessions.get(stage, choices)
         spec = self._bundle.manifest.stages[stage]
         with lane.timed(stage):
             outputs = session.run({tensor.name: tensors[tensor.name] for tensor in spec.inputs})

@@ -6,6 +6,7 @@ from typing import NamedTuple, Self, TypedDict
 
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import refuse
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, option
 from s3diff_runtime.vocabulary import ColorFix
 
@@ -23,7 +24,7 @@ class UpscaleSettings(TypedDict, total=False):
     noise: float | None
     blur: float | None
     guidance: float | None
-    color_fix: ColorFix
+    color_fix: ColorFix | None
     prompt: str | None
     negative_prompt: str | None
 
@@ -41,7 +42,11 @@ class PictureSettings(Options):
     guidance: float | None = option(
         None, "Scale of the guidance away from the negative prompt (eq. 5); 1 is none."
     )
-    color_fix: ColorFix = option("wavelet", "How the colours are brought back to the input's, tile by tile.")
+    color_fix: ColorFix | None = option(
+        None,
+        "How the colours are brought back to the input's, tile by tile.",
+        shown=", ".join(f"{traits.title}: {traits.color_fix}" for traits in FAMILIES.values()),
+    )
     prompt: str | None = option(None, "Text to guide towards, for bundles built with --prompts runtime.")
     negative_prompt: str | None = option(None, "Text to guide away from, for the same bundles.")
 
@@ -57,6 +62,8 @@ class Conditions:
     color_fix: ColorFix
     prompts: tuple[str, ...]
     """Positive and, with guidance, negative; empty where the graphs hold them."""
+    estimates: bool
+    """Whether the bundle reads a degradation off pictures."""
 
     @classmethod
     def of(cls, manifest: Manifest, settings: PictureSettings) -> Self:
@@ -72,16 +79,28 @@ class Conditions:
             positive = texts.positive if settings.prompt is None else settings.prompt
             negative = texts.negative if settings.negative_prompt is None else settings.negative_prompt
             prompts = (positive, negative) if guides else (positive,)
-        scale = manifest.guidance.default if settings.guidance is None else settings.guidance
-        return cls(settings.noise, settings.blur, scale if guides else None, settings.color_fix, prompts)
+        guidance = manifest.guidance.default if settings.guidance is None else settings.guidance
+        return cls(
+            noise=settings.noise,
+            blur=settings.blur,
+            guidance=guidance if guides else None,
+            color_fix=settings.color_fix or usual_color_fix(manifest),
+            prompts=prompts,
+            estimates=bool(manifest.degradation_axes),
+        )
 
     @property
     def needs_estimate(self) -> bool:
         """Whether a score is left to the image."""
-        return self.noise is None or self.blur is None
+        return self.estimates and (self.noise is None or self.blur is None)
 
-    def degradation(self, estimated: Degradation | None) -> Degradation:
-        """The scores to apply: those set by hand, else the estimated ones (given if `needs_estimate`)."""
+    def degradation(self, estimated: Degradation | None) -> Degradation | None:
+        """The scores to apply: those set by hand, else the estimated ones (given if `needs_estimate`).
+
+        None where the bundle takes none.
+        """
+        if not self.estimates:
+            return None
         noise, blur = estimated or (0.0, 0.0)
         return Degradation(
             noise if self.noise is None else float(self.noise),
@@ -89,14 +108,27 @@ class Conditions:
         )
 
 
+def usual_color_fix(manifest: Manifest) -> ColorFix:
+    """The family's own, or the first that the bundle has where it was built without that."""
+    usual = FAMILIES[manifest.family].color_fix
+    return usual if usual in manifest.color_fixes else manifest.color_fixes[0]
+
+
 def _ability_problems(manifest: Manifest, settings: PictureSettings) -> Iterator[str]:
-    guides = manifest.guidance.mode == "on"
-    if settings.guidance is not None and not guides:
-        yield "this bundle was built with --guidance off and takes no guidance"
-    if settings.color_fix not in manifest.color_fixes:
+    family, texts = FAMILIES[manifest.family], manifest.prompts
+    unguided = (
+        "this bundle was built with --guidance off and"
+        if family.guides
+        else f"{family.title} has one prompt and no guidance; it"
+    )
+    if not family.estimates and not (settings.noise is None and settings.blur is None):
+        yield f"{family.title} restores without a degradation and takes no noise and no blur"
+    if settings.guidance is not None and manifest.guidance.mode == "off":
+        yield f"{unguided} takes no guidance"
+    if settings.color_fix not in (None, *manifest.color_fixes):
         yield f"color_fix is {settings.color_fix!r}, this bundle has {', '.join(manifest.color_fixes)}"
-    if manifest.prompts.mode == "folded":
+    if texts.mode == "folded":
         if settings.prompt is not None or settings.negative_prompt is not None:
             yield "this bundle has its prompts folded in and takes none; build it with --prompts runtime"
-    elif settings.negative_prompt is not None and not guides:
-        yield "this bundle was built with --guidance off and takes no negative prompt"
+    elif settings.negative_prompt is not None and manifest.guidance.mode == "off":
+        yield f"{unguided} takes no negative prompt"

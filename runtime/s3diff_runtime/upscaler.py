@@ -39,9 +39,11 @@ class Result:
     pixels: Pixels
     """uint8 RGB `[4H, 4W, 3]`."""
     estimated: dict[str, float] | None
-    """The scores `noise` and `blur` read off the image, in [0, 1]; None where both were set by hand."""
+    """The scores `noise` and `blur` read off the image, in [0, 1]; None where both were set by hand, or the
+    family reads none."""
     applied: dict[str, float]
-    """The scores that were asked of the network. A merged bundle answers with the weights of `bin`."""
+    """The scores that were asked of the network. A merged bundle answers with the weights of `bin`. Empty
+    where the family takes none."""
     bin: Bin | None
     """The bin whose weights were used; None unless the bundle is merged."""
     engine: str
@@ -67,7 +69,7 @@ class _Restoration:
     pixels: Pixels
     clock: Clock
     estimate: Degradation | None
-    degradation: Degradation
+    degradation: Degradation | None
     bin: Bin | None
     tiles: int = 1
     upscaled: Pixels | None = None
@@ -215,7 +217,7 @@ class Upscaler:
         for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
             estimate = found.get(number)
             degradation = conditions.degradation(estimate)
-            bin = nearest_bin(self.manifest.bins, *degradation)
+            bin = nearest_bin(self.manifest.bins, *degradation) if degradation else None
             yield _Restoration(image, clock, estimate, degradation, bin)
 
     def _estimates(
@@ -277,7 +279,7 @@ class Upscaler:
         return Result(
             pixels=np.asarray(item.upscaled),
             estimated=item.estimate and item.estimate._asdict(),
-            applied=item.degradation._asdict(),
+            applied=item.degradation._asdict() if item.degradation else {},
             bin=item.bin,
             engine=self.engine,
             device=self.device,

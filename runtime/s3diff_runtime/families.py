@@ -1,0 +1,42 @@
+"""The families: published methods whose checkpoints become bundles. The one table of what each can be asked for.
+
+`s3diff_training.families.<name>` reads a family's checkpoints and computes what its released code computes;
+docs/families.md says what each needs and gives.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, get_args
+
+from s3diff_runtime.vocabulary import ColorFix
+
+FamilyName = Literal["s3diff", "osediff"]
+
+
+@dataclass(frozen=True)
+class FamilyTraits:
+    """What follows from a family for those who call."""
+
+    title: str
+    """As its authors write it."""
+    summary: str
+    """One line for people who choose."""
+    color_fix: ColorFix
+    """The correction that its released code applies unless told otherwise."""
+    estimates: bool = False
+    """Whether it reads a degradation off the picture, in the place of which a caller may set one."""
+    guides: bool = False
+    """Whether it may be guided away from a negative prompt."""
+
+
+FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
+    {
+        "s3diff": FamilyTraits(
+            "S3Diff", "LoRA turned by the picture's degradation", "wavelet", estimates=True, guides=True
+        ),
+        "osediff": FamilyTraits("OSEDiff", "plain LoRA, a prompt of each picture's own", "adain"),
+    }
+)
+if tuple(FAMILIES) != get_args(FamilyName):
+    raise TypeError("FAMILIES and FamilyName name different families")
