@@ -1,4 +1,4 @@
-"""The families: published methods whose checkpoints become bundles. The one table of what each can be asked for.
+"""The families: published methods whose checkpoints become bundles. The one table of what each can do.
 
 `s3diff_training.families.<name>` reads a family's checkpoints and computes what its released code computes;
 docs/families.md says what each needs and gives.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import ColorFix
 
 FamilyName = Literal["s3diff", "osediff"]
@@ -24,6 +25,8 @@ class FamilyTraits:
     """One line for people who choose."""
     color_fix: ColorFix
     """The correction that its released code applies unless told otherwise."""
+    lora_modes: tuple[LoraMode, ...]
+    """Those that its bundles can be built in, the usual one first."""
     estimates: bool = False
     """Whether it reads a degradation off the picture, in the place of which a caller may set one."""
     guides: bool = False
@@ -33,9 +36,16 @@ class FamilyTraits:
 FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
     {
         "s3diff": FamilyTraits(
-            "S3Diff", "LoRA turned by the picture's degradation", "wavelet", estimates=True, guides=True
+            "S3Diff",
+            "LoRA turned by the picture's degradation",
+            "wavelet",
+            tuple(LORA_MODES),
+            estimates=True,
+            guides=True,
         ),
-        "osediff": FamilyTraits("OSEDiff", "plain LoRA, a prompt of each picture's own", "adain"),
+        "osediff": FamilyTraits(
+            "OSEDiff", "plain LoRA, a prompt of each picture's own", "adain", ("merged",)
+        ),
     }
 )
 if tuple(FAMILIES) != get_args(FamilyName):

@@ -136,9 +136,7 @@ class Network:
                 given["prompts"] = self._encode_prompts(conditions.prompts)
         return given
 
-    def _run(
-        self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane
-    ) -> None:
+    def _run(self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane) -> None:
         """Feed a stage from `tensors` by name, and put its outputs there."""
         session = self._sessions.get(stage, choices)
         spec = self._bundle.manifest.stages[stage]

@@ -61,7 +61,7 @@ class StageKind:
     may_read: tuple[str, ...] = ()
     may_give: tuple[str, ...] = ()
     optional: bool = False
-    """Whether bundles can do without it: because of their family, prompts, LoRA mode, or colour corrections."""
+    """Whether bundles can do without it: for their family, prompts, LoRA mode, or colour corrections."""
     on_demand: bool = False
     """Whether only some settings need it, so that it is opened when they are first asked for."""
     for_picture: bool = True

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.vocabulary import AXES
 from s3diff_training.checkpoints.native import read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import MAX_PIXELS, from_uint8, to_uint8
@@ -66,7 +69,12 @@ def restore(request: RestoreRequest) -> None:
     set_up_logging()
     _refuse_existing([request.output], request.force)
     image = from_uint8(open_photograph(request.image, MAX_PIXELS).pixels)[None]
-    restored = request.weights.load().restore(image, noise=request.noise, blur=request.blur)
+    network = request.weights.load()
+    scores: dict[str, Any] = {axis: getattr(request, axis) for axis in AXES if axis in request.given}
+    if scores and network.estimator is None:
+        title = FAMILIES[network.family].title
+        raise RequestError(f"{title} restores without a degradation and takes no {' and no '.join(scores)}")
+    restored = network.restore(image, **scores)
     save(Image.fromarray(to_uint8(restored.image)), request.output)
     click.echo(request.output)
 

@@ -18,7 +18,7 @@ from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSourc
 from s3diff_export.engines.options import EngineOptions, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded
+from s3diff_runtime.bundle.manifest import SHARED, Manifest, place_of, recorded
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import Steps, show_table, steps
@@ -180,7 +180,7 @@ class _GraphJob:
 def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_GraphJob]:
     for name, stage in manifest.stages.items():
         for graph, path in stage.graphs.items():
-            file = f"{name}.engine" if graph == SHARED else f"bins/{graph}/{name}.engine"
+            file = f"{place_of(name, graph)}.engine"
             onnx = {each: record.sha256 for each, record in manifest.graph_files(path).items()}
             sidecar = None
             if current is not None:
@@ -193,7 +193,7 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
 def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
     stage = manifest.stages[job.stage]
     shapes = stage_shapes(manifest, stage, identity.profile)
-    label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
+    label = job.stage if job.graph == SHARED else f"{job.stage} of {job.graph}"
     return EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
 
 

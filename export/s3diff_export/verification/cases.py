@@ -1,15 +1,18 @@
 """What a bundle is checked on: pictures, real ones or drawn, each with a degradation to restore it with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import AXES, Axis, Pixels
+from s3diff_runtime.families import FAMILIES, FamilyName
+from s3diff_runtime.stages import scale_key
+from s3diff_runtime.vocabulary import AXES, SCALE, Axis, Pixels
 from s3diff_training.data import PhotographFolder
 from s3diff_training.drawn_pictures import draw_picture
 
@@ -26,14 +29,25 @@ class CheckCase:
     image: Pixels
     """LR, `[H, W, 3]`."""
     scores: dict[Axis, float]
-    """Noise and blur in [0, 1]; empty for the estimator's."""
+    """Noise and blur in [0, 1]; empty for the estimator's, and for families that read none."""
     bin: str | None = None
     """The bin whose centre the scores are."""
+    scale: int = SCALE
+
+    @property
+    def choices(self) -> set[str]:
+        """What decides which graph of a stage serves, see `Bundle.key`."""
+        return {scale_key(self.scale)} | ({self.bin} if self.bin else set())
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The same for the network in PyTorch."""
+        return {"scale": self.scale} | {str(axis): score for axis, score in self.scores.items()}
 
     def __str__(self) -> str:
         height, width = self.image.shape[:2]
-        scores = ", ".join(f"{axis} {score:.2f}" for axis, score in self.scores.items()) or "estimated"
-        return f"picture of {width}x{height}, degradation {scores}"
+        scores = ", ".join(f"{axis} {score:.2f}" for axis, score in self.scores.items())
+        return ", ".join(filter(None, (f"picture of {width}x{height}", f"x{self.scale}", scores)))
 
 
 def check_pictures(folder: Path | None) -> list[Pixels]:
@@ -61,10 +75,21 @@ def check_pictures(folder: Path | None) -> list[Pixels]:
     return [np.ascontiguousarray(image) for image in cut]
 
 
-def check_cases(images: Sequence[Pixels], bins: Sequence[Bin]) -> list[CheckCase]:
-    """Every bin once, with the pictures in turn; without bins, every picture as estimated and at extremes."""
+def check_cases(
+    images: Sequence[Pixels],
+    family: FamilyName,
+    bins: Sequence[Bin] = (),
+    scales: Sequence[int] = (SCALE,),
+) -> list[CheckCase]:
+    """Every bin once, with the pictures in turn; without bins, every picture as it is, and at extremes.
+
+    Further scales are checked on the first picture, as the first case has it.
+    """
     turns = cycle(images)
     if bins:
-        return [CheckCase(next(turns), {"noise": bin.noise, "blur": bin.blur}, bin.name) for bin in bins]
-    estimated = [CheckCase(image, {}) for image in images]
-    return estimated + [CheckCase(next(turns), dict(zip(AXES, corner, strict=True))) for corner in _CORNERS]
+        cases = [CheckCase(next(turns), {"noise": bin.noise, "blur": bin.blur}, bin.name) for bin in bins]
+    else:
+        cases = [CheckCase(image, {}) for image in images]
+        corners = _CORNERS if FAMILIES[family].estimates else ()
+        cases += [CheckCase(next(turns), dict(zip(AXES, corner, strict=True))) for corner in corners]
+    return cases + [replace(cases[0], scale=scale) for scale in scales if scale != SCALE]

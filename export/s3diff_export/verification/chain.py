@@ -70,7 +70,7 @@ def run_chains(
         progress(stage)
         spec = bundle.manifest.stages[stage]
         for key in spec.graphs:
-            served = [number for number, case in enumerate(cases) if key in (SHARED, case.bin)]
+            served = [number for number, case in enumerate(cases) if key in (SHARED, *case.choices)]
             if served:
                 session = engine.open(bundle.folder / bundle.graph(stage, key), spec)
                 for number in served:

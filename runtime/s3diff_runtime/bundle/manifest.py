@@ -38,7 +38,8 @@ _MOST_BYTES = 64 * 2**20
 class Stage(Part):
     """One step of the network: its tensors, in the order of the graph, and its ONNX files.
 
-    `graphs` maps a bin's name to a graph; a stage that serves all bins has the one key `shared`.
+    `graphs` maps a bin's name to a graph, or of the stage `enlarge` a scale's; a stage that serves all bins
+    has the one key `shared`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -306,6 +307,13 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def place_of(stage: str, key: str) -> str:
+    """Where a stage's graph of that key lies, below the folder of graphs or of engines; without suffix."""
+    if key == SHARED:
+        return stage
+    return f"{'scales' if STAGES[stage].by_scale else 'bins'}/{key}/{stage}"
 
 
 def recorded(folder: Path) -> dict[str, FileRecord]:

@@ -53,8 +53,8 @@ class OSEDiffConfig:
 class OSEDiff(OneStepNetwork):
     """Stable Diffusion 2.1 with plain LoRA: one step at timestep 999 under one prompt, without guidance.
 
-    Takes the posterior's mode (or a seeded sample). Both sides are padded to a multiple of the VAE's factor by
-    reflection, where the released script squeezes the picture to one.
+    Takes the posterior's mode (or a seeded sample). Both sides are padded by reflection to a multiple of the
+    VAE's factor, where the released script squeezes the picture to one.
     """
 
     family = "osediff"
@@ -66,6 +66,10 @@ class OSEDiff(OneStepNetwork):
         add_lora(self.unet, config.unet_layers, config.rank_unet, ALPHA, lambda _: 0)
         add_lora(self.vae, config.vae_layers, config.rank_vae, ALPHA, lambda _: 0)
         self.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
+
+    def trainable_names(self) -> set[str]:
+        """LoRA, and the first convolution of the UNet, which is trained whole."""
+        return super().trainable_names() | {f"unet.{name}" for name in _TRAINED_WHOLE}
 
     def enlarge(self, image: Tensor, scale: int = SCALE) -> Tensor:
         """Pillow's bicubic at 8 bits, see `OneStepNetwork.enlarge`."""

@@ -62,7 +62,9 @@ class PlainLoRAFile:
             raise CheckpointError(f"{self.file.path} lacks {key}; expected {self.expected}")
         value = self.file.content[key]
         if not isinstance(value, kind):
-            raise CheckpointError(f"{self.file.path}: {key} is a {type(value).__name__}; expected {self.expected}")
+            raise CheckpointError(
+                f"{self.file.path}: {key} is a {type(value).__name__}; expected {self.expected}"
+            )
         return value
 
 

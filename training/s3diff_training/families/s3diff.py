@@ -1,4 +1,4 @@
-"""S3Diff: LoRA that the picture's degradation turns. Its network is `network.model`, which training shares."""
+"""S3Diff: LoRA that the picture's degradation turns. Its network is `network.model`, which is trained."""
 
 from pathlib import Path
 

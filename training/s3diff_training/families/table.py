@@ -30,9 +30,10 @@ def read_weights(path: Path, estimator: Path | None, name: FamilyName | None) ->
     """
     file = open_tensor_file(path)
     found = next((each for each in FAMILIES if family_of(each).recognises(file)), None)
-    if name is not None and found not in (None, name):
+    if name is not None and found is not None and found != name:
         raise CheckpointError(
             f"{path} is a checkpoint of {FAMILIES[found].title}; expected {FAMILIES[name].title}'s "
             f"{family_of(name).checkpoint}, or --family {found}"
         )
-    return family_of(name or found or next(iter(FAMILIES))).read(file, estimator)
+    chosen: FamilyName = name or found or "s3diff"
+    return family_of(chosen).read(file, estimator)

@@ -27,6 +27,7 @@ from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.one_step_network import Around, OneStepNetwork, Restored, Sampled, vae_factor
 from s3diff_training.network.skips import SkipConnections
 
+
 class Encoded(NamedTuple):
     """What the encoder hands to the rest of the network."""
 
@@ -53,6 +54,13 @@ class ForwardPass(Sampled):
     def epsilon_negative(self) -> Tensor | None:
         """Under the negative one; None where it was not evaluated."""
         return self.predictions.get("epsilon_negative")
+
+
+@dataclass(frozen=True)
+class RestoredByDegradation(Restored[ForwardPass]):
+    """See `Restored`; there always is a degradation."""
+
+    degradation: Tensor
 
 
 class S3Diff(OneStepNetwork):
@@ -93,7 +101,7 @@ class S3Diff(OneStepNetwork):
         self.modulation = ModulationNetwork(*sizes, config.fourier_features, config.modulation)
 
     def trainable_names(self) -> set[str]:
-        """Names, in this module's state, of what a checkpoint holds besides the estimator.
+        """See `OneStepNetwork.trainable_names`; a checkpoint holds the estimator besides.
 
         LoRA, modulation, skip connections and, where the UNet has LoRA, its whole `conv_in`.
         """
@@ -231,7 +239,7 @@ class S3Diff(OneStepNetwork):
         seed: int | None = None,
         one_batch: bool = True,
         around: Around = nullcontext,
-    ) -> Restored[ForwardPass]:
+    ) -> RestoredByDegradation:
         """Restore low-resolution images, see `OneStepNetwork.restore`; more arguments are this family's own.
 
         Args:
@@ -268,7 +276,7 @@ class S3Diff(OneStepNetwork):
         color_fix = self.usual_color_fix(color_fix)
         with around(finish_of(color_fix)):
             finished = self.finish(forward.decoded, enlarged, color_fix)
-        return Restored(finished, enlarged, forward, degradation)
+        return RestoredByDegradation(finished, enlarged, forward, degradation)
 
     def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
         """The noise of each prompt, at a guidance of 1 and of 0."""
@@ -277,20 +285,28 @@ class S3Diff(OneStepNetwork):
         return {"epsilon_positive": {"guidance": 1.0}, "epsilon_negative": {"guidance": 0.0}}
 
     @torch.no_grad()
-    def computed(self, image: Tensor, restored: Restored[Any]) -> dict[str, Tensor | None]:
+    def computed(
+        self, image: Tensor, restored: Restored[Any], guided: bool = True
+    ) -> dict[str, Tensor | None]:
         """See `OneStepNetwork.computed`; `applied` is the degradation that was used, beside the estimate."""
         forward: ForwardPass = restored.forward
-        _, negative = self.encode_prompts(self.prompts).split(1)
-        # At a guidance of 1 the negative prompt was left out, and a bundle takes any guidance.
-        at_one = {"epsilon_negative": self.predict_noise(forward.latent, negative, forward.modulation)}
+        left_out: dict[str, Tensor | None] = {}
+        if guided and forward.epsilon_negative is None:  # at a scale of 1, where a bundle takes any scale
+            negative = self.encode_prompts(self.prompts[1:])
+            left_out["epsilon_negative"] = self.predict_noise(forward.latent, negative, forward.modulation)
         return {
             "degradation": self.degradation(image),
             "applied": restored.degradation,
             "vae_modulation": forward.modulation.vae,
             "unet_modulation": forward.modulation.unet,
-            **({} if "epsilon_negative" in forward.predictions else at_one),
-            **super().computed(image, restored),
+            **left_out,
+            **super().computed(image, restored, guided),
         }
+
+    def matrices(self, image: Tensor) -> Modulation:
+        """Of the images' estimated degradations."""
+        modulation: Modulation = self.modulation(self.degradation(image))
+        return modulation
 
     @torch.no_grad()
     def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:

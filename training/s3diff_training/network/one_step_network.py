@@ -1,7 +1,7 @@
-"""What the networks of all families share: a base model, adapted, that restores an enlarged picture in one step."""
+"""What the networks of all families share: an adapted base model that restores a picture in one step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -15,7 +15,7 @@ from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.network.base import BaseModel, OneStep
 from s3diff_training.network.color import correct_color, reflect_to_multiple
 from s3diff_training.network.estimator import DegradationEstimator
-from s3diff_training.network.modulation import ModulationNetwork
+from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.skips import SkipConnections
 
 Around = Callable[[str], AbstractContextManager[object]]
@@ -156,8 +156,11 @@ class OneStepNetwork(nn.Module, ABC):
         """How the UNet's stage lays open what it predicts: by the name of each of `Sampled.predictions`, the
         inputs under which x0 follows from that one alone (`OneStep.prediction`)."""
 
-    def computed(self, image: Tensor, restored: Restored[Sampled]) -> dict[str, Tensor | None]:
-        """The tensors of every stage for an image and what `restore` made of it, by their names."""
+    def computed(
+        self, image: Tensor, restored: Restored[Any], guided: bool = True
+    ) -> dict[str, Tensor | None]:
+        """The tensors of every stage for an image and what `restore` made of it, by their names, with all
+        predictions of `probes(guided)`."""
         forward = restored.forward
         return {
             "enlarged": restored.enlarged,
@@ -168,6 +171,14 @@ class OneStepNetwork(nn.Module, ABC):
             "x0": forward.x0,
             "decoded": forward.decoded,
         }
+
+    def trainable_names(self) -> set[str]:
+        """Names, in this module's state, of what a checkpoint of the family holds."""
+        return {name for name in self.state_dict() if ".lora_" in name}
+
+    def matrices(self, image: Tensor) -> Modulation:
+        """What turns the LoRA for images `[N, 3, H, W]` in [0, 1]; nothing where it is the same for all."""
+        return Modulation(None, None)
 
     def usual_color_fix(self, color_fix: ColorFix | None) -> ColorFix:
         """The correction that was asked for, or the family's."""

@@ -29,7 +29,8 @@ def _enlarged_columns(levels: Tensor, scale: int) -> Tensor:
     channels, kernel = levels.shape[1], _kernel(scale).to(levels)
     lines = levels.flatten(0, 1)[:, None]
     sums = conv2d(lines, kernel, padding=(0, _REACH))
-    weights = conv2d(torch.ones_like(lines[:1, :, :1]), kernel, padding=(0, _REACH))
+    ones = lines[:1, :, :1] * 0 + 1  # an exporter takes torch.ones_like for a constant of one size
+    weights = conv2d(ones, kernel, padding=(0, _REACH))
     phases = (sums / weights + 0.5).floor().clamp(0, 255)
     return phases.permute(0, 2, 3, 1).flatten(2).unflatten(0, (-1, channels))
 
