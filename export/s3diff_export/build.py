@@ -45,7 +45,7 @@ from s3diff_runtime.files import replacing
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
-from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, SCALES, Axis, ColorFix, Scale
+from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, SCALES, Axis, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.model import S3Diff
 from s3diff_training.network.one_step_network import OneStepNetwork
@@ -75,7 +75,12 @@ class BuildRequest(Options):
         flags=("--color-fix",),
         repeated=True,
     )
-    scales: tuple[Scale, ...] = option(SCALES, "What results can be larger by than their inputs; with 4.")
+    scales: tuple[int, ...] = option(
+        SCALES,
+        "By what results can be larger than inputs; 4 among them.",
+        least=min(SCALES),
+        most=max(SCALES),
+    )
     images: Path | None = option(None, "Folder of low-resolution photographs to verify on; else drawn ones.")
     gates: Gates = group(Gates)
     verify: bool = option(True, "Publish without comparing with PyTorch.")
@@ -87,8 +92,8 @@ class BuildRequest(Options):
         """What is missing, and options that would do nothing."""
         if not self.bins:
             yield "no bins, expected one or more"
-        if SCALE not in self.scales or not set(self.scales) <= set(SCALES):
-            yield f"scales {', '.join(map(str, self.scales))}, expected {SCALE} and some of 1, 2, 3"
+        if SCALE not in self.scales or len(set(self.scales)) != len(self.scales):
+            yield f"scales {', '.join(map(str, self.scales))}, expected {SCALE} among them, each once"
         if not self.color_fixes:
             yield "no colour correction, expected one or more"
         if "bins" in self.given and not LORA_MODES[self.graphs.lora_mode].has_bins:

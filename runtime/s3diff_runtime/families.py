@@ -27,6 +27,8 @@ class FamilyTraits:
     """The correction that its released code applies unless told otherwise."""
     lora_modes: tuple[LoraMode, ...]
     """Those that its bundles can be built in, the usual one first."""
+    tags_prompt: str = ""
+    """How its released code makes a prompt of a picture's `{tags}`; empty where it takes none."""
     estimates: bool = False
     """Whether it reads a degradation off the picture, in the place of which a caller may set one."""
     guides: bool = False
@@ -44,7 +46,7 @@ FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
             guides=True,
         ),
         "osediff": FamilyTraits(
-            "OSEDiff", "plain LoRA, a prompt of each picture's own", "adain", ("merged",)
+            "OSEDiff", "plain LoRA, a prompt of tags", "adain", ("merged",), tags_prompt="{tags}, ,"
         ),
     }
 )

@@ -87,11 +87,11 @@ class Network:
             degradations: one for each image; all equal where the LoRA mode has one degradation a call, and
                 None where the family has none.
             bin: whose weights to use; None for a bundle without bins.
-            conditions: colour correction, guidance, prompts.
+            conditions: colour correction, guidance, prompts, scale.
             clock: counts the time of each stage.
 
         Returns:
-            uint8 `[N, 4H, 4W, 3]`.
+            uint8 `[N, scale H, scale W, 3]`.
 
         Raises:
             JobError: when a stage fails, or what it gave is no picture: not finite, or of one colour.
@@ -100,13 +100,13 @@ class Network:
         stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
         read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
-        choices = {scale_key(self._bundle.manifest.scale)} | ({bin.name} if bin else set())
+        scale = conditions.scale
+        choices = {scale_key(scale)} | ({bin.name} if bin else set())
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
                 self._run(stage, choices, tensors, lane)
             count, height, width, channels = shape_of(tensors["image"])
-            scale = self._bundle.manifest.scale
             expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
             if found != expected:
                 raise BundleError(f"the last stage gave {list(found)}, expected {list(expected)}; {_REBUILD}")

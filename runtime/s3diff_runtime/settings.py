@@ -1,14 +1,14 @@
 """What is asked for an image: degradation, guidance, prompts, colour correction."""
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict
 
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import refuse
-from s3diff_runtime.families import FAMILIES
+from s3diff_runtime.families import FAMILIES, FamilyTraits
 from s3diff_runtime.options import Options, option
-from s3diff_runtime.vocabulary import ColorFix
+from s3diff_runtime.vocabulary import SCALE, SCALES, ColorFix
 
 
 class Degradation(NamedTuple):
@@ -27,6 +27,8 @@ class UpscaleSettings(TypedDict, total=False):
     color_fix: ColorFix | None
     prompt: str | None
     negative_prompt: str | None
+    tags: str | None
+    scale: int | None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,25 @@ class PictureSettings(Options):
     )
     prompt: str | None = option(None, "Text to guide towards, for bundles built with --prompts runtime.")
     negative_prompt: str | None = option(None, "Text to guide away from, for the same bundles.")
+    tags: str | None = option(
+        None,
+        "What the picture shows, with commas between; the prompt of the same bundles is made of it as in the "
+        "released code. "
+        + ", ".join(traits.title for traits in FAMILIES.values() if traits.tags_prompt)
+        + ".",
+    )
+    scale: int | None = option(
+        None,
+        "Sides of the result over those of the input.",
+        least=min(SCALES),
+        most=max(SCALES),
+        shown=str(SCALE),
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Two prompts for one picture."""
+        if self.prompt is not None and self.tags is not None:
+            yield "prompt and tags: a prompt is made of the tags; pass one of them"
 
 
 @dataclass(frozen=True)
@@ -62,8 +83,14 @@ class Conditions:
     color_fix: ColorFix
     prompts: tuple[str, ...]
     """Positive and, with guidance, negative; empty where the graphs hold them."""
+    scale: int
     estimates: bool
     """Whether the bundle reads a degradation off pictures."""
+
+    @property
+    def of_batch(self) -> Hashable:
+        """What images must have in common to run as one batch."""
+        return self.guidance, self.color_fix, self.prompts, self.scale
 
     @classmethod
     def of(cls, manifest: Manifest, settings: PictureSettings) -> Self:
@@ -77,6 +104,8 @@ class Conditions:
         prompts: tuple[str, ...] = ()
         if texts.mode == "runtime":
             positive = texts.positive if settings.prompt is None else settings.prompt
+            if settings.tags is not None:
+                positive = FAMILIES[manifest.family].tags_prompt.format(tags=settings.tags)
             negative = texts.negative if settings.negative_prompt is None else settings.negative_prompt
             prompts = (positive, negative) if guides else (positive,)
         guidance = manifest.guidance.default if settings.guidance is None else settings.guidance
@@ -86,6 +115,7 @@ class Conditions:
             guidance=guidance if guides else None,
             color_fix=settings.color_fix or usual_color_fix(manifest),
             prompts=prompts,
+            scale=settings.scale or manifest.scale,
             estimates=bool(manifest.degradation_axes),
         )
 
@@ -114,21 +144,29 @@ def usual_color_fix(manifest: Manifest) -> ColorFix:
     return usual if usual in manifest.color_fixes else manifest.color_fixes[0]
 
 
-def _ability_problems(manifest: Manifest, settings: PictureSettings) -> Iterator[str]:
-    family, texts = FAMILIES[manifest.family], manifest.prompts
-    unguided = (
-        "this bundle was built with --guidance off and"
-        if family.guides
-        else f"{family.title} has one prompt and no guidance; it"
-    )
+def family_problems(family: FamilyTraits, settings: PictureSettings) -> Iterator[str]:
+    """What is asked for that a family does not have."""
     if not family.estimates and not (settings.noise is None and settings.blur is None):
         yield f"{family.title} restores without a degradation and takes no noise and no blur"
-    if settings.guidance is not None and manifest.guidance.mode == "off":
-        yield f"{unguided} takes no guidance"
+    if settings.guidance is not None and not family.guides:
+        yield f"{family.title} has one prompt, and takes no guidance"
+    if settings.negative_prompt is not None and not family.guides:
+        yield f"{family.title} has one prompt, and takes no negative prompt"
+    if settings.tags is not None and not family.tags_prompt:
+        yield f"{family.title} takes no tags"
+
+
+def _ability_problems(manifest: Manifest, settings: PictureSettings) -> Iterator[str]:
+    family, folded = FAMILIES[manifest.family], manifest.prompts.mode == "folded"
+    yield from family_problems(family, settings)
+    unguided = family.guides and manifest.guidance.mode == "off"
+    if settings.guidance is not None and unguided:
+        yield "this bundle was built with --guidance off and takes no guidance"
     if settings.color_fix not in (None, *manifest.color_fixes):
         yield f"color_fix is {settings.color_fix!r}, this bundle has {', '.join(manifest.color_fixes)}"
-    if texts.mode == "folded":
-        if settings.prompt is not None or settings.negative_prompt is not None:
-            yield "this bundle has its prompts folded in and takes none; build it with --prompts runtime"
-    elif settings.negative_prompt is not None and manifest.guidance.mode == "off":
-        yield f"{unguided} takes no negative prompt"
+    if settings.scale not in (None, *manifest.scales):
+        yield f"scale is {settings.scale}, this bundle has {', '.join(map(str, manifest.scales))}"
+    if folded and not (settings.prompt is settings.negative_prompt is settings.tags is None):
+        yield "this bundle has its prompts folded in and takes none; build it with --prompts runtime"
+    elif settings.negative_prompt is not None and unguided:
+        yield "this bundle was built with --guidance off and takes no negative prompt"

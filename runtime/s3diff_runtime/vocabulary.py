@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 SCALE: Final = 4
 """Upscaling factor of the papers: output side over input side."""
 
-Scale = Literal[1, 2, 3, 4]
-"""What can be asked for. Whatever the factor, the networks work at the size of the result."""
-SCALES: tuple[Scale, ...] = get_args(Scale)
+SCALES: Final = (1, 2, 3, 4)
+"""The factors that can be asked for. Whatever the factor, the networks work at the size of the result."""
 
 Pixels = NDArray[np.uint8]
 """A picture: uint8 RGB `[H, W, 3]`, or a batch of them `[N, H, W, 3]`."""

@@ -20,7 +20,7 @@ from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, finish_of, scale_key
-from s3diff_runtime.vocabulary import COLOR_FIXES, SCALES, ColorFix, Scale
+from s3diff_runtime.vocabulary import COLOR_FIXES, SCALES, ColorFix
 from s3diff_training.network.base import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
 from s3diff_training.network.one_step_network import OneStepNetwork
@@ -60,7 +60,7 @@ def stage_graphs(
     options: GraphOptions,
     bins: Sequence[Bin] = (),
     color_fixes: Sequence[ColorFix] = COLOR_FIXES,
-    scales: Sequence[Scale] = SCALES,
+    scales: Sequence[int] = SCALES,
 ) -> Iterator[StageGraph]:
     """All stages in their order, made one at a time as the caller asks for them; the network stays as it is.
 

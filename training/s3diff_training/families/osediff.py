@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.stages import finish_of
-from s3diff_runtime.vocabulary import SCALE, ColorFix
+from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
 from s3diff_training.families.family import Family, Loader, has_keys
 from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
+from s3diff_training.families.released_way import PROCESS_SIZE, restored_as_released
 from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep
 from s3diff_training.network.lora import add_lora
 from s3diff_training.network.modulation import ModulationNetwork
@@ -27,16 +29,6 @@ from s3diff_training.tensor_files import TensorFile
 CHECKPOINT = "osediff.pkl"
 _EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
 _TRAINED_WHOLE = ("conv_in.base_layer.weight", "conv_in.base_layer.bias")
-
-
-def prompt_of(tags: str = "", text: str = "") -> str:
-    """The prompt as the released script writes it, commas and all: `building, sky, ,` for two tags.
-
-    Args:
-        tags: of the picture, joined by commas; RAM's English ones in the released code.
-        text: of the user.
-    """
-    return f"{tags}, {text},"
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class OSEDiff(OneStepNetwork):
     """
 
     family = "osediff"
-    prompts = (prompt_of(),)
+    prompts = (FAMILIES["osediff"].tags_prompt.format(tags=""),)
 
     def __init__(self, base: BaseModel, config: OSEDiffConfig) -> None:
         super().__init__(base, multiple=vae_factor(base))
@@ -122,6 +114,26 @@ class OSEDiff(OneStepNetwork):
         with around(finish_of(color_fix)):
             finished = self.finish(decoded, enlarged, color_fix)
         return Restored(finished, enlarged, Sampled(latent, {"epsilon": epsilon}, x0, decoded))
+
+    def restore_as_released(
+        self,
+        pixels: Pixels,
+        *,
+        scale: int = SCALE,
+        color_fix: ColorFix | None = None,
+        process_size: int = PROCESS_SIZE,
+        **asked: Any,  # noqa: ANN401
+    ) -> Pixels:
+        """See `OneStepNetwork.restore_as_released`; a small picture keeps the size that it was enlarged to."""
+        return restored_as_released(
+            self,
+            pixels,
+            asked,
+            scale=scale,
+            color_fix=color_fix,
+            process_size=process_size,
+            brings_back=False,
+        )
 
     def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
         """The only prediction there is."""

@@ -1,18 +1,32 @@
 """The table of families, and how one is found for a checkpoint."""
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from s3diff_runtime.errors import CheckpointError
-from s3diff_runtime.families import FAMILIES, FamilyName
+from s3diff_runtime.families import FAMILIES, FamilyName, FamilyTraits
+from s3diff_runtime.settings import PictureSettings
 from s3diff_training.families.family import Family, Loader
 from s3diff_training.tensor_files import open_tensor_file
+
+_ARGUMENTS = {"prompt": "positive_prompt"}
 
 
 def family_of(name: FamilyName) -> Family:
     """The row of a family: `FAMILY` of the module of its name."""
     family: Family = importlib.import_module(f"s3diff_training.families.{name}").FAMILY
     return family
+
+
+def arguments_of(settings: PictureSettings, family: FamilyTraits) -> dict[str, Any]:
+    """What was asked for, as arguments of `OneStepNetwork.restore`; what was not is left out."""
+    named = {_ARGUMENTS.get(each.name, each.name): getattr(settings, each.name) for each in fields(settings)}
+    tags = named.pop("tags")
+    if tags is not None:
+        named["positive_prompt"] = family.tags_prompt.format(tags=tags)
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def read_weights(path: Path, estimator: Path | None, name: FamilyName | None) -> Loader:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.families import FAMILIES, FamilyName
-from s3diff_runtime.vocabulary import SCALE, ColorFix
+from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
 from s3diff_training.network.base import BaseModel, OneStep
 from s3diff_training.network.color import correct_color, reflect_to_multiple
 from s3diff_training.network.estimator import DegradationEstimator
@@ -150,6 +150,24 @@ class OneStepNetwork(nn.Module, ABC):
         Raises:
             RequestError: for a wrong number of prompts.
         """
+
+    def restore_as_released(
+        self,
+        pixels: Pixels,
+        *,
+        scale: int = SCALE,
+        color_fix: ColorFix | None = None,
+        process_size: int = 512,
+        **asked: Any,  # noqa: ANN401 - arguments of `restore`
+    ) -> Pixels:
+        """Restore one picture, uint8 `[H, W, 3]`, to the size and the levels that the released script gives.
+
+        `process_size` is that script's option; `asked` are further arguments of `restore`.
+
+        Raises:
+            RequestError: for a family whose script does nothing else than `restore`.
+        """
+        raise RequestError(f"{FAMILIES[self.family].title}'s released code prepares and finishes alike")
 
     @abstractmethod
     def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
