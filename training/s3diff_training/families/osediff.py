@@ -124,7 +124,7 @@ class OSEDiff(OneStepNetwork):
         process_size: int = PROCESS_SIZE,
         **asked: Any,  # noqa: ANN401
     ) -> Pixels:
-        """See `OneStepNetwork.restore_as_released`; a small picture keeps the size that it was enlarged to."""
+        """See `OneStepNetwork.restore_as_released`; small pictures keep the size they were enlarged to."""
         return restored_as_released(
             self,
             pixels,

@@ -26,8 +26,8 @@ _BICUBIC = Image.Resampling.BICUBIC
 def prepared(pixels: Pixels, scale: int = SCALE, process_size: int = PROCESS_SIZE) -> Pixels:
     """What the released scripts make of a picture `[H, W, 3]` before the network: uint8, 8 | both sides.
 
-    Enlarged first where a side is under `process_size // scale`, then by the scale, both with Pillow's bicubic
-    filter at 8 bits, then squeezed with Lanczos' to the next lower multiples of 8.
+    Enlarged first where a side is under `process_size // scale`, then by the scale, both with Pillow's
+    bicubic filter at 8 bits, then squeezed with Lanczos' to the next lower multiples of 8.
     """
     picture = Image.fromarray(pixels)
     if _is_small(pixels, scale, process_size):
@@ -48,8 +48,8 @@ def restored_as_released(
     process_size: int = PROCESS_SIZE,
     brings_back: bool,
 ) -> Pixels:
-    """Restore one picture `[H, W, 3]` as a released script does, but for the posterior's mode in the place of a
-    sample, and for tiles.
+    """Restore one picture `[H, W, 3]` as a released script does, but with the posterior's mode for a sample
+    of it, and without tiles.
 
     Args:
         network: in fp32.

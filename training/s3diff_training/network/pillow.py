@@ -14,7 +14,7 @@ def pillow_bicubic(image: Tensor, scale: int) -> Tensor:
 
     `Image.resize(..., BICUBIC)` goes over the columns, rounds to 8 bits, then over the rows, and rounds
     again. At the borders its kernel is cut and its weights are normalised. For the scales 1, 2 and 4 every
-    sum is exact in float32, so the result is Pillow's to the bit, but for a tie at the border.
+    sum is exact in float32, so the result is Pillow's to the bit, but for ties where the kernel is cut.
     """
     if scale == 1:
         return image
