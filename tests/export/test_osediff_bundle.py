@@ -125,9 +125,7 @@ def test_a_build_is_verified_and_restores_at_every_scale(
     assert (manifest.family, manifest.lora_mode, manifest.degradation_axes) == ("osediff", "merged", ())
     assert (manifest.scales, manifest.guidance.mode, manifest.multiple) == ((1, 2, 3, 4), "off", 4)
     quantities = {row.quantity for row in built.parity.quantities}
-    assert {"enlarged", "epsilon", "x0", "latent", "decoded"} <= {
-        row.quantity for row in built.parity.quantities
-    }
+    assert {"enlarged", "epsilon", "x0", "latent", "decoded"} <= quantities
     with Upscaler.open(built.path, options=ONE_THREAD) as upscaler:
         for scale in manifest.scales:
             found = upscaler(picture, scale=scale).pixels

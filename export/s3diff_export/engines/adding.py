@@ -192,7 +192,8 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
 
 def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
     stage = manifest.stages[job.stage]
-    shapes = stage_shapes(manifest, stage, identity.profile)
+    scale = next((scale for scale in manifest.scales if scale_key(scale) == job.graph), manifest.scale)
+    shapes = stage_shapes(manifest, stage, identity.profile, scale)
     label = job.stage if job.graph == SHARED else f"{job.stage} of {job.graph}"
     return EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
 
