@@ -22,6 +22,7 @@ from s3diff_runtime.bundle.manifest import SHARED, Manifest, place_of, recorded
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import Steps, show_table, steps
+from s3diff_runtime.stages import scale_key
 
 _HASH_LENGTH = 8
 _FOLDER = "engines"

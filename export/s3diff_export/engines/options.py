@@ -165,9 +165,9 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile, scale: int 
     """
     axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        least = side.min * SCALE - manifest.multiple + 1
-        axes[name] = -(-least // scale), side.opt * SCALE // scale, side.max * SCALE // scale
-        axes[f"upscaled_{name}"] = least, side.opt * SCALE, side.max * SCALE
+        first = side.min * SCALE - manifest.multiple + 1
+        axes[name] = -(-first // scale), side.opt * SCALE // scale, side.max * SCALE // scale
+        axes[f"upscaled_{name}"] = first, side.opt * SCALE, side.max * SCALE
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
         axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
     shapes: dict[str, Shapes] = {}

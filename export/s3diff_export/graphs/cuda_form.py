@@ -6,7 +6,7 @@ with its bias. Between them the layout stays, so that no tensor is turned but at
 All are operators of ONNX Runtime's domain `com.microsoft`; what has no such form stays as it was.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -38,11 +38,7 @@ class _Builder:
         self.graph, self.before = graph, before
 
     def op(
-        self,
-        kind: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Attributes | None = None,
-        domain: str = "",
+        self, kind: str, inputs: Sequence[ir.Value | None], attributes: Attributes | None = None, domain: str = ""
     ) -> ir.Value:
         """A node with one output."""
         node = ir.node(kind, inputs, attributes or {}, domain=domain)
@@ -54,7 +50,9 @@ class _Builder:
         if name in self.graph.initializers:
             return self.graph.initializers[name]
         tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+        value = ir.Value(
+            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         self.graph.register_initializer(value)
         return value
 
@@ -100,9 +98,7 @@ def _fuse_attention(graph: ir.Graph) -> None:
         heads, width = int(sides[2]), int(sides[3])
         if sides[0]:  # prompts: their images are one sequence
             shape = np.array([sides[0], -1, heads * width], np.int64)
-            queries = builder.op(
-                "Reshape", [queries, builder.constant(f"{joined.outputs[0].name}/queries", shape)]
-            )
+            queries = builder.op("Reshape", [queries, builder.constant(f"{joined.outputs[0].name}/queries", shape)])
         keys = _tokens_of(builder, scores.inputs[1], (0, 2, 3, 1))
         values = _tokens_of(builder, attended.inputs[1], (0, 2, 1, 3))
         if keys is None or values is None:
@@ -141,13 +137,7 @@ def _fuse_gates(graph: ir.Graph) -> None:
         gate = split.outputs[1].consumers() if len(split.outputs) == 2 else ()
         product = _only_user(split.outputs[0], "Mul")
         array = _array(bias) if bias else None
-        if (
-            not biased
-            or not bias
-            or product is None
-            or array is None
-            or array.shape[-1] not in _SPLIT_GELU_WIDTHS
-        ):
+        if not biased or not bias or product is None or array is None or array.shape[-1] not in _SPLIT_GELU_WIDTHS:
             continue
         if "Div" not in {node.op_type for node in gate}:
             continue
@@ -217,8 +207,7 @@ class _Layout:
         x = self._channels_last(node.inputs[0], builder)
         turned = builder.constant(f"{kernel.name}/last", array.transpose(_TO_LAST))
         attributes: Attributes = {
-            name: list(node.attributes[name].as_ints())
-            for name in ("pads", "strides", "dilations", "kernel_shape")
+            name: list(node.attributes[name].as_ints()) for name in ("pads", "strides", "dilations", "kernel_shape")
         }
         attributes["group"] = node.attributes["group"].as_int()
         return self._set(
