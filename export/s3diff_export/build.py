@@ -19,7 +19,7 @@ from s3diff_export.engines.building import require_builder
 from s3diff_export.engines.options import EngineOptions
 from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
-from s3diff_export.graphs.stages import has_bins, is_guided, stage_graphs
+from s3diff_export.graphs.stages import has_bins, is_adjustable, is_guided, stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
@@ -160,7 +160,8 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     request = _fitted(request, network)
     bins = request.bins if has_bins(network, request.graphs.lora_mode) else ()
     _require_space(network, request, len(bins))
-    cases = check_cases(pictures, network.family, bins, request.scales)
+    adjustable = is_adjustable(network, request.graphs)
+    cases = check_cases(pictures, network.family, bins, request.scales, adjustable)
     reports: dict[str, Any] = {}
     if bins:
         clock("comparing bins with exact modulation")

@@ -99,7 +99,9 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
                 f"{request.bundle} was built from other weights ({', '.join(other)}); expected "
                 + ", ".join(manifest.sources[name].name for name in other)
             )
-        for case in check_cases(pictures, manifest.family, manifest.bins, manifest.scales):
+        for case in check_cases(
+            pictures, manifest.family, manifest.bins, manifest.scales, manifest.is_adjustable
+        ):
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes, guided)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import ColorFix
 
-FamilyName = Literal["s3diff", "osediff"]
+FamilyName = Literal["s3diff", "osediff", "pisasr"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class FamilyTraits:
     """Whether it reads a degradation off the picture, in the place of which a caller may set one."""
     guides: bool = False
     """Whether it may be guided away from a negative prompt."""
+    adjusts: bool = False
+    """Whether pixel and semantic strengths can be set, see `strengths`."""
 
 
 FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
@@ -47,6 +49,9 @@ FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
         ),
         "osediff": FamilyTraits(
             "OSEDiff", "plain LoRA, a prompt of tags", "adain", ("merged",), tags_prompt="{tags}, ,"
+        ),
+        "pisasr": FamilyTraits(
+            "PiSA-SR", "two LoRA sets, pixel and semantic", "adain", ("dynamic", "merged"), adjusts=True
         ),
     }
 )

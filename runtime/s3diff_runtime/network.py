@@ -17,7 +17,7 @@ from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.prompts import PromptEncoder
 from s3diff_runtime.settings import Conditions, Degradation
-from s3diff_runtime.stages import picture_stages, scale_key
+from s3diff_runtime.stages import picture_stages
 from s3diff_runtime.vocabulary import Pixels
 
 T = TypeVar("T", bound=np.generic)
@@ -77,7 +77,7 @@ class Network:
         images: Pixels,
         degradations: Sequence[Degradation | None],
         bin: Bin | None,
-        conditions: Conditions,
+        conditions: Sequence[Conditions],
         clock: Clock,
     ) -> Pixels:
         """Upscale a batch (paper section 3.1; eq. 5 for the guidance).
@@ -87,7 +87,7 @@ class Network:
             degradations: one for each image; all equal where the LoRA mode has one degradation a call, and
                 None where the family has none.
             bin: whose weights to use; None for a bundle without bins.
-            conditions: colour correction, guidance, prompts, scale.
+            conditions: one for each image, which have `Conditions.of_batch` in common.
             clock: counts the time of each stage.
 
         Returns:
@@ -97,11 +97,11 @@ class Network:
             JobError: when a stage fails, or what it gave is no picture: not finite, or of one colour.
         """
         specs = self._bundle.manifest.stages
-        stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
+        shared = conditions[0]
+        stages = [stage for stage in picture_stages(shared.color_fix) if stage in specs]
         read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
-        scale = conditions.scale
-        choices = {scale_key(scale)} | ({bin.name} if bin else set())
+        scale, choices = shared.scale, shared.choices | ({bin.name} if bin else set())
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
@@ -119,7 +119,7 @@ class Network:
         self,
         images: Pixels,
         degradations: Sequence[Degradation | None],
-        conditions: Conditions,
+        conditions: Sequence[Conditions],
         clock: Clock,
     ) -> dict[str, NDArray[Any]]:
         """What the host gives to the stages."""
@@ -129,11 +129,16 @@ class Network:
         if axes:
             scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
             given["degradation"] = scores[:1] if one_for_all else _filled(scores, self._least_batch)
-        if conditions.guidance is not None:
-            given["guidance"] = np.array(conditions.guidance, np.float32)
-        if conditions.prompts:
+        shared = conditions[0]
+        if shared.guidance is not None:
+            given["guidance"] = np.array(shared.guidance, np.float32)
+        if shared.strengths is not None:
+            strengths = np.array([own.strengths for own in conditions], np.float32)
+            for column, name in enumerate(("pixel_scale", "semantic_scale")):
+                given[name] = _filled(strengths[:, column], self._least_batch)
+        if shared.prompts:
             with clock.running("text_encoder"):
-                given["prompts"] = self._encode_prompts(conditions.prompts)
+                given["prompts"] = self._encode_prompts(shared.prompts)
         return given
 
     def _run(self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane) -> None:

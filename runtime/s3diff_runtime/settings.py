@@ -7,7 +7,10 @@ from typing import NamedTuple, Self, TypedDict
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import refuse
 from s3diff_runtime.families import FAMILIES, FamilyTraits
+from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, option
+from s3diff_runtime.stages import scale_key
+from s3diff_runtime.strengths import Strengths
 from s3diff_runtime.vocabulary import SCALE, SCALES, ColorFix
 
 
@@ -28,7 +31,12 @@ class UpscaleSettings(TypedDict, total=False):
     prompt: str | None
     negative_prompt: str | None
     tags: str | None
+    pixel: float | None
+    semantic: float | None
     scale: int | None
+
+
+_ADJUSTABLE = ", ".join(traits.title for traits in FAMILIES.values() if traits.adjusts) + "."
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class PictureSettings(Options):
         + ", ".join(traits.title for traits in FAMILIES.values() if traits.tags_prompt)
         + ".",
     )
+    pixel: float | None = option(None, f"Strength of the pixel part. {_ADJUSTABLE}", shown="1")
+    semantic: float | None = option(None, f"Strength of the semantic part. {_ADJUSTABLE}", shown="1")
     scale: int | None = option(
         None,
         "Sides of the result over those of the input.",
@@ -83,6 +93,8 @@ class Conditions:
     color_fix: ColorFix
     prompts: tuple[str, ...]
     """Positive and, with guidance, negative; empty where the graphs hold them."""
+    strengths: Strengths | None
+    """None where the bundle cannot be adjusted."""
     scale: int
     estimates: bool
     """Whether the bundle reads a degradation off pictures."""
@@ -90,7 +102,13 @@ class Conditions:
     @property
     def of_batch(self) -> Hashable:
         """What images must have in common to run as one batch."""
-        return self.guidance, self.color_fix, self.prompts, self.scale
+        return self.guidance, self.color_fix, self.prompts, self.scale, self.choices
+
+    @property
+    def choices(self) -> frozenset[str]:
+        """What decides, besides a bin, which graph of a stage serves, see `Bundle.key`."""
+        passes = {self.strengths.passes} if self.strengths else set[str]()
+        return frozenset({scale_key(self.scale), *passes})
 
     @classmethod
     def of(cls, manifest: Manifest, settings: PictureSettings) -> Self:
@@ -115,6 +133,7 @@ class Conditions:
             guidance=guidance if guides else None,
             color_fix=settings.color_fix or usual_color_fix(manifest),
             prompts=prompts,
+            strengths=_strengths(settings) if manifest.is_adjustable else None,
             scale=settings.scale or manifest.scale,
             estimates=bool(manifest.degradation_axes),
         )
@@ -138,6 +157,14 @@ class Conditions:
         )
 
 
+def _strengths(settings: PictureSettings) -> Strengths:
+    usual = Strengths()
+    return Strengths(
+        usual.pixel if settings.pixel is None else float(settings.pixel),
+        usual.semantic if settings.semantic is None else float(settings.semantic),
+    )
+
+
 def usual_color_fix(manifest: Manifest) -> ColorFix:
     """The family's own, or the first that the bundle has where it was built without that."""
     usual = FAMILIES[manifest.family].color_fix
@@ -152,6 +179,8 @@ def family_problems(family: FamilyTraits, settings: PictureSettings) -> Iterator
         yield f"{family.title} has one prompt, and takes no guidance"
     if settings.negative_prompt is not None and not family.guides:
         yield f"{family.title} has one prompt, and takes no negative prompt"
+    if not family.adjusts and not settings.pixel is settings.semantic is None:
+        yield f"{family.title} takes no pixel and no semantic strength"
     if settings.tags is not None and not family.tags_prompt:
         yield f"{family.title} takes no tags"
 
@@ -162,6 +191,10 @@ def _ability_problems(manifest: Manifest, settings: PictureSettings) -> Iterator
     unguided = family.guides and manifest.guidance.mode == "off"
     if settings.guidance is not None and unguided:
         yield "this bundle was built with --guidance off and takes no guidance"
+    fixed = family.adjusts and not manifest.is_adjustable
+    if fixed and not settings.pixel is settings.semantic is None:
+        modes = " or ".join(mode for mode in family.lora_modes if LORA_MODES[mode].takes_modulation)
+        yield f"this bundle has both strengths merged in as 1; build it with --lora-mode {modes}"
     if settings.color_fix not in (None, *manifest.color_fixes):
         yield f"color_fix is {settings.color_fix!r}, this bundle has {', '.join(manifest.color_fixes)}"
     if settings.scale not in (None, *manifest.scales):

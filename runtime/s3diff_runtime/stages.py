@@ -36,6 +36,8 @@ TENSORS: Mapping[str, TensorKind] = MappingProxyType(
         "image": TensorKind("uint8", ("batch", "height", "width", 3), from_host=True),
         "tokens": TensorKind("int64", ("prompts", "tokens"), from_host=True),
         "guidance": TensorKind("float32", (), from_host=True),
+        "pixel_scale": TensorKind("float32", ("batch",), from_host=True),
+        "semantic_scale": TensorKind("float32", ("batch",), from_host=True),
         "prompts": TensorKind("float32", ("prompts", "tokens", "text_width")),
         "enlarged": TensorKind("float32", ("batch", 3, "upscaled_height", "upscaled_width")),
         "degradation": TensorKind("float32", ("batch", 2)),
@@ -90,7 +92,12 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
             StageKind("enlarge", ("image",), ("enlarged",), optional=True, by_scale=True),
             # Stages that read `image` enlarge it themselves, by 4: those of bundles from before `enlarge`.
             StageKind("vae_encoder", (), ("latent",), ("enlarged", "image"), ("vae_modulation",)),
-            StageKind("unet", ("latent",), ("x0",), may_read=("guidance", "unet_modulation", "prompts")),
+            StageKind(
+                "unet",
+                ("latent",),
+                ("x0",),
+                may_read=("guidance", "unet_modulation", "pixel_scale", "semantic_scale", "prompts"),
+            ),
             StageKind(
                 "vae_decoder", ("x0",), ("decoded",), may_read=("vae_modulation",), may_give=("contrast",)
             ),

@@ -163,7 +163,8 @@ class Upscaler:
                 array, a photograph), or a list of them.
             each: settings of each image, over those for all: one dictionary for each, or what makes one of
                 an image's pixels, such as a tagger.
-            settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, `tags`, `scale`,
+            settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, `tags`, `pixel`,
+                `semantic`, `scale`,
                 for all images; see `UpscaleSettings`.
 
         Returns:
@@ -266,7 +267,9 @@ class Upscaler:
             clock = Clock()
             images = np.stack([item.pixels for item in batch])
             degradations = [item.degradation for item in batch]
-            upscaled = network.restore(images, degradations, batch[0].bin, batch[0].conditions, clock)
+            upscaled = network.restore(
+                images, degradations, batch[0].bin, [item.conditions for item in batch], clock
+            )
             for item, pixels in zip(batch, upscaled, strict=True):
                 item.upscaled = pixels
                 item.clock.add(clock.seconds, 1 / len(batch))
@@ -286,7 +289,8 @@ class Upscaler:
         def restored() -> Iterator[Pixels]:
             for tiles in _chunks(plan.cut(item.pixels), sizes.batch):
                 degradations = [item.degradation] * len(tiles)
-                yield from network.restore(np.stack(tiles), degradations, item.bin, conditions, item.clock)
+                shared = [conditions] * len(tiles)
+                yield from network.restore(np.stack(tiles), degradations, item.bin, shared, item.clock)
 
         item.tiles = len(plan)
         item.upscaled = plan.blend(restored(), conditions.scale)

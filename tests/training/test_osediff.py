@@ -20,7 +20,7 @@ from s3diff_runtime.vocabulary import COLOR_FIXES
 from s3diff_training.families.osediff import OSEDiff
 from s3diff_training.families.released_way import prepared
 from s3diff_training.families.table import read_weights
-from s3diff_training.network.base import BaseModel
+from s3diff_training.network.base import BaseModel, OneStep
 from s3diff_training.network.model import S3Diff
 from s3diff_training.weights import ModelSource
 
@@ -52,6 +52,7 @@ def cases(reference: Path) -> Iterator[dict[str, Any]]:
 def test_every_quantity_is_the_released_one(
     network: OSEDiff, reference: Path, truth: dict[str, Tensor]
 ) -> None:
+    assert isinstance(network.one_step, OneStep)
     assert float(truth["alpha_cumprod_999"]) == pytest.approx(network.one_step.alpha_cumprod, rel=1e-6)
     for case in cases(reference):
         key, picture = case["key"], case["key"].split(".")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from s3diff_export.graphs import merged
 from s3diff_export.graphs.attention import derive_coder
 from s3diff_export.graphs.derive import LayerMaker, derive
 from s3diff_export.graphs.options import GraphOptions
+from s3diff_export.graphs.passes import pass_layers, x0_of_pass
 from s3diff_export.graphs.unet import OneStepUNet, unet_factor
 from s3diff_runtime.bundle.manifest import SHARED, Bin
 from s3diff_runtime.bundle.records import TensorSpec
@@ -21,7 +22,9 @@ from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, finish_of, scale_key
+from s3diff_runtime.strengths import PASSES, PassName
 from s3diff_runtime.vocabulary import COLOR_FIXES, SCALES, ColorFix
+from s3diff_training.families.pisasr import PiSASR
 from s3diff_training.network.base import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
 from s3diff_training.network.one_step_network import OneStepNetwork
@@ -93,7 +96,10 @@ def stage_graphs(
     for scale in scales:
         yield maker.enlarge(scale)
     yield from map(maker.encoder, maker.layers_of("vae", vae.encoder, vae.quant_conv))
-    yield from map(maker.unet, maker.layers_of("unet", network.unet))
+    if is_adjustable(network, options):
+        yield from map(maker.unet_of_pass, PASSES)
+    else:
+        yield from map(maker.unet, maker.layers_of("unet", network.unet))
     yield from map(maker.decoder, maker.layers_of("vae", vae.decoder, vae.post_quant_conv))
     for fix in COLOR_FIXES:
         if fix in color_fixes:
@@ -103,6 +109,11 @@ def stage_graphs(
 def has_bins(network: OneStepNetwork, mode: LoraMode) -> bool:
     """Whether a mode's bins are for this network; one that reads no degradation is merged once."""
     return LORA_MODES[mode].has_bins and network.estimator is not None
+
+
+def is_adjustable(network: OneStepNetwork, options: GraphOptions) -> bool:
+    """Whether the strengths of a family that has some are inputs; else they are merged in as 1."""
+    return FAMILIES[network.family].adjusts and LORA_MODES[options.lora_mode].takes_modulation
 
 
 def is_guided(network: OneStepNetwork, options: GraphOptions) -> bool:
@@ -235,16 +246,7 @@ class _StageMaker:
         count = 2 if self.guided else 1
         prompts = network.encode_prompts(network.prompts[:count]) if options.prompts == "folded" else None
         by_image = None if self.traits.one_degradation else layers.slot
-        with torch.no_grad():
-            unet = OneStepUNet(
-                network.unet,
-                network.one_step.timestep,
-                layers.make,
-                by_image,
-                self.dtype,
-                prompts,
-                any_size=bool(network.multiple % (network.vae_factor * unet_factor(network.unet))),
-            )
+        unet = self._one_step_unet(layers.make, by_image, prompts)
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()
@@ -255,6 +257,26 @@ class _StageMaker:
 
         extra += ["prompts"] if prompts is None else []
         return self._graph("unet", compute, [unet], layers, extra, {"prompts": count})
+
+    def unet_of_pass(self, name: PassName) -> StageGraph:
+        network, slot = cast(PiSASR, self.network), ModulationSlot()
+        layers = _PartLayers(pass_layers(network, name, slot, self.dtype), slot, None, name)
+        folded = network.encode_prompts(network.prompts) if self.options.prompts == "folded" else None
+        unet = self._one_step_unet(layers.make, slot, folded)
+        extra = ["pixel_scale", "semantic_scale", *(["prompts"] if folded is None else [])]
+        return self._graph(
+            "unet", x0_of_pass(network, name, slot, unet), [unet], layers, extra, {"prompts": 1}
+        )
+
+    @torch.no_grad()
+    def _one_step_unet(
+        self, make: LayerMaker, by_image: ModulationSlot | None, prompts: Tensor | None
+    ) -> OneStepUNet:
+        network = self.network
+        any_size = bool(network.multiple % (network.vae_factor * unet_factor(network.unet)))
+        return OneStepUNet(
+            network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts, any_size
+        )
 
     def decoder(self, layers: _PartLayers) -> StageGraph:
         vae = self.network.vae

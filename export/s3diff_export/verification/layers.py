@@ -115,7 +115,7 @@ def compare_layers(
     if engine is not None:
         _require_gpu(engine)
     limit = gates.limits(manifest.precision).stage
-    case = check_cases([image[:_SIDE, :_SIDE]], manifest.family, manifest.bins)[0]
+    case = check_cases([image[:_SIDE, :_SIDE]], manifest.family, manifest.bins, (), manifest.is_adjustable)[0]
     chain, reports, bundle = Chain(folder, manifest, case), [], Bundle(folder, manifest)
     for stage, _ in manifest.ordered_stages():
         key = bundle.key(stage, case.choices)

@@ -141,10 +141,11 @@ def verify(
         lambda stage: progress(f"verifying {stage}"),
         compare,
     )
+    predictions = {name for reference in references for name in reference.probes}
     rows = []
     for quantity, found in errors.items():
         relative, largest, mean = (max(column) for column in zip(*found, strict=True))
-        limit = limits.epsilon if quantity in references[0].probes else limits.stage
+        limit = limits.epsilon if quantity in predictions else limits.stage
         rows.append(Parity(quantity, relative, largest, mean, limit, len(found)))
     machine = {
         "processor": platform.processor() or platform.machine(),

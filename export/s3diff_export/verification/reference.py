@@ -12,7 +12,7 @@ from s3diff_export.verification.cases import CheckCase
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
-from s3diff_training.network.base import OneStep
+from s3diff_training.network.base import OneStep, ResidualStep
 from s3diff_training.network.one_step_network import OneStepNetwork
 
 Array = NDArray[np.generic]
@@ -24,10 +24,11 @@ class Reference:
 
     case: CheckCase
     tensors: dict[str, Array]
-    """`image` uint8 `[1, H, W, 3]`; what `OneStepNetwork.computed` names; `upscaled_<fix>` uint8."""
-    one_step: OneStep
+    """`image` uint8 `[1, H, W, 3]`; `CheckCase.given`; what `OneStepNetwork.computed` names; `upscaled_<fix>`
+    uint8."""
+    one_step: OneStep | ResidualStep
     probes: Mapping[str, Mapping[str, Any]]
-    """See `OneStepNetwork.probes`."""
+    """See `OneStepNetwork.probes`; of what was predicted in this case."""
 
     def prediction_of(self, x0: Array) -> Array:
         """What the UNet predicted where this case's latent became x0 `[1, c, h, w]`, in float64."""
@@ -53,5 +54,6 @@ def references(
             levels = network.finish(restored.forward.decoded, restored.enlarged, fix) * 255
             computed[f"upscaled_{fix}"] = levels.round().to(torch.uint8).permute(0, 2, 3, 1)
         tensors = {name: tensor.numpy() for name, tensor in computed.items() if tensor is not None}
-        found = {"image": case.image[None], **tensors}
-        yield Reference(case, found, network.one_step, network.probes(guided))
+        found: dict[str, Array] = {"image": case.image[None], **case.given, **tensors}
+        probes = {name: probe for name, probe in network.probes(guided).items() if name in tensors}
+        yield Reference(case, found, network.one_step, probes)

@@ -24,6 +24,7 @@ from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, scale_key
+from s3diff_runtime.strengths import PASSES
 from s3diff_runtime.vocabulary import SCALE, SCALES, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
@@ -38,8 +39,8 @@ _MOST_BYTES = 64 * 2**20
 class Stage(Part):
     """One step of the network: its tensors, in the order of the graph, and its ONNX files.
 
-    `graphs` maps a bin's name to a graph, or of the stage `enlarge` a scale's; a stage that serves all bins
-    has the one key `shared`.
+    `graphs` maps a bin's name to a graph, or of the stage `enlarge` a scale's, or of an adjustable UNet a
+    pass's; a stage that serves all has the one key `shared`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -149,6 +150,11 @@ class Manifest(Part):
             return (self.scale,)
         return tuple(scale for scale in SCALES if scale_key(scale) in self.stages["enlarge"].graphs)
 
+    @property
+    def is_adjustable(self) -> bool:
+        """Whether pictures can have pixel and semantic strengths; the UNet then has a graph for each pass."""
+        return FAMILIES[self.family].adjusts and LORA_MODES[self.lora_mode].takes_modulation
+
     def ordered_stages(self) -> Iterator[tuple[str, StageKind]]:
         """The stages that the bundle has, in the order in which they feed each other."""
         return ((name, kind) for name, kind in STAGES.items() if name in self.stages)
@@ -245,8 +251,11 @@ class Manifest(Part):
             if name in STAGES and STAGES[name].by_scale:
                 if not scale_key(self.scale) in keys <= scales:
                     yield f"stage {name} has graphs for {sorted(keys)}, expected some of {sorted(scales)}"
-            elif not keys or keys not in ({SHARED}, bins):
-                yield f"stage {name} has graphs for {sorted(keys)}, expected {SHARED!r} or every bin"
+            elif (
+                keys != set(PASSES) if self.is_adjustable and name == "unet" else keys not in ({SHARED}, bins)
+            ):
+                every = f"each of {sorted(PASSES)}" if self.is_adjustable and name == "unet" else "every bin"
+                yield f"stage {name} has graphs for {sorted(keys)}, expected {SHARED!r} or {every}"
             for graph in stage.graphs.values():
                 if graph not in self.files:
                     yield f"graph {graph!r} of stage {name} is missing in files"
@@ -278,6 +287,8 @@ class Manifest(Part):
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
             ("guidance", self.guidance.mode == "on"),
+            ("pixel_scale", self.is_adjustable),
+            ("semantic_scale", self.is_adjustable),
             ("prompts", self.prompts.mode == "runtime"),
         ):
             if unet and (tensor in unet) != wanted:
@@ -313,7 +324,8 @@ def place_of(stage: str, key: str) -> str:
     """Where a stage's graph of that key lies, below the folder of graphs or of engines; without suffix."""
     if key == SHARED:
         return stage
-    return f"{'scales' if STAGES[stage].by_scale else 'bins'}/{key}/{stage}"
+    folder = "scales" if STAGES[stage].by_scale else "passes" if key in PASSES else "bins"
+    return f"{folder}/{key}/{stage}"
 
 
 def recorded(folder: Path) -> dict[str, FileRecord]:

@@ -76,6 +76,7 @@ class S3Diff(OneStepNetwork):
 
     family = "s3diff"
     estimator: DegradationEstimator
+    one_step: OneStep
 
     def __init__(self, base: BaseModel, config: NetworkConfig | None = None) -> None:
         vae_levels = len(base.vae.config.block_out_channels)

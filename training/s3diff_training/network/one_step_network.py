@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
-from s3diff_training.network.base import BaseModel, OneStep
+from s3diff_training.network.base import BaseModel, OneStep, ResidualStep
 from s3diff_training.network.color import correct_color, reflect_to_multiple
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
@@ -67,7 +67,7 @@ class OneStepNetwork(nn.Module, ABC):
     degradation_axes: tuple[str, ...] = ()
     """Meaning of the estimator's outputs, in order."""
     modulation: ModulationNetwork
-    one_step: OneStep
+    one_step: OneStep | ResidualStep
     prompts: tuple[str, ...]
     """The texts that condition it unless told otherwise: the positive one and, where it is guided, the
     negative."""
