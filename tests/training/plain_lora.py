@@ -33,6 +33,24 @@ def osediff_content(base: BaseModel, seed: int = 0) -> dict[str, Any]:
     return content
 
 
+def pisasr_content(base: BaseModel, seed: int = 0) -> dict[str, Any]:
+    """Make what `pisa_sr.pkl` holds, for a base model; every tensor matters."""
+    generator = torch.Generator().manual_seed(seed)
+    unet = layers_of(base.unet, (*UNET_TARGETS, "conv_in"))
+    content: dict[str, Any] = {"state_dict_unet": {}}
+    for suffix, rank in (("_pix", RANK_UNET), ("_sem", RANK_VAE)):
+        content[f"lora_rank_unet{suffix}"] = rank
+        content |= {f"unet_lora_{part}_modules{suffix}": names for part, names in split(unet).items()}
+        content["state_dict_unet"] |= lora_of(unet, rank, generator, suffix)
+    return content
+
+
+def write_pisasr(base: BaseModel, path: Path, seed: int = 0) -> Path:
+    """Write a random `pisa_sr.pkl` for a base model."""
+    torch.save(pisasr_content(base, seed), path)
+    return path
+
+
 def write_osediff(base: BaseModel, path: Path, seed: int = 0) -> Path:
     """Write a random `osediff.pkl` for a base model."""
     torch.save(osediff_content(base, seed), path)
