@@ -39,6 +39,8 @@ class FlavourTraits:
     """Compute capabilities that it builds for by default, without a GPU. None: it builds for the GPU here."""
     compiles_on_device: bool = False
     """Whether kernels are compiled on the GPU that runs them, for each new shape."""
+    reads_cuda_forms: bool = False
+    """Whether on CUDA it runs the graphs in the form that has its own operators, where there is one."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
 
@@ -91,6 +93,7 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="cpu",
                 opened_by="s3diff_runtime.engines.onnx",
                 devices=("cpu", "cuda"),
+                reads_cuda_forms=True,
             ),
         )
     }
