@@ -115,6 +115,20 @@ def test_want_of_memory_has_its_own_error() -> None:
         cuda.allocate(1001)
 
 
+def test_after_fatal_errors_the_advice_is_to_restart_the_process() -> None:
+    """CUDA's own documentation says of which errors."""
+    for error in real.cudaError_t:
+        if error in (real.cudaError_t.cudaSuccess, real.cudaError_t.cudaErrorMemoryAllocation):
+            continue
+        fake = FakeCuda()
+        fake.fail("cudaSetDevice", 1, error)
+        with pytest.raises(JobError) as failure:
+            Cuda(fake).activate()
+        documented = "terminated and relaunched" in " ".join((error.__doc__ or "").split())
+        fatal = "restart the process, which CUDA serves no more" in str(failure.value)
+        assert fatal == documented, error.name
+
+
 def use_everything(cuda: Cuda) -> None:
     """One call of every function of the layer; frees all of it."""
     cuda.activate()

@@ -290,17 +290,20 @@ def test_shapes_beyond_the_profile(
         session.run({"image": image})
 
 
-def test_fault_on_the_device_names_the_call(
-    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+def test_fault_on_the_device_names_the_call_and_asks_for_a_new_process(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = dark_noise(8, 8)
     with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
-        expected = upscaler(image)
-        with monkeypatch.context() as patch:
-            patch.setattr("tests.runtime.fake_tensorrt._compute", _faulty)
-            with pytest.raises(JobError, match=r"cudaStreamSynchronize: cudaErrorIllegalAddr.*nvidia-smi"):
-                upscaler(image)
-        np.testing.assert_array_equal(upscaler(image).pixels, expected.pixels)
+        upscaler(image)
+        monkeypatch.setattr("tests.runtime.fake_tensorrt._compute", _faulty)
+        with pytest.raises(
+            JobError, match=r"cudaStreamSynchronize: cudaErrorIllegalAddr.*restart the process"
+        ):
+            upscaler(image)
+        with pytest.raises(JobError, match=r"cudaErrorIllegalAddr.*nvidia-smi.*restart the process"):
+            upscaler(image)
+    assert "failed" not in caplog.text, "nothing can be freed any more, and nobody needs to hear of it"
 
 
 def _faulty(*_: object) -> None:
