@@ -17,7 +17,7 @@ from s3diff_export.engines.building import EngineBuilder, EngineSource, require_
 from s3diff_export.engines.options import EngineOptions
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.flavours import FLAVOURS, BuilderFlavour
 from s3diff_runtime.errors import BuildError, RequestError
 
 STAGE = Stage(
@@ -44,7 +44,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Found:
 
     def find(binding: str, **options: Any) -> tuple[EngineBuilder, Asked]:  # noqa: ANN401
         module, asked = tensorrt_double(binding, STAGE)
-        flavour: CompiledFlavour = "tensorrt-rtx" if binding == RTX else "tensorrt"
+        flavour: BuilderFlavour = "tensorrt-rtx" if binding == RTX else "tensorrt"
         install(monkeypatch, flavour, module)
         return require_builder(EngineOptions(flavour, **options)), asked
 
@@ -52,7 +52,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> Found:
 
 
 def install(
-    monkeypatch: pytest.MonkeyPatch, flavour: CompiledFlavour, module: ModuleType | None, gpus: int = 1
+    monkeypatch: pytest.MonkeyPatch, flavour: BuilderFlavour, module: ModuleType | None, gpus: int = 1
 ) -> None:
     """Let a package be installed, or not be for None, on a machine with GPUs."""
     monkeypatch.setitem(sys.modules, FLAVOURS[flavour].package, module)
@@ -71,7 +71,7 @@ def test_builds_with_the_names_of_every_binding(binding: str, found: Found, grap
     builder, asked = found(binding, workspace_mib=512, optimization_level=4)
     told: list[str] = []
     built = builder.build(
-        EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"), told.append
+        EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"), told.append
     )
     assert graph.with_suffix(".engine").read_bytes() == PLAN
     assert built.peak_memory > 2**20 and 0 <= built.parse_seconds <= built.seconds
@@ -85,7 +85,7 @@ def test_builds_with_the_names_of_every_binding(binding: str, found: Found, grap
 @pytest.mark.parametrize("binding", BINDINGS)
 def test_networks_are_typed_in_every_version(binding: str, found: Found, graph: Path) -> None:
     builder, asked = found(binding)
-    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
+    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
     typed = 1 << int(builder.tensorrt.module.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     assert asked.flags == [typed if binding.startswith("tensorrt 10.") else 0]
 
@@ -98,7 +98,7 @@ def test_timing_cache_and_hardware_compatibility(
     options = {"timing_cache": cache, "hardware_compatibility": "ampere_plus"}
     for expected in (b"", CACHE):
         builder, asked = found(binding, **options)
-        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
+        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
         (config,) = asked.configs
         levels = builder.tensorrt.module.HardwareCompatibilityLevel
         assert config.hardware_compatibility_level is levels.AMPERE_PLUS
@@ -106,12 +106,12 @@ def test_timing_cache_and_hardware_compatibility(
         assert cache.read_bytes() == CACHE
     asked.refuses_cache = True
     with pytest.raises(RequestError, match=r"a10\.cache is no timing cache of tensorrt .* delete it"):
-        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
+        builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
 
 
 def test_rtx_builds_for_compute_capabilities(found: Found, graph: Path) -> None:
     builder, asked = found(RTX, compute_capabilities=("12.0", "8.0", "8.0"))
-    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
+    builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
     (config,) = asked.configs
     capabilities = builder.tensorrt.module.ComputeCapability
     assert config._targets == {0: capabilities.SM80, 1: capabilities.SM120}
@@ -127,7 +127,7 @@ def test_failures_carry_what_tensorrt_said(binding: str, found: Found, graph: Pa
     builder, asked = found(binding)
     asked.fails_with = "Error Code 10: Could not find any implementation for node /conv_in/Conv."
     with pytest.raises(BuildError, match=r"stage unet: .*node /conv_in/Conv\..*--workspace-mib.*--max-size"):
-        builder.build(EngineSource(graph, STAGE, SHAPES, "unet"), graph.with_suffix(".engine"))
+        builder.build(EngineSource(graph, STAGE, SHAPES, "unet", "fp16"), graph.with_suffix(".engine"))
     assert not graph.with_suffix(".engine").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_graph_that_is_not_the_manifests_is_refused(found: Found, graph: Path)
     with pytest.raises(
         BuildError, match="outputs latent float32 of rank 4, the manifest says latent float16"
     ):
-        builder.build(EngineSource(graph, other, SHAPES, "vae_encoder"), graph.with_suffix(".engine"))
+        builder.build(EngineSource(graph, other, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.11.0.33"])

@@ -18,7 +18,7 @@ from s3diff_runtime.bundle.engine_records import Profile, Range
 from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.command_line import takes
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, BuilderFlavour
 from s3diff_runtime.errors import RequestError
 
 RTX = EngineOptions("tensorrt-rtx")
@@ -95,8 +95,8 @@ def test_batches_are_in_order(batch: tuple[int, int, int]) -> None:
         BatchRange(*batch)
 
 
-@pytest.mark.parametrize("flavour", COMPILED_FLAVOURS)
-def test_what_a_flavour_lacks_is_refused_only_where_it_is_asked_for(flavour: CompiledFlavour) -> None:
+@pytest.mark.parametrize("flavour", BUILDER_FLAVOURS)
+def test_what_a_flavour_lacks_is_refused_only_where_it_is_asked_for(flavour: BuilderFlavour) -> None:
     """The table names fields; a name that is none would refuse nothing."""
     lacks = FLAVOURS[flavour].lacks
     assert lacks and set(lacks) < {each.name for each in fields(EngineOptions)}

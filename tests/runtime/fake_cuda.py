@@ -232,6 +232,10 @@ class FakeCuda:
             return _NO_MEMORY, None
         return _SUCCESS, self._new_block("device", size)
 
+    @call(2)
+    def cudaMemGetInfo(self) -> Answer:
+        return _SUCCESS, self.memory - self.used(), self.memory
+
     @call(1)
     def cudaMallocHost(self, size: int) -> Answer:
         return _SUCCESS, self._new_block("pinned", size)

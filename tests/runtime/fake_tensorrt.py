@@ -71,6 +71,23 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
     LAZY, EAGER, NONE = range(3)
 
 
+class IRuntimeCache:
+    """Its content is the shapes that kernels were compiled for."""
+
+    def __init__(self) -> None:
+        self.content: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps(sorted(self.content)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            self.content |= set(json.loads(blob))
+        except ValueError:
+            return False
+        return True
+
+
 class ILogger:
     Severity = Severity
 
@@ -106,10 +123,16 @@ class ICudaEngine:
 
     def __init__(self, cuda: FakeCuda, logger: ILogger, plan: bytes) -> None:
         header, _, self.graph = plan.removeprefix(_MAGIC).partition(b"\n")
-        self.profile: dict[str, list[list[int]]] = json.loads(header)
+        self.profiles: list[dict[str, list[list[int]]]] = json.loads(header)
+        self.compiled: list[str] = []
+        """Shapes that kernels were compiled for because no cache had them."""
         self.cuda, self.logger, session = cuda, logger, _onnx(self.graph)
         self.inputs = {tensor.name: tensor.type[7:-1] for tensor in session.get_inputs()}
         self.outputs = {tensor.name: tensor.type[7:-1] for tensor in session.get_outputs()}
+        self.fixed = {
+            tensor.name: tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
+            for tensor in (*session.get_inputs(), *session.get_outputs())
+        }
         error, address = cuda.cudaMalloc(len(plan))
         if error != cuda.cudaError_t.cudaSuccess:
             raise MemoryError
@@ -129,8 +152,19 @@ class ICudaEngine:
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.fixed[name]
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
-        return self.profile[name]
+        self.cuda.require(-1 in self.fixed[name], f"profiles know nothing of {name}, whose shape is fixed")
+        return self.profiles[profile_index][name]
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 256
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
@@ -140,21 +174,30 @@ class ICudaEngine:
         self.cuda.require(
             strategy is ExecutionContextAllocationStrategy.USER_MANAGED, "context with memory of its own"
         )
-        return IExecutionContext(self)
+        return IExecutionContext(self, how.cache if isinstance(how, IRuntimeConfig) else None)
 
 
 class IRuntimeConfig:
     def __init__(self) -> None:
         self.allocation = ExecutionContextAllocationStrategy.STATIC
+        self.cache: IRuntimeCache | None = None
         self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
         self.allocation = strategy
 
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self._cuda = engine, engine.cuda
+    def __init__(self, engine: ICudaEngine, cache: IRuntimeCache | None) -> None:
+        self._engine, self._cuda, self._cache = engine, engine.cuda, cache
+        self._profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory = (0, 0)
@@ -165,8 +208,18 @@ class IExecutionContext:
         self._queued = object()
         weakref.finalize(self, self._cuda.require_unused, self._queued, "a context was freed while it runs")
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._cuda.require(
+            self._cuda.streams[stream_handle].captured is None, "a profile was chosen in a capture"
+        )
+        self._profile, self._shapes, self._needed = profile_index, {}, None
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return True
+
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        least, _tuned, most = self._engine.profile[name]
+        least, _tuned, most = self._engine.profiles[self._profile][name]
         fits = len(shape) == len(least) and all(
             low <= side <= high for low, side, high in zip(least, shape, most, strict=True)
         )
@@ -222,9 +275,17 @@ class IExecutionContext:
                 context = captured()
                 return context is not None and context._changes == changes
 
+            self._compile()
             cuda.enqueue(stream_handle, Op(run, blocks, (self._queued,), is_current))
             self._is_settled = True
         return True
+
+    def _compile(self) -> None:
+        """Kernels for new shapes, where there is a cache for them; without, the build compiled them."""
+        shapes = f"{hashlib.sha256(self._engine.graph).hexdigest()} {sorted(self._shapes.items())}"
+        if self._cache is not None and shapes not in self._cache.content:
+            self._cache.content.add(shapes)
+            self._engine.compiled.append(shapes)
 
     def _described(self, name: str) -> tuple[int, tuple[int, ...], str, int]:
         """Address, shape, dtype and bytes."""
@@ -327,8 +388,13 @@ def _build(
 ) -> str:
     spec = manifest.stages[stage]
     shapes = _shapes(spec, identity.profile)
+    exact = [
+        _shapes(spec, identity.profile.model_copy(update={"batch": Range(min=batch, opt=batch, max=batch)}))
+        for batch in identity.exact_batches
+    ]
+    tuned = [{name: [sizes[1]] * 3 for name, sizes in each.items()} for each in exact]
     graph = (folder / spec.graphs[key]).read_bytes()
-    plan = _MAGIC + json.dumps(shapes).encode() + b"\n" + graph
+    plan = _MAGIC + json.dumps([*tuned, shapes]).encode() + b"\n" + graph
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(plan)
@@ -340,6 +406,7 @@ def _build(
         "inputs": spec.inputs,
         "outputs": spec.outputs,
         "shapes": shapes,
+        "exact": [{name: sizes[0] for name, sizes in each.items()} for each in tuned],
         "sha256": hashlib.sha256(plan).hexdigest(),
         "size": len(plan),
         "built": "2025-01-01T00:00:00+00:00",

@@ -137,6 +137,9 @@ class Engine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[tuple[int, ...]]:
         return [(1, 1, 1, 3), TILE, MOST] if name == "image" else [(), (), ()]
 
+    def get_device_memory_size_for_profile_v2(self, profile: int) -> int:
+        return 1
+
     def create_execution_context(self, strategy: object) -> "Context":
         return Context(self)
 

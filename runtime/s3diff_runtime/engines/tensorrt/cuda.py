@@ -115,6 +115,10 @@ class Cuda:
 
     # --- memory -----------------------------------------------------------------------------------
 
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody holds."""
+        return int(self._call("cudaMemGetInfo")[0])
+
     def allocate(self, size: int) -> Handle:
         """Device memory of `size` bytes, aligned to 256. Raises `OutOfMemory` when there is not as much."""
         return self._owned(self._call("cudaMalloc", size), "cudaFree")
