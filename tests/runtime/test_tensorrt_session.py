@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tests.runtime.fake_bundle import BINS, dark_noise, write_fake_bundle
 from tests.runtime.fake_cuda import DeviceFault, FakeCuda, Violation
-from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, install_fakes
 
 from s3diff_runtime import JobError, Result, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.engine_records import Profile, Range
@@ -86,15 +87,6 @@ def test_settings_reach_the_stages(bundles: dict[str, Path], gpu: FakeCuda) -> N
     found, expected = (upscale(bundles["prompts"], [image], engine, **asked, **prompts) for engine in ENGINES)
     np.testing.assert_array_equal(found[0].pixels, expected[0].pixels)
     assert found[0].applied == expected[0].applied
-
-
-def test_rtx_engines_run_alike(tmp_path: Path, gpu: FakeCuda) -> None:
-    bundle = write_fake_bundle(tmp_path, "dynamic")
-    add_engines(bundle, "tensorrt-rtx", gpu=None)
-    image = dark_noise(20, 24)
-    found, expected = (upscale(bundle, [image], engine)[0] for engine in ("tensorrt-rtx", "onnx"))
-    np.testing.assert_array_equal(found.pixels, expected.pixels)
-    assert found.engine == "tensorrt-rtx"
 
 
 def test_small_batches_are_filled_for_engines_of_one_batch(tmp_path: Path, gpu: FakeCuda) -> None:
@@ -238,20 +230,6 @@ def test_work_that_cannot_be_captured_runs_without_graphs(bundles: dict[str, Pat
             np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
     assert gpu.calls["cudaGraphLaunch"] == 0
     assert gpu.calls["cudaStreamBeginCapture"] == 6, "each stage tries once"
-
-
-def test_what_tensorrt_cannot_capture_is_not_captured(
-    tmp_path: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bundle = write_fake_bundle(tmp_path, "dynamic")
-    add_engines(bundle, "tensorrt-rtx", gpu=None)
-    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda self, stream: False)
-    image = dark_noise(16, 24)
-    with Upscaler.open(bundle, "tensorrt-rtx", "cuda", OPTIONS) as upscaler:
-        first = upscaler(image)
-        for _ in range(3):
-            np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
-    assert gpu.calls["cudaStreamBeginCapture"] == 0
 
 
 def test_memory_that_tensorrt_cannot_tell_is_an_error(

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX compiles on the GPU: compiled once, kept in the user's cache, never required."""
+"""TensorRT-RTX: the kernels that it compiles on the GPU, kept in the user's cache; what it cannot capture."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ import numpy as np
 import pytest
 from tests.runtime.fake_bundle import dark_noise, write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import ICudaEngine, add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, install_fakes
 
 from s3diff_runtime import Upscaler
 from s3diff_runtime.engines.tensorrt.kernels import KernelCache, kernels_file
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """One with engines of TensorRT-RTX, on a GPU whose contract is kept, and a cache of the test's own."""
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One with engines of TensorRT-RTX, and a cache of the test's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    cuda = FakeCuda()
-    install_fakes(monkeypatch, cuda)
     folder = write_fake_bundle(tmp_path / "bundle", "dynamic")
     add_engines(folder, "tensorrt-rtx", gpu=None)
-    yield folder
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+    """A GPU whose contract is kept."""
+    cuda = FakeCuda()
+    install_fakes(monkeypatch, cuda)
+    yield cuda
     gc.collect()
     assert (cuda.violations, cuda.leaks()) == ([], [])
 
@@ -47,6 +54,28 @@ def run(bundle: Path, *images: np.ndarray) -> None:
     with Upscaler.open(bundle, "tensorrt-rtx", "cuda") as upscaler:
         for image in images:
             upscaler(image)
+
+
+def test_results_equal_those_of_onnx_runtime(bundle: Path) -> None:
+    image = dark_noise(20, 24)
+    results = []
+    for engine, device in (("tensorrt-rtx", "cuda"), ("onnx", "cpu")):
+        with Upscaler.open(bundle, engine, device) as upscaler:
+            results.append(upscaler(image))
+    np.testing.assert_array_equal(results[0].pixels, results[1].pixels)
+    assert results[0].engine == "tensorrt-rtx"
+
+
+def test_what_tensorrt_cannot_capture_is_not_captured(
+    bundle: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(IExecutionContext, "is_stream_capturable", lambda self, stream: False)
+    image = dark_noise(16, 24)
+    with Upscaler.open(bundle, "tensorrt-rtx", "cuda") as upscaler:
+        first = upscaler(image)
+        for _ in range(3):
+            np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
+    assert gpu.calls["cudaStreamBeginCapture"] == 0
 
 
 def test_kernels_are_compiled_once_for_all_contexts_and_processes(
