@@ -13,7 +13,8 @@ from tests.runtime.fake_cuda import FakeCuda
 from tests.runtime.fake_engines import add_engines
 from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, install_fakes
 
-from s3diff_runtime import Upscaler
+from s3diff_runtime import JobError, Upscaler
+from s3diff_runtime.engines.tensorrt.api import TensorRt
 from s3diff_runtime.engines.tensorrt.kernels import KernelCache, kernels_file
 
 
@@ -127,3 +128,22 @@ def test_the_bundle_stays_as_it_was(bundle: Path, compiled: list[str]) -> None:
     before = sorted(bundle.rglob("*"))
     run(bundle, dark_noise(16, 24))
     assert compiled and sorted(bundle.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        (b"nonsense", r"bufferSize >= minBufferSize"),
+        (b"", "empty memory buffer"),
+        (bytes(4096), r"created with incompatible serialization version"),
+    ],
+)
+def test_the_real_tensorrt_rtx_refuses_what_is_no_plan(
+    plan: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `Runtime` needs no GPU to look at a plan."""
+    monkeypatch.undo()
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(JobError, match=rf"tensorrt-rtx 1.* failed loading the engine: .*{reason}") as failure:
+        TensorRt("tensorrt-rtx").deserialize(plan)
+    assert type(failure.value) is JobError and "catchCudaError" not in str(failure.value)
