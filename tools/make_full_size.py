@@ -40,7 +40,7 @@ def full_size_base() -> BaseModel:
             # Norms of ones and zeros would be recognised by exporters, and merged.
             nn.init.normal_(module.weight, 1.0, 0.05)
             nn.init.normal_(module.bias, 0.0, 0.05)
-    return BaseModel(tokenizer, CLIPTextModel(text).eval(), vae, unet, scheduler.alphas_cumprod.float())
+    return BaseModel(tokenizer, CLIPTextModel(text).eval(), vae, unet, scheduler.alphas_cumprod.float().cpu())
 
 
 @click.command(help=__doc__)
