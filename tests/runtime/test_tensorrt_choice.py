@@ -33,7 +33,7 @@ class OnnxStandIn:
     name = "onnx"
     lane, open = OnnxEngine.lane, OnnxEngine.open
 
-    def __init__(self, device: str, threads: int | None) -> None:
+    def __init__(self, device: str, threads: int | None, exact: bool) -> None:
         self.device = device
 
 
