@@ -180,7 +180,8 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile, scale: int 
     """
     axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        first = side.min * SCALE - manifest.multiple + 1
+        # TensorRT-RTX cannot plan the memory of an encoder for a single enlarged pixel.
+        first = side.min * SCALE - manifest.multiple + SCALE
         axes[name] = -(-first // scale), side.opt * SCALE // scale, side.max * SCALE // scale
         axes[f"upscaled_{name}"] = first, side.opt * SCALE, side.max * SCALE
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
