@@ -67,7 +67,7 @@ class ToyTrainer:
         if loop.step == self.stop_at:
             raise Interrupted
         self.poisoned = loop.step == self.poison_at
-        self.rates.append(loop.options.learning_rate(loop.step))
+        self.rates.append(loop.learning_rate)
         shape = (loop.options.accumulate, loop.options.batch, 4)
         batches = list(torch.randn(shape, generator=loop.generator))
         return {
@@ -323,13 +323,13 @@ def test_wrong_options_are_reported_at_once() -> None:
 
 def test_schedule_rises_then_falls_to_its_end() -> None:
     options = LoopOptions(steps=100, lr=1.0, schedule="cosine", lr_final=0.1, warmup_fraction=0.1)
-    rates = [options.learning_rate(step) for step in range(100)]
+    rates = [options.learning_rate(options.progress(step, 0.0)) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert {LoopOptions(lr=0.5).learning_rate(step) for step in (0, 500, 29_999)} == {0.5}
+    assert {LoopOptions(lr=0.5).learning_rate(progress) for progress in (0, 0.5, 0.9999)} == {0.5}
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """What the trainers learn from and what they are judged on: training pairs, and held-out ones."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
@@ -26,6 +29,10 @@ SIDE_MULTIPLE = 32
 Restore = Callable[[Tensor], Tensor]
 """From LR `[1, 3, h, w]` to SR `[1, 3, 4h, 4w]`, both in [0, 1]."""
 _SHOWN = 4  # rows of a contact sheet
+_TOGETHER = 2**18
+"""Pixels degraded at a time: one size drawn for all of them, and more leave a processor's cache."""
+_AHEAD = 4  # micro-batches of every worker
+_FIELDS = tuple(field.name for field in fields(DegradedBatch))
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,19 @@ class PairOptions(Options):
         None, "Folder of photographs never trained on, to score; without it there are no scores."
     )
     validation_crop: int = option(512, "Largest side of the validation images, in pixels.")
+    halved_fraction: float = option(
+        0.0,
+        "Fraction of the crops taken at twice the side and halved, so that soft photographs get sharp.",
+        least=0,
+        most=1,
+    )
+    drawn_fraction: float = option(
+        0.0,
+        "Fraction of the crops that are one flat colour, or two along a straight edge, drawn.",
+        least=0,
+        most=1,
+    )
+    workers: int = option(0, "Processes that make pairs ahead; with 0 training waits for them.", least=0)
 
     def problems(self) -> Iterator[str]:
         """Sides that are too small or no multiples."""
@@ -66,20 +86,102 @@ class LpipsOptions(Options):
 
 
 class TrainingPairs:
-    """Random crops of a folder of photographs, degraded anew every time."""
+    """Random crops of a folder of photographs, degraded anew every time.
+
+    Every micro-batch follows from the run's seed and its own number: a resumed run goes on with the same ones,
+    and on a CPU they are the same in whatever process they are made.
+    """
 
     def __init__(self, options: PairOptions) -> None:
-        self._photographs = PhotographFolder(options.data, options.crop)
-        self._crop = options.crop
+        largest = options.crop * (2 if options.halved_fraction else 1)
+        self._photographs, self._options = PhotographFolder(options.data, largest), options
         self._pipeline = DegradationPipeline()
+        self._ahead: Iterator[list[Tensor]] | None = None
 
     def draw(self, loop: TrainLoop) -> list[DegradedBatch]:
-        """The micro-batches of one update, on the loop's device, from the loop's generators."""
-        batches = []
-        for _ in range(loop.options.accumulate):
-            crops = self._photographs.crops(loop.options.batch, self._crop, loop.generator)
-            batches.append(self._pipeline(crops.to(loop.device).float() / 255, loop.device_generator))
-        return batches
+        """The micro-batches of one update, on the loop's device."""
+        count = loop.options.accumulate
+        first, size, entropy = loop.step * count, loop.options.batch, loop.entropy
+        if not self._options.workers:
+            return [self.made(n, size, entropy, loop.device) for n in range(first, first + count)]
+        if self._ahead is None:
+            self._ahead = self._start_workers(_MadeElsewhere(self, size, entropy), first, loop.device)
+        return [_unpacked(next(self._ahead), loop.device) for _ in range(count)]
+
+    def made(self, number: int, size: int, entropy: Sequence[int], device: torch.device) -> DegradedBatch:
+        """Micro-batch `number` of `size` pairs, degraded on `device`; `entropy` is the run's."""
+        seeds = np.random.SeedSequence([*entropy, number]).generate_state(2).tolist()
+        generator, on_device = torch.Generator().manual_seed(seeds[0]), torch.Generator(device)
+        on_device.manual_seed(seeds[1])
+        hr = torch.stack([self._crop(generator) for _ in range(size)])
+        drawn, clean = torch.rand(2, size, generator=generator)
+        rows = (drawn < self._options.drawn_fraction).nonzero().flatten().tolist()
+        for row in rows:
+            hr[row] = drawn_crop(self._options.crop, generator)
+        together = max(1, _TOGETHER // self._options.crop**2)
+        parts = [self._pipeline(p.to(device).float() / 255, on_device) for p in hr.split(together)]
+        batch = DegradedBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in _FIELDS))
+        for row in rows:
+            if clean[row] < 0.5:
+                batch.lr[row] = (F.avg_pool2d(batch.hr[row], SCALE) * 255).round() / 255
+                batch.noise[row] = batch.blur[row] = 0
+        return batch
+
+    def _crop(self, generator: torch.Generator) -> Tensor:
+        side = self._options.crop
+        if torch.rand((), generator=generator) >= self._options.halved_fraction:
+            return self._photographs.crops(1, side, generator)[0]
+        return F.avg_pool2d(self._photographs.crops(1, 2 * side, generator)[0].float(), 2).round().byte()
+
+    def _start_workers(
+        self, batches: "_MadeElsewhere", first: int, device: torch.device
+    ) -> Iterator[list[Tensor]]:
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=itertools.count(first),
+            num_workers=self._options.workers,
+            prefetch_factor=_AHEAD,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # its own: the default one is dropout's
+        )
+        return iter(loader)
+
+
+@dataclass(frozen=True)
+class _MadeElsewhere(Dataset[list[Tensor]]):
+    """Micro-batches by number, on the CPU, with the images as uint8, to come out of another process."""
+
+    pairs: TrainingPairs
+    size: int
+    entropy: Sequence[int]
+
+    def __getitem__(self, number: int) -> list[Tensor]:
+        made = self.pairs.made(number, self.size, self.entropy, torch.device("cpu"))
+        images = [(image * 255).round().byte() for image in (made.lr, made.hr)]
+        return [*images, made.noise, made.blur]
+
+
+def _unpacked(tensors: Sequence[Tensor], device: torch.device) -> DegradedBatch:
+    lr, hr, noise, blur = (tensor.to(device, non_blocking=True) for tensor in tensors)
+    return DegradedBatch(lr.float() / 255, hr.float() / 255, noise, blur)
+
+
+def drawn_crop(side: int, generator: torch.Generator) -> Tensor:
+    """One flat colour, or two that meet in a straight edge, as often; uint8 `[3, side, side]`.
+
+    Half of the colours are grey, and half have every channel at an end of its range: white, black and pure
+    colours, which photographs hardly have.
+    """
+    colours, (grey, pure, flat, angle, at) = (torch.rand(size, generator=generator) for size in ((2, 3), (5,)))
+    if grey < 0.5:
+        colours = colours[:, :1].expand(2, 3)
+    if pure < 0.5:
+        colours = colours.round()
+    line = torch.arange(side) - side * at
+    across = line * torch.cos(2 * math.pi * angle) + line[:, None] * torch.sin(2 * math.pi * angle)
+    share = (across + 0.5).clamp(0, 1) if flat < 0.5 else torch.zeros(side, side)
+    return (255 * torch.lerp(*colours[..., None, None], share)).round().byte()
 
 
 class Pair(NamedTuple):
