@@ -39,7 +39,8 @@ ESTIMATOR_LOOP = BASE_LOOP.but(
 LORA_LOOP = LoopOptions(accumulate=16)
 """64 images an update on one GPU, the paper's batch."""
 SMALL_CROPS = PairOptions(Path(), crop=128)
-_PAIRS = ("crop", "validation", "validation_crop", "halved_fraction", "drawn_fraction", "workers")
+_CROPS = ("crop", "validation", "halved_fraction", "candidates", "workers")
+_PAIRS = (*_CROPS, "validation_crop", "drawn_fraction")
 
 LoraOn = Literal["unet", "encoder", "unet+encoder", "unet+decoder", "unet+encoder+decoder"]
 _VAE_TARGETS: Mapping[str, str] = {
@@ -84,7 +85,7 @@ class BaseRequest(RunRequest):
 class EstimatorRequest(RunRequest):
     """What `train estimator` is asked for."""
 
-    pairs: PairOptions = group(SMALL_CROPS, only=("crop", "validation", "halved_fraction", "workers"))
+    pairs: PairOptions = group(SMALL_CROPS, only=_CROPS)
     loop: LoopOptions = group(ESTIMATOR_LOOP)
 
 

@@ -34,6 +34,7 @@ Samples = tuple[Sequence[Sequence[Tensor]], Sequence[str]]
 """What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
 _LOG = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds
+_WHOLE = 10_000  # parts of a progress bar
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LoopOptions(Options):
 
     steps: int = option(30_000, "Updates in all.", least=1)
     minutes: float | None = option(
-        None, "End after so many minutes of training, by which the schedule goes, and not after --steps.", above=0
+        None, "End after so many minutes of training, not after --steps; the schedule goes by them.", above=0
     )
     batch: int = option(4, "Images of a micro-batch, on each process.", least=1)
     accumulate: int = option(4, "Micro-batches of an update.", least=1)
@@ -359,17 +360,16 @@ def _progress(start: int, before: float) -> Iterator[Callable[[int, float, Mappi
     bar = Progress(
         *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
     )
-    task = bar.add_task("training", total=1.0, completed=before, note="")
+    task = bar.add_task("training", total=_WHOLE, completed=round(before * _WHOLE), note="")
     began = spoke = time.monotonic()
 
     def done(step: int, progress: float, losses: Mapping[str, float]) -> None:
         nonlocal spoke
         now = time.monotonic()
         rate = (step - start) / max(now - began, 1e-9)
-        note = "  ".join(
-            [f"step {step}", f"{rate:.2f} steps/s", *(f"{name} {value:.4f}" for name, value in losses.items())]
-        )
-        bar.update(task, completed=progress, note=note)
+        means = (f"{name} {value:.4f}" for name, value in losses.items())
+        note = "  ".join([f"step {step}", f"{rate:.2f} steps/s", *means])
+        bar.update(task, completed=progress * _WHOLE, note=note)
         if bar.disable and (now - spoke >= _PLAIN_INTERVAL or progress >= 1):
             spoke = now
             minutes = (1 - progress) * (now - began) / max(progress - before, 1e-9) / 60

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ _SHOWN = 4  # rows of a contact sheet
 _TOGETHER = 2**18
 """Pixels degraded at a time: one size drawn for all of them, and more leave a processor's cache."""
 _AHEAD = 4  # micro-batches of every worker
+Array = np.ndarray[Any, Any]
 _FIELDS = tuple(field.name for field in fields(DegradedBatch))
 
 
@@ -57,6 +58,7 @@ class PairOptions(Options):
         least=0,
         most=1,
     )
+    candidates: int = option(1, "Crops drawn for every one taken, which is the most detailed.", least=1)
     workers: int = option(0, "Processes that make pairs ahead; with 0 training waits for them.", least=0)
 
     def problems(self) -> Iterator[str]:
@@ -88,15 +90,15 @@ class LpipsOptions(Options):
 class TrainingPairs:
     """Random crops of a folder of photographs, degraded anew every time.
 
-    Every micro-batch follows from the run's seed and its own number: a resumed run goes on with the same ones,
-    and on a CPU they are the same in whatever process they are made.
+    Every micro-batch follows from the run's seed and its own number: a resumed run goes on with the same
+    ones, and on a CPU they are the same in whatever process they are made.
     """
 
     def __init__(self, options: PairOptions) -> None:
         largest = options.crop * (2 if options.halved_fraction else 1)
         self._photographs, self._options = PhotographFolder(options.data, largest), options
         self._pipeline = DegradationPipeline()
-        self._ahead: Iterator[list[Tensor]] | None = None
+        self._ahead: Iterator[list[Array]] | None = None
 
     def draw(self, loop: TrainLoop) -> list[DegradedBatch]:
         """The micro-batches of one update, on the loop's device."""
@@ -105,7 +107,7 @@ class TrainingPairs:
         if not self._options.workers:
             return [self.made(n, size, entropy, loop.device) for n in range(first, first + count)]
         if self._ahead is None:
-            self._ahead = self._start_workers(_MadeElsewhere(self, size, entropy), first, loop.device)
+            self._ahead = self._start_workers(_MadeElsewhere(self, size, entropy), first)
         return [_unpacked(next(self._ahead), loop.device) for _ in range(count)]
 
     def made(self, number: int, size: int, entropy: Sequence[int], device: torch.device) -> DegradedBatch:
@@ -128,42 +130,53 @@ class TrainingPairs:
         return batch
 
     def _crop(self, generator: torch.Generator) -> Tensor:
+        """Photographs are out of focus for the most part, and from that nothing is learnt."""
+        crops = [self._candidate(generator) for _ in range(self._options.candidates)]
+        return crops[0] if len(crops) == 1 else max(crops, key=_detail)
+
+    def _candidate(self, generator: torch.Generator) -> Tensor:
         side = self._options.crop
         if torch.rand((), generator=generator) >= self._options.halved_fraction:
             return self._photographs.crops(1, side, generator)[0]
         return F.avg_pool2d(self._photographs.crops(1, 2 * side, generator)[0].float(), 2).round().byte()
 
-    def _start_workers(
-        self, batches: "_MadeElsewhere", first: int, device: torch.device
-    ) -> Iterator[list[Tensor]]:
+    def _start_workers(self, batches: "_MadeElsewhere", first: int) -> Iterator[list[Array]]:
         loader = DataLoader(
             batches,
             batch_size=None,
             sampler=itertools.count(first),
             num_workers=self._options.workers,
+            collate_fn=list,
             prefetch_factor=_AHEAD,
-            pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # its own: the default one is dropout's
         )
         return iter(loader)
 
 
 @dataclass(frozen=True)
-class _MadeElsewhere(Dataset[list[Tensor]]):
-    """Micro-batches by number, on the CPU, with the images as uint8, to come out of another process."""
+class _MadeElsewhere(Dataset[list[Array]]):
+    """Micro-batches by number, as arrays with the images in uint8, to come out of another process.
+
+    Arrays go through a pipe; tensors would take shared memory, of which a container has 64 MB by default.
+    """
 
     pairs: TrainingPairs
     size: int
     entropy: Sequence[int]
 
-    def __getitem__(self, number: int) -> list[Tensor]:
+    def __getitem__(self, number: int) -> list[Array]:
         made = self.pairs.made(number, self.size, self.entropy, torch.device("cpu"))
         images = [(image * 255).round().byte() for image in (made.lr, made.hr)]
-        return [*images, made.noise, made.blur]
+        return [tensor.numpy() for tensor in (*images, made.noise, made.blur)]
 
 
-def _unpacked(tensors: Sequence[Tensor], device: torch.device) -> DegradedBatch:
-    lr, hr, noise, blur = (tensor.to(device, non_blocking=True) for tensor in tensors)
+def _detail(crop: Tensor) -> float:
+    """Mean difference of vertical neighbours, in grey levels of 255."""
+    return float(crop[:, 1:].float().sub(crop[:, :-1]).abs().mean())
+
+
+def _unpacked(arrays: Sequence[Array], device: torch.device) -> DegradedBatch:
+    lr, hr, noise, blur = (torch.from_numpy(array).to(device) for array in arrays)
     return DegradedBatch(lr.float() / 255, hr.float() / 255, noise, blur)
 
 
@@ -173,7 +186,8 @@ def drawn_crop(side: int, generator: torch.Generator) -> Tensor:
     Half of the colours are grey, and half have every channel at an end of its range: white, black and pure
     colours, which photographs hardly have.
     """
-    colours, (grey, pure, flat, angle, at) = (torch.rand(size, generator=generator) for size in ((2, 3), (5,)))
+    colours = torch.rand(2, 3, generator=generator)
+    grey, pure, flat, angle, at = torch.rand(5, generator=generator)
     if grey < 0.5:
         colours = colours[:, :1].expand(2, 3)
     if pure < 0.5:
@@ -181,7 +195,8 @@ def drawn_crop(side: int, generator: torch.Generator) -> Tensor:
     line = torch.arange(side) - side * at
     across = line * torch.cos(2 * math.pi * angle) + line[:, None] * torch.sin(2 * math.pi * angle)
     share = (across + 0.5).clamp(0, 1) if flat < 0.5 else torch.zeros(side, side)
-    return (255 * torch.lerp(*colours[..., None, None], share)).round().byte()
+    one, other = colours[..., None, None]
+    return (255 * torch.lerp(one, other, share)).round().byte()
 
 
 class Pair(NamedTuple):

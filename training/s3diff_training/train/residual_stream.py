@@ -1,10 +1,12 @@
 """Keeps the residual stream of a network in training where float16 can hold it."""
 
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+_BLOCK = re.compile(r"(?:encoder\.|decoder\.)?(?:mid_block|(?:down|up)_blocks\.\d+)")
 _LIMIT = 8.0
 """Root mean square of a block's output that is left alone. The largest values are some 30 times that, and
 float16 ends at 65,504."""
@@ -24,9 +26,8 @@ class ResidualStream:
         self._measured: list[Tensor] = []
         for network in networks:
             for name, module in network.named_modules():
-                if name.rpartition(".")[2] == "mid_block" or name.rpartition(".")[0].endswith("_blocks"):
-                    if name.count("_block") == 1:
-                        module.register_forward_hook(self._measure)
+                if _BLOCK.fullmatch(name):
+                    module.register_forward_hook(self._measure)
 
     def excess(self) -> Tensor:
         """Mean over the blocks of how far each is above the limit, as the logarithm; 0 where none is."""
