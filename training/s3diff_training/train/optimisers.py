@@ -41,7 +41,7 @@ class OptimisedModule:
         self._accelerator, self._decay = accelerator, ema_decay if trainable.averaged else 0.0
         self.module.to(accelerator.device)
         if channels_last:
-            self.module.to(memory_format=torch.channels_last)
+            nn.utils.convert_conv2d_weight_memory_format(self.module, torch.channels_last)
         self._named = {key: value for key, value in self.module.named_parameters() if value.requires_grad}
         if not self._named:
             raise JobError(f"{name} has no parameter that requires gradients; nothing to train")
