@@ -332,6 +332,40 @@ def test_schedule_rises_then_falls_to_its_end() -> None:
     assert {LoopOptions(lr=0.5).learning_rate(progress) for progress in (0, 0.5, 0.9999)} == {0.5}
 
 
+def test_a_run_by_the_clock_ends_with_its_minutes_and_its_schedule(tmp_path: Path) -> None:
+    quiet = LoopOptions(minutes=0.5 / 60, accumulate=OPTIONS.accumulate, schedule="cosine", save_every=10**6)
+    options = quiet.but(log_every=1, sample_every=0, validate_every=0)
+    trainer, run = train(tmp_path / "run", options)
+    records = read_log(run, "losses")
+    assert records[-2]["seconds"] < 0.5 <= records[-1]["seconds"]
+    assert len(records) > 1
+    assert trainer.rates[-1] < 0.2 * max(trainer.rates)
+    assert (run.path / "product.pt").exists()
+
+
+def test_minutes_and_steps_are_refused_together() -> None:
+    with pytest.raises(RequestError, match="--minutes and --steps"):
+        LoopOptions(minutes=1.0, steps=5)
+
+
+def test_channels_last_is_another_order_of_the_same_weights(tmp_path: Path) -> None:
+    model = nn.Conv2d(4, 4, 3)
+    before = model.weight.detach().clone()
+
+    class Convolution(ToyTrainer):
+        @property
+        def modules(self) -> Mapping[str, TrainableModule]:
+            return {"model": TrainableModule(model)}
+
+        def step(self, loop: TrainLoop) -> dict[str, float]:
+            assert torch.equal(model.weight, before)
+            return {}
+
+    unseen = LoopOptions(steps=1, save_every=0, sample_every=0, validate_every=0, channels_last=True)
+    TrainLoop(unseen).run(Convolution(), tmp_path / "run")
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.slow
 def test_processes_train_the_same_weights(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

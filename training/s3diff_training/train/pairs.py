@@ -171,8 +171,9 @@ class _MadeElsewhere(Dataset[list[Array]]):
 
 
 def _detail(crop: Tensor) -> float:
-    """Mean difference of vertical neighbours, in grey levels of 255."""
-    return float(crop[:, 1:].float().sub(crop[:, :-1]).abs().mean())
+    """Sum of the mean differences of vertical and of horizontal neighbours."""
+    levels = crop.float()
+    return float(levels.diff(dim=1).abs().mean() + levels.diff(dim=2).abs().mean())
 
 
 def _unpacked(arrays: Sequence[Array], device: torch.device) -> DegradedBatch:
