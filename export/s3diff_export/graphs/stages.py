@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3diff_export.graphs import merged
+from s3diff_export.graphs.attention import derive_coder
 from s3diff_export.graphs.derive import LayerMaker, derive
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.unet import OneStepUNet
@@ -196,7 +197,7 @@ class _StageMaker:
 
     def encoder(self, layers: _PartLayers) -> StageGraph:
         vae, prepare = self.network.vae, self.network.prepare
-        encoder = derive(vae.encoder, self.dtype, layers.make)
+        encoder = derive_coder(vae.encoder, self.dtype, layers.make)
         quantise = derive(vae.quant_conv or nn.Identity(), self.dtype, layers.make)  # some VAEs have none
         scale, channels = vae.config.scaling_factor, vae.config.latent_channels
 
@@ -231,7 +232,7 @@ class _StageMaker:
 
     def decoder(self, layers: _PartLayers) -> StageGraph:
         vae = self.network.vae
-        decoder = derive(vae.decoder, self.dtype, layers.make)
+        decoder = derive_coder(vae.decoder, self.dtype, layers.make)
         quantise = derive(vae.post_quant_conv or nn.Identity(), self.dtype, layers.make)
         scale = vae.config.scaling_factor
 

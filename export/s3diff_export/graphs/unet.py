@@ -5,9 +5,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers import Transformer2DModel, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from s3diff_export.graphs.attention import GatedGELU, PlainAttention
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen
 from s3diff_runtime.errors import RequestError
 from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot, lora_layers
@@ -74,7 +74,9 @@ class OneStepUNet(nn.Module):
         attentive = [block for block in blocks if getattr(block, "has_cross_attention", False)]
         for transformer in (t for block in attentive for t in block.attentions):
             for inner in transformer.transformer_blocks:
-                inner._modules["attn2"] = PromptAttention(inner.attn2, self.prompts)
+                inner._modules["attn1"] = PlainAttention(inner.attn1)
+                inner._modules["attn2"] = PlainAttention(inner.attn2, self.prompts)
+                inner.ff.net._modules["0"] = GatedGELU(inner.ff.net[0])
         self.splitting = attentive[0]
         self.splitting.attentions[0] = Widening(self.splitting.attentions[0], slot)
 
@@ -85,7 +87,7 @@ class OneStepUNet(nn.Module):
         skips = [x]
         for block in (*self.down_blocks, self.mid_block):
             if block is self.splitting:
-                skips = [skip.repeat(context.shape[0], 1, 1, 1) for skip in skips]
+                skips = [torch.cat([skip] * int(context.shape[0])) for skip in skips]
             if block is self.mid_block:
                 x = block(x, **_conditions(block, context))
             else:
@@ -108,69 +110,21 @@ class Widening(nn.Module):
 
     def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> tuple[Tensor]:
         """`[N, C, H, W]` and prompts `[P, T, W]` to `[P N, C, H, W]`, as diffusers calls it."""
-        prompts, height, width = encoder_hidden_states.shape[0], *hidden_states.shape[2:]
+        prompts, (height, width) = int(encoder_hidden_states.shape[0]), hidden_states.shape[2:]
         tokens, inner = self.transformer._operate_on_continuous_inputs(hidden_states)
         first, *others = self.transformer.transformer_blocks
         tokens = tokens + first.attn1(first.norm1(tokens))
-        tokens = tokens.repeat(prompts, 1, 1)
+        tokens = torch.cat([tokens] * prompts)
         if self.slot is not None and self.slot.value is not None:
-            self.slot.value = self.slot.value.repeat(prompts, 1, 1, 1)
+            self.slot.value = torch.cat([self.slot.value] * prompts)
         tokens = tokens + first.attn2(first.norm2(tokens), encoder_hidden_states)
         tokens = tokens + first.ff(first.norm3(tokens))
         for block in others:
             tokens = block(tokens, encoder_hidden_states=encoder_hidden_states)
         output = self.transformer._get_output_for_continuous_inputs(
-            tokens, hidden_states.repeat(prompts, 1, 1, 1), tokens.shape[0], height, width, inner
+            tokens, torch.cat([hidden_states] * prompts), tokens.shape[0], height, width, inner
         )
         return (output,)
-
-
-class PromptAttention(nn.Module):
-    """Cross-attention of P N images to P prompts; keys and values are computed once per prompt, or folded.
-
-    Under `dynamic` LoRA they differ by image too and are computed for each.
-    """
-
-    to_k: Any
-    to_v: Any
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, attention: Attention, prompts: Tensor | None) -> None:
-        """Take over the layers of a diffusers `Attention`; constant `prompts` `[P, T, W]` fold plain ones."""
-        super().__init__()
-        self.heads = attention.heads
-        self.to_q, self.to_out = attention.to_q, attention.to_out[0]
-        plain = all(isinstance(layer, nn.Linear) for layer in (attention.to_k, attention.to_v))
-        self.per_image = any(isinstance(part, ModulatedLoRA) for part in (attention.to_k, attention.to_v))
-        self.folded = plain and prompts is not None
-        if self.folded:
-            with torch.no_grad():
-                self.register_buffer("keys", attention.to_k(prompts))
-                self.register_buffer("values", attention.to_v(prompts))
-        else:
-            self.to_k, self.to_v = attention.to_k, attention.to_v
-
-    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
-        """`[P N, T', C]` and prompts `[P, T, W]` to `[P N, T', C]`."""
-        context, images = encoder_hidden_states, hidden_states.shape[0] // encoder_hidden_states.shape[0]
-        if self.per_image:
-            context = _for_images(context, images)
-        keys, values = (self.keys, self.values) if self.folded else (self.to_k(context), self.to_v(context))
-        if not self.per_image:
-            keys, values = _for_images(keys, images), _for_images(values, images)
-        split = [
-            tensor.unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for tensor in (self.to_q(hidden_states), keys, values)
-        ]
-        attended = F.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-        output: Tensor = self.to_out(attended)
-        return output
-
-
-def _for_images(prompts: Tensor, images: int) -> Tensor:
-    """`[P, T, W]` to `[P N, T, W]`, every prompt N times in a row."""
-    return prompts[:, None].expand(-1, images, -1, -1).flatten(0, 1)
 
 
 def _conditions(block: nn.Module, context: Tensor) -> dict[str, Tensor]:
