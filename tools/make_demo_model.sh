@@ -3,8 +3,8 @@
 #
 # It trains for S3DIFF_MINUTES in all, by default 240, which two CPU cores need. With a GPU that many cores feed,
 # ten minutes do more:  S3DIFF_MINUTES=10 S3DIFF_BATCH=64 S3DIFF_WORKERS=14 make demo-model
-# S3DIFF_MODEL is where the model goes. Where S3DIFF_PAIRS names a folder with LR and HR (real pairs of equal
-# names), the card has their scores too.
+# S3DIFF_MODEL and S3DIFF_PICTURE are where the model and the sheet go that README shows. Where S3DIFF_PAIRS names a
+# folder with LR and HR (real pairs of equal names), the card has their scores too.
 set -eu
 
 minutes=${S3DIFF_MINUTES:-240}
