@@ -4,7 +4,8 @@
 # It trains for S3DIFF_MINUTES in all, by default 240, which two CPU cores need. With a GPU that many cores feed,
 # ten minutes do more:  S3DIFF_MINUTES=10 S3DIFF_BATCH=64 S3DIFF_WORKERS=14 make demo-model
 # S3DIFF_MODEL and S3DIFF_PICTURE are where the model and the sheet go that README shows. Where S3DIFF_PAIRS names a
-# folder with LR and HR (real pairs of equal names), the card has their scores too.
+# folder with LR and HR (real pairs of equal names), the card has their scores too; S3DIFF_MACHINE is what it says
+# that the model was trained on.
 set -eu
 
 minutes=${S3DIFF_MINUTES:-240}
@@ -57,4 +58,5 @@ s3diff-export bench quality --base "$model/base" --checkpoint "$model/checkpoint
     -o "$runs/quality" --force --card "$runs/quality.md" --picture "${S3DIFF_PICTURE:-docs/images/demo.png}"
 
 python tools/package_demo_model.py "$runs" "$model" --photographs "$held_out" \
+    --machine "${S3DIFF_MACHINE:-two CPU cores}" \
     --figures "$runs/quality.md" --sources "$photographs/SOURCES.md"
