@@ -17,6 +17,7 @@ from s3diff_export.bins import grid, parse_bins
 from s3diff_export.engines.adding import AddedEngines, add_engines
 from s3diff_export.engines.building import require_builder
 from s3diff_export.engines.options import EngineOptions
+from s3diff_export.graphs.cuda_form import write_cuda_form
 from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.stages import stage_graphs
@@ -207,6 +208,7 @@ def _export(
         path = f"onnx/bins/{graph.bin}/{graph.stage}.onnx" if graph.bin else f"onnx/{graph.stage}.onnx"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         export_onnx(graph, folder / path)
+        write_cuda_form(folder / path)
         others = stages[graph.stage].graphs if graph.stage in stages else {}
         graphs = {**others, graph.bin or SHARED: path}
         stages[graph.stage] = Stage(inputs=graph.inputs, outputs=graph.outputs, graphs=graphs)

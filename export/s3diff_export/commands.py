@@ -18,7 +18,7 @@ from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, Flavour
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import show_table, steps
@@ -70,6 +70,8 @@ class VerifyRequest(Options):
         idle = [*self.weights.flags_of(), *self.gates.flags_of("epsilon", "psnr"), *self.flags_of("device")]
         if self.layers and idle:
             yield f"{', '.join(idle)} with --layers: it needs no weights, and no gate but --gate-stage"
+        if self.layers and FLAVOURS[self.engine].is_compiled and self.engine not in BUILDER_FLAVOURS:
+            yield f"--layers builds engines, and {self.engine} cannot; use {' or '.join(BUILDER_FLAVOURS)}"
 
 
 def verify(request: VerifyRequest) -> None:
@@ -114,7 +116,7 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
 
 
 def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
-    flavour = next((each for each in COMPILED_FLAVOURS if each == request.engine), None)
+    flavour = next((each for each in BUILDER_FLAVOURS if each == request.engine), None)
     picture = check_pictures(request.images)[0]
     with steps() as progress:
         reports = compare_layers(request.bundle, manifest, picture, request.gates, flavour, progress)

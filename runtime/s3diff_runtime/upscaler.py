@@ -17,6 +17,7 @@ from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.backoff import Backoff, Sizes
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory, RequestError
 from s3diff_runtime.lora_modes import LORA_MODES
@@ -25,7 +26,7 @@ from s3diff_runtime.pictures.photograph import Photograph, open_photograph
 from s3diff_runtime.pictures.reading import PictureSource
 from s3diff_runtime.pictures.tiling import TilePlan, estimate_windows
 from s3diff_runtime.settings import Conditions, Degradation, PictureSettings, UpscaleSettings
-from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.upscale_options import CPU_BUDGET_MIB, UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
 ImageLike = PictureSource | Photograph
@@ -120,7 +121,7 @@ class Upscaler:
         opened = Bundle.open(Path(bundle), options.check)
         runner, opened = open_engine(opened, engine, device, options.threads)
         options = Limits.of(opened).settle(options)
-        sessions = SessionPool(opened, runner, options.memory_mib * 2**20)
+        sessions = SessionPool(opened, runner, _bins_budget(options, device))
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()
         return cls(opened, network, runner.name, runner.device, options)
@@ -285,6 +286,12 @@ class Upscaler:
             tiles=item.tiles,
             photograph=photograph,
         )
+
+
+def _bins_budget(options: UpscaleOptions, device: str) -> int:
+    """Bytes for the weights of bins. The other half of a GPU is for the stages' own weights and memory."""
+    free = None if options.memory_mib else Device.parse(device).free_memory()
+    return (options.memory_mib or CPU_BUDGET_MIB) * 2**20 if free is None else free // 2
 
 
 def _require_pixels(images: Sequence[Pixels]) -> None:

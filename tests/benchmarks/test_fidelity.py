@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_folder
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
-from tests.runtime.fake_tensorrt import add_engines
+from tests.runtime.fake_engines import add_engines
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity

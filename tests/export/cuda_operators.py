@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 def _wide(array: Array) -> torch.Tensor:
-    return torch.from_numpy(array).float()
+    return torch.tensor(array).float()
 
 
 class _Operator(OpRun):
@@ -26,13 +26,19 @@ class _Operator(OpRun):
 
 
 class NhwcConv(_Operator):
-    def _run(self, x: Array, kernel: Array, bias: Array, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self,
+        x: Array,
+        kernel: Array,
+        bias: Array | None = None,
+        **attributes: Any,  # noqa: ANN401
+    ) -> tuple[Array]:
         top, left, *others = attributes["pads"]
         assert [top, left] == others
         found = F.conv2d(
             _wide(x).permute(0, 3, 1, 2),
             _wide(kernel).permute(0, 3, 1, 2),
-            _wide(bias),
+            None if bias is None else _wide(bias),
             attributes["strides"],
             (top, left),
             attributes["dilations"],
@@ -42,7 +48,13 @@ class NhwcConv(_Operator):
 
 
 class GroupNorm(_Operator):
-    def _run(self, x: Array, gamma: Array, beta: Array, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self,
+        x: Array,
+        gamma: Array,
+        beta: Array,
+        **attributes: Any,  # noqa: ANN401
+    ) -> tuple[Array]:
         assert gamma.dtype == beta.dtype == np.float32  # the CUDA kernel takes no other
         assert attributes["channels_last"] == 1
         first = _wide(x).permute(0, 3, 1, 2)
@@ -53,7 +65,13 @@ class GroupNorm(_Operator):
 
 
 class MultiHeadAttention(_Operator):
-    def _run(self, queries: Array, keys: Array, values: Array, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self,
+        queries: Array,
+        keys: Array,
+        values: Array,
+        **attributes: Any,  # noqa: ANN401
+    ) -> tuple[Array]:
         q, k, v = (
             _wide(each).unflatten(2, (attributes["num_heads"], -1)).transpose(1, 2)
             for each in (queries, keys, values)
@@ -72,7 +90,13 @@ class BiasSplitGelu(_Operator):
 class Conv(OpRun):
     """The standard one, which is slow in onnx's own evaluator."""
 
-    def _run(self, x: Array, kernel: Array, bias: Array | None = None, **attributes: Any) -> tuple[Array]:
+    def _run(
+        self,
+        x: Array,
+        kernel: Array,
+        bias: Array | None = None,
+        **attributes: Any,  # noqa: ANN401
+    ) -> tuple[Array]:
         found = F.conv2d(
             _wide(x),
             _wide(kernel),

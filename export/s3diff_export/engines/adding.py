@@ -15,7 +15,7 @@ import click
 from pydantic import ValidationError
 
 from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
-from s3diff_export.engines.options import EngineOptions, stage_shapes
+from s3diff_export.engines.options import EngineOptions, exact_shapes, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded
@@ -88,7 +88,8 @@ def engines(request: EnginesRequest) -> None:
     """Build TensorRT engines of BUNDLE and add them to it.
 
     Run it on the machine that is to upscale: engines of tensorrt run on the GPU that they were built on, and
-    both flavours' in the very version that built them. Engines that are there already are kept.
+    in the very version that built them; with --version-compatible, in the lean runtime of that version and of
+    later ones. Engines that are there already are kept.
 
     \b
       s3diff-export engines s3diff.bundle --engine tensorrt
@@ -192,9 +193,15 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
 
 def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
     stage = manifest.stages[job.stage]
-    shapes = stage_shapes(manifest, stage, identity.profile)
     label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
-    return EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
+    return EngineSource(
+        bundle / stage.graphs[job.graph],
+        stage,
+        stage_shapes(manifest, stage, identity.profile),
+        label,
+        manifest.precision,
+        exact_shapes(manifest, stage, identity.profile, identity.exact_batches),
+    )
 
 
 def _write_sidecar(
@@ -209,6 +216,7 @@ def _write_sidecar(
         inputs=source.stage.inputs,
         outputs=source.stage.outputs,
         shapes=dict(source.shapes),
+        exact=tuple(map(dict, source.exact)),
         sha256=sha256(path),
         size=path.stat().st_size,
         built=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,7 +246,7 @@ def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
     """What an engine that is built here may be used for."""
     gpu, options = builder.gpu, builder.options
     return EngineIdentity(
-        flavour=builder.tensorrt.name,
+        flavour=(options.version_compatible and options.traits.version_compatible) or builder.tensorrt.name,
         version=builder.tensorrt.version,
         targets=options.targets if gpu is None else (gpu.compute_capability,),
         hardware_compatibility=options.hardware_compatibility,
@@ -246,6 +254,7 @@ def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
         driver=None if gpu is None else gpu.driver,
         precision=manifest.precision,
         profile=options.profile(manifest.multiple),
+        exact_batches=options.exact_batches,
         options={name: getattr(options, name) for name in ("optimization_level", "workspace_mib")},
     )
 

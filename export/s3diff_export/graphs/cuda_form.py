@@ -4,14 +4,20 @@ Convolutions read and write `[N, H, W, C]` (NhwcConv), as Hopper's and Ampere's 
 norm with SiLU is one operator (GroupNorm), attention another (MultiHeadAttention), and so are the gated GELU
 with its bias. Between them the layout stays, so that no tensor is turned but at the edges of the stage.
 All are operators of ONNX Runtime's domain `com.microsoft`; what has no such form stays as it was.
+
+A form is a small file: it reads the weights of the plain graph from the file beside it, and turns them by
+nodes that ONNX Runtime folds when it loads.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
+
+from s3diff_runtime.bundle.opening import cuda_form_of
 
 DOMAIN = "com.microsoft"
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -19,6 +25,14 @@ _SPLIT_GELU_WIDTHS = (2560, 5120, 6144, 10240)  # that BiasSplitGelu's kernel kn
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sub", "Div", "Sigmoid", "Cast", "Relu", "Erf"})
 
 Attributes = dict[str, int | float | str | Sequence[int]]
+
+
+def write_cuda_form(plain: Path) -> None:
+    """Write the form of a graph beside it, if any of it computes in fp16."""
+    model = ir.load(plain)
+    to_cuda_form(model)
+    if any(node.domain == DOMAIN for node in model.graph):
+        ir.save(model, plain.with_name(cuda_form_of(plain.name)))
 
 
 def to_cuda_form(model: ir.Model) -> None:
@@ -38,21 +52,27 @@ class _Builder:
         self.graph, self.before = graph, before
 
     def op(
-        self, kind: str, inputs: Sequence[ir.Value | None], attributes: Attributes | None = None, domain: str = ""
+        self,
+        kind: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Attributes | None = None,
+        domain: str = "",
     ) -> ir.Value:
         """A node with one output."""
         node = ir.node(kind, inputs, attributes or {}, domain=domain)
         self.graph.insert_before(self.before, node)
         return node.outputs[0]
 
+    def flat(self, value: ir.Value | None) -> ir.Value:
+        """`[C, 1, 1]` as `[C]`, which broadcasts over channels that are last."""
+        return self.op("Reshape", [value, self.constant("flat", np.array([-1], np.int64))])
+
     def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         """An initializer; one that has this name already is taken for the same."""
         if name in self.graph.initializers:
             return self.graph.initializers[name]
         tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
+        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -61,6 +81,11 @@ def _array(value: ir.Value | None) -> NDArray[np.generic] | None:
     """The elements of a constant."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
+
+
+def _has_half(node: ir.Node) -> bool:
+    """Whether a node reads a constant of fp16."""
+    return any(array is not None and array.dtype == np.float16 for array in map(_array, node.inputs))
 
 
 def _only_user(value: ir.Value, kind: str) -> ir.Node | None:
@@ -98,7 +123,9 @@ def _fuse_attention(graph: ir.Graph) -> None:
         heads, width = int(sides[2]), int(sides[3])
         if sides[0]:  # prompts: their images are one sequence
             shape = np.array([sides[0], -1, heads * width], np.int64)
-            queries = builder.op("Reshape", [queries, builder.constant(f"{joined.outputs[0].name}/queries", shape)])
+            queries = builder.op(
+                "Reshape", [queries, builder.constant(f"{joined.outputs[0].name}/queries", shape)]
+            )
         keys = _tokens_of(builder, scores.inputs[1], (0, 2, 3, 1))
         values = _tokens_of(builder, attended.inputs[1], (0, 2, 1, 3))
         if keys is None or values is None:
@@ -111,7 +138,7 @@ def _fuse_attention(graph: ir.Graph) -> None:
 def _split_heads(
     value: ir.Value | None, perm: tuple[int, ...]
 ) -> tuple[ir.Value | None, NDArray[np.generic] | None]:
-    """What was reshaped to `[N, T, heads, width]` and turned by `perm`, and the constant sides of the reshape."""
+    """What was split into `[N, T, heads, width]` and turned by `perm`, and the sides of the split."""
     turned = _producer(value, "Transpose")
     split = turned and _perm(turned) == perm and _producer(turned.inputs[0], "Reshape")
     sides = _array(split.inputs[1]) if split else None
@@ -125,25 +152,23 @@ def _tokens_of(builder: _Builder, value: ir.Value | None, perm: tuple[int, ...])
     folded = _array(value)
     if value is None or folded is None:
         return _split_heads(value, perm)[0]
-    tokens = folded.transpose(np.argsort(perm))
-    return builder.constant(f"{value.name}/tokens", tokens.reshape(*tokens.shape[:2], -1))
+    tokens = builder.op("Transpose", [value], {"perm": np.argsort(perm).tolist()})
+    return builder.op("Reshape", [tokens, builder.constant("joined_heads", np.array([0, 0, -1], np.int64))])
 
 
 def _fuse_gates(graph: ir.Graph) -> None:
     """Bias, split, GELU of one half, product: into BiasSplitGelu, for the widths that it knows."""
-    for split in [node for node in graph if node.op_type == "Split"]:
+    for split in [node for node in graph if node.op_type == "Split" and len(node.outputs) == 2]:
         biased = _producer(split.inputs[0], "Add")
-        bias = biased and next((value for value in biased.inputs if _array(value) is not None), None)
-        gate = split.outputs[1].consumers() if len(split.outputs) == 2 else ()
         product = _only_user(split.outputs[0], "Mul")
-        array = _array(bias) if bias else None
-        if not biased or not bias or product is None or array is None or array.shape[-1] not in _SPLIT_GELU_WIDTHS:
+        if biased is None or product is None:
             continue
-        if "Div" not in {node.op_type for node in gate}:
-            continue
-        linear = next(value for value in biased.inputs if value is not bias)
-        fused = _Builder(graph, product).op("BiasSplitGelu", [linear, bias], domain=DOMAIN)
-        _replace(product.outputs[0], fused)
+        linear, bias = sorted(biased.inputs, key=lambda value: _array(value) is not None)
+        array = _array(bias)
+        gated = any(node.op_type == "Div" for node in split.outputs[1].consumers())
+        if array is not None and array.shape[-1] in _SPLIT_GELU_WIDTHS and gated:
+            fused = _Builder(graph, product).op("BiasSplitGelu", [linear, bias], domain=DOMAIN)
+            _replace(product.outputs[0], fused)
 
 
 class _Layout:
@@ -181,8 +206,9 @@ class _Layout:
                     node.replace_input_with(index, self._turned_back(value, _Builder(self.graph, node)))
         for index, value in enumerate(list(self.graph.outputs)):
             if value in self.last:
-                turned = ir.node("Transpose", [self.last[value]], {"perm": _TO_FIRST}).outputs[0]
-                self.graph.append(turned.producer())
+                node = ir.node("Transpose", [self.last[value]], {"perm": _TO_FIRST})
+                self.graph.append(node)
+                turned = node.outputs[0]
                 turned.name, value.name = value.name, f"{value.name}/first"
                 turned.shape, turned.type = value.shape, value.type
                 self.graph.outputs[index] = turned
@@ -200,14 +226,13 @@ class _Layout:
         return self.last[value]
 
     def _convolution(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
-        kernel = node.inputs[1]
-        array = _array(kernel)
-        if kernel is None or array is None or array.ndim != 4 or array.dtype != np.float16:
+        if len(node.attributes["kernel_shape"].as_ints()) != 2 or not _has_half(node):
             return None
         x = self._channels_last(node.inputs[0], builder)
-        turned = builder.constant(f"{kernel.name}/last", array.transpose(_TO_LAST))
+        turned = builder.op("Transpose", [node.inputs[1]], {"perm": _TO_LAST})
         attributes: Attributes = {
-            name: list(node.attributes[name].as_ints()) for name in ("pads", "strides", "dilations", "kernel_shape")
+            name: list(node.attributes[name].as_ints())
+            for name in ("pads", "strides", "dilations", "kernel_shape")
         }
         attributes["group"] = node.attributes["group"].as_int()
         return self._set(
@@ -215,7 +240,7 @@ class _Layout:
         )
 
     def _group_norm(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
-        """Reshape, instance norm, reshape, times weight, plus bias; and SiLU where nothing else reads the sum."""
+        """Reshape, instance norm, reshape, weight, bias; and SiLU where nothing else reads the sum."""
         split = _producer(node.inputs[0], "Reshape")
         sides = _array(split.inputs[1]) if split else None
         joined = _only_user(node.outputs[0], "Reshape")
@@ -223,8 +248,7 @@ class _Layout:
         shifted = scaled and _only_user(scaled.outputs[0], "Add")
         if split is None or sides is None or sides.size != 3 or scaled is None or shifted is None:
             return None
-        weight, bias = (_array(each.inputs[1]) for each in (scaled, shifted))
-        if weight is None or bias is None or weight.dtype != np.float16:
+        if any(_array(each.inputs[1]) is None or not _has_half(each) for each in (scaled, shifted)):
             return None
         end, activated = shifted.outputs[0], 0
         kinds = sorted(user.op_type for user in end.consumers())
@@ -235,8 +259,8 @@ class _Layout:
                 end, activated = product.outputs[0], 1
         x = self._channels_last(split.inputs[0], builder)
         parameters = [
-            builder.constant(f"{each.inputs[1].name}/rows", array.reshape(-1).astype(np.float32))  # type: ignore[union-attr]
-            for each, array in ((scaled, weight), (shifted, bias))
+            builder.op("Cast", [builder.flat(each.inputs[1])], {"to": ir.DataType.FLOAT.value})
+            for each in (scaled, shifted)
         ]
         attributes: Attributes = {
             "groups": int(sides[1]),
@@ -268,7 +292,7 @@ class _Layout:
         if array.size == 1:
             return value
         if array.ndim == 3 and array.shape[1:] == (1, 1):
-            return builder.constant(f"{value.name}/rows", array.reshape(-1))
+            return builder.flat(value)
         return None
 
     def _concat(self, node: ir.Node, builder: _Builder) -> ir.Value | None:

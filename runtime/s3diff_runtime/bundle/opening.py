@@ -1,6 +1,6 @@
 """An opened bundle: its checked manifest, where its graphs are, and which bin serves a degradation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
@@ -11,6 +11,11 @@ from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
 from s3diff_runtime.errors import BundleError
 
 
+def cuda_form_of(graph: str) -> str:
+    """Path of a graph's form for ONNX Runtime on CUDA: beside it, reading the same weights."""
+    return f"{graph.removesuffix('.onnx')}.cuda.onnx"
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A folder with a manifest that was checked against it."""
@@ -19,6 +24,8 @@ class Bundle:
     manifest: Manifest
     engines: EngineSet | None = None
     """The engines that take the place of the ONNX graphs; None runs the graphs."""
+    cuda_forms: bool = False
+    """Whether graphs run in their form for ONNX Runtime on CUDA, where they have one."""
 
     @classmethod
     def open(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:
@@ -31,8 +38,11 @@ class Bundle:
 
     def graph(self, stage: str, key: str) -> str:
         """Name of the file that runs: an ONNX graph or an engine."""
-        graphs = self.engines.graphs[stage] if self.engines else self.manifest.stages[stage].graphs
-        return graphs[key]
+        if self.engines:
+            return self.engines.graphs[stage][key]
+        graph = self.manifest.stages[stage].graphs[key]
+        form = cuda_form_of(graph)
+        return form if self.cuda_forms and form in self.manifest.files else graph
 
     def checked_graph(self, stage: str, key: str) -> Path:
         """Path of what runs, after the weights that a graph reads were found in the manifest.
@@ -57,7 +67,8 @@ class Bundle:
 
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""
-        return sum(record.size for record in self.manifest.graph_files(self.graph(stage, key)).values())
+        plain = replace(self, cuda_forms=False).graph(stage, key)  # a form reads the same weights
+        return sum(record.size for record in self.manifest.graph_files(plain).values())
 
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""
