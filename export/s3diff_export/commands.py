@@ -26,11 +26,12 @@ from s3diff_training.weights import ModelSource, differing
 
 
 def build(request: BuildRequest) -> None:
-    """Turn S3Diff weights into a bundle that upscales without torch.
+    """Turn weights of S3Diff or one of its siblings into a bundle that upscales without torch.
 
     \b
       s3diff-export build --demo -o demo.bundle
       s3diff-export build --base sd-turbo/ --checkpoint s3diff.pkl --estimator de_net.pth -o s3diff.bundle
+      s3diff-export build --base sd-2.1-base/ --checkpoint osediff.pkl -o osediff.bundle --prompts runtime
       s3diff-export build --demo -o demo.bundle --engine tensorrt --max-size 512
     """
     with steps() as progress:
@@ -90,6 +91,7 @@ def verify(request: VerifyRequest) -> None:
 def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
     runner, opened = open_engine(Bundle(request.bundle, manifest), request.engine, request.device)
     guided, truths = manifest.guidance.mode == "on", list[Reference]()
+    pictures = check_pictures(request.images)
     with steps() as progress:
         progress("loading the weights")
         network, sources = request.weights.load_recorded()
@@ -99,7 +101,9 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
                 f"{request.bundle} was built from other weights ({', '.join(other)}); expected "
                 + ", ".join(manifest.sources[name].name for name in other)
             )
-        for case in check_cases(check_pictures(request.images), manifest.bins):
+        for case in check_cases(
+            pictures, manifest.family, manifest.bins, manifest.scales, manifest.is_adjustable
+        ):
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes, guided)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)

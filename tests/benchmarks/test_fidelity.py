@@ -188,7 +188,7 @@ def test_command_takes_images_and_writes_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
+    monkeypatch.setattr(ModelSource, "load_s3diff", lambda *_: SimpleNamespace(to=lambda device: ()))
     shifting_bundle(tmp_path / "a.bundle")
     write_folder(tmp_path, {"photo.png": noise(40, 50)})
     (tmp_path / "c.safetensors").write_bytes(b"weights")

@@ -28,7 +28,7 @@ from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.errors import JobError as TrainingJobError
 
 ADA = EngineOptions("tensorrt-rtx", compute_capabilities=("8.9",))
-STAGES = ("estimator", "vae_encoder", "unet", "vae_decoder", "finish_wavelet")
+STAGES = ("estimator", "enlarge", "vae_encoder", "unet", "vae_decoder", "finish_wavelet")
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +73,7 @@ def test_engines_lie_where_the_manifest_says(bundle: Path, quick: QuickBuilder) 
     name = added.engine_set.name
     bins = {"vae_encoder", "unet"}
     where = {stage: f"bins/{bin_.name}/{stage}" if stage in bins else stage for stage in STAGES}
+    where["enlarge"] = "scales/x4/enlarge"
     expected = {f"engines/{name}/{path}{end}" for path in where.values() for end in (".engine", ".json")}
     after = contents(bundle)
     assert set(after) - set(before) == expected
@@ -81,7 +82,7 @@ def test_engines_lie_where_the_manifest_says(bundle: Path, quick: QuickBuilder) 
         "manifest.json": b"",
     }
     assert added.engine_set.graphs["unet"] == {bin_.name: f"engines/{name}/bins/{bin_.name}/unet.engine"}
-    assert quick.built[1] == f"vae_encoder of bin {bin_.name}"
+    assert quick.built[1:3] == ["enlarge of x4", f"vae_encoder of {bin_.name}"]
     assert added.engine_set.identity.targets == ("8.9",)
     assert added.engine_set.identity.gpu is None
     Manifest.read(bundle, check="hashes")

@@ -25,7 +25,7 @@ from s3diff_runtime.vocabulary import SCALE
 from s3diff_training.metrics import PATCH, high_frequency_energy
 
 if TYPE_CHECKING:
-    from s3diff_training.network.model import S3Diff
+    from s3diff_training.network.estimator import DegradationEstimator
 
 SEEDS = (0, 1, 2)
 NOISE_SCORES = (0.0, 0.5, 1.0)
@@ -73,12 +73,16 @@ class Compared(NamedTuple):
 
 
 def measure_network(
-    network: "S3Diff", method: Method, folder: Path, held_out: Measured, pairs: Measured | None
+    estimator: "DegradationEstimator",
+    method: Method,
+    folder: Path,
+    held_out: Measured,
+    pairs: Measured | None,
 ) -> Iterator[Table]:
     """What scores do not say of a network, and the targets that it meets or misses.
 
     Args:
-        network: in evaluation mode, on its device; `method` runs it.
+        estimator: of the network that `method` runs, on its device.
         folder: of the held-out photographs, on which `held_out` was measured.
         pairs: on real pairs, which have targets of their own.
     """
@@ -88,7 +92,7 @@ def measure_network(
     yield table("detail", detail.items())
     shortest = SCALE * min(min(open_photograph(case.lr).size) for case in held_out.images.cases)
     crops = degraded_crops(folder, CROPS, min(CROP, shortest))
-    spearman = rank_correlation(network.estimator, crops)
+    spearman = rank_correlation(estimator, crops)
     yield table("estimator", spearman.items(), crops=CROPS)
     if "LPIPS" in held_out.scores.labels:
         of_pairs = _compared(pairs, method) if pairs else None

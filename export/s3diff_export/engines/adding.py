@@ -18,10 +18,11 @@ from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSourc
 from s3diff_export.engines.options import EngineOptions, exact_shapes, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded
+from s3diff_runtime.bundle.manifest import SHARED, Manifest, place_of, recorded
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import Steps, show_table, steps
+from s3diff_runtime.stages import scale_key
 
 _HASH_LENGTH = 8
 _FOLDER = "engines"
@@ -181,7 +182,7 @@ class _GraphJob:
 def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_GraphJob]:
     for name, stage in manifest.stages.items():
         for graph, path in stage.graphs.items():
-            file = f"{name}.engine" if graph == SHARED else f"bins/{graph}/{name}.engine"
+            file = f"{place_of(name, graph)}.engine"
             onnx = {each: record.sha256 for each, record in manifest.graph_files(path).items()}
             sidecar = None
             if current is not None:
@@ -193,14 +194,15 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
 
 def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
     stage = manifest.stages[job.stage]
-    label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
+    scale = next((scale for scale in manifest.scales if scale_key(scale) == job.graph), manifest.scale)
+    label = job.stage if job.graph == SHARED else f"{job.stage} of {job.graph}"
     return EngineSource(
         bundle / stage.graphs[job.graph],
         stage,
-        stage_shapes(manifest, stage, identity.profile),
+        stage_shapes(manifest, stage, identity.profile, scale),
         label,
         manifest.precision,
-        exact_shapes(manifest, stage, identity.profile, identity.exact_batches),
+        exact_shapes(manifest, stage, identity.profile, identity.exact_batches, scale),
     )
 
 

@@ -168,19 +168,21 @@ def _side_problems(sides: dict[str, tuple[int, int, int]], padding: int) -> Iter
             yield f"{name} {size} is no multiple of {padding}; take {near} or {near + padding}"
 
 
-def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str, Shapes]:
+def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile, scale: int = SCALE) -> dict[str, Shapes]:
     """The shapes of all inputs of a stage, by name; a fixed axis has one size in all three.
 
     An image may be smaller than the sides of the profile by less than one multiple, because the graphs pad it
-    up. Latent and decoded sides are those of the padded image.
+    up. Latent and decoded sides are those of the padded image. At another scale, images are those whose
+    results have the same sizes.
 
     Raises:
         KeyError: for an axis that no stage of this version has.
     """
-    padding = manifest.multiple // SCALE
     axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        axes[name] = side.min - padding + 1, side.opt, side.max
+        first = side.min * SCALE - manifest.multiple + 1
+        axes[name] = -(-first // scale), side.opt * SCALE // scale, side.max * SCALE // scale
+        axes[f"upscaled_{name}"] = first, side.opt * SCALE, side.max * SCALE
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
         axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
     shapes: dict[str, Shapes] = {}
@@ -192,13 +194,13 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str
 
 
 def exact_shapes(
-    manifest: Manifest, stage: Stage, profile: Profile, batches: Iterable[int]
+    manifest: Manifest, stage: Stage, profile: Profile, batches: Iterable[int], scale: int = SCALE
 ) -> tuple[dict[str, tuple[int, ...]], ...]:
     """The shapes of all inputs of a stage at the tuned size, for each of `batches`; equal ones once."""
     found: list[dict[str, tuple[int, ...]]] = []
     for count in batches:
         batch = Range(min=count, opt=count, max=count)
-        shapes = stage_shapes(manifest, stage, profile.model_copy(update={"batch": batch}))
+        shapes = stage_shapes(manifest, stage, profile.model_copy(update={"batch": batch}), scale)
         tuned = {name: sizes[1] for name, sizes in shapes.items()}
         if tuned not in found:
             found.append(tuned)

@@ -29,7 +29,8 @@ from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of
 from s3diff_export.verification.reference import Array
-from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.flavours import FLAVOURS, BuilderFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
@@ -114,12 +115,11 @@ def compare_layers(
     if engine is not None:
         _require_gpu(engine)
     limit = gates.limits(manifest.precision).stage
-    case = check_cases([image[:_SIDE, :_SIDE]], manifest.bins)[0]
-    chain, reports = Chain(folder, manifest, case), []
+    case = check_cases([image[:_SIDE, :_SIDE]], manifest.family, manifest.bins, (), manifest.is_adjustable)[0]
+    chain, reports, bundle = Chain(folder, manifest, case), [], Bundle(folder, manifest)
     for stage, _ in manifest.ordered_stages():
-        graphs = manifest.stages[stage].graphs
-        key = SHARED if SHARED in graphs else str(case.bin)
-        path = folder / graphs[key]
+        key = bundle.key(stage, case.choices)
+        path = folder / bundle.graph(stage, key)
         feed = stage_inputs(manifest, stage, chain.tensors)
         if engine is not None or _computes_in_fp16(path):
             progress(f"comparing the layers of {stage}")

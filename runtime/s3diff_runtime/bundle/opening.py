@@ -1,5 +1,6 @@
 """An opened bundle: its checked manifest, where its graphs are, and which bin serves a degradation."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
@@ -7,7 +8,7 @@ from typing import Literal, Self
 from s3diff_runtime.bundle.engine_records import EngineSet
 from s3diff_runtime.bundle.external_weights import external_files
 from s3diff_runtime.bundle.integrity import checked_content
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.errors import BundleError
 
 
@@ -32,9 +33,9 @@ class Bundle:
         """Check the bundle in `folder`, see `Manifest.read`. Raises `BundleError`, naming all problems."""
         return cls(folder, Manifest.read(folder, check))
 
-    def key(self, stage: str, bin: Bin | None) -> str:
-        """Under which name `stage` keeps the graph that serves `bin`."""
-        return SHARED if bin is None or SHARED in self.manifest.stages[stage].graphs else bin.name
+    def key(self, stage: str, choices: Collection[str] = ()) -> str:
+        """Under which name `stage` keeps the graph that serves the bin and the scale that were chosen."""
+        return next((key for key in self.manifest.stages[stage].graphs if key in choices), SHARED)
 
     def graph(self, stage: str, key: str) -> str:
         """Name of the file that runs: an ONNX graph or an engine."""

@@ -101,9 +101,9 @@ class InitialWeights(ModelSource):
         return iter(())
 
     def network(self, config: NetworkConfig) -> S3Diff:
-        """The checkpoint's network, or a new one; raises as `ModelSource.load`."""
+        """The checkpoint's network, or a new one; raises as `ModelSource.load_s3diff`."""
         if self.checkpoint is not None:
-            return self.load()
+            return self.load_s3diff("training")
         network = S3Diff(load_base(str(self.base)), config)
         if self.estimator is not None:
             load_estimator(network.estimator, self.estimator)
