@@ -29,6 +29,9 @@ from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
 ImageLike = PictureSource | Photograph
+Progress = Callable[[int, int], None]
+"""Told after each batch how many tiles are done, of how many; an image that is not cut is one tile. Called
+from the thread that asked; what it raises ends the call."""
 T = TypeVar("T")
 
 
@@ -69,8 +72,14 @@ class _Restoration:
     estimate: Degradation | None
     degradation: Degradation
     bin: Bin | None
-    tiles: int = 1
+    plan: TilePlan | None = None
+    """How it is cut; None where it is not."""
     upscaled: Pixels | None = None
+
+    @property
+    def tiles(self) -> int:
+        """How many pieces it is cut into."""
+        return len(self.plan) if self.plan else 1
 
 
 class Upscaler:
@@ -90,6 +99,7 @@ class Upscaler:
         self.manifest: Manifest = bundle.manifest
         self.engine, self.device, self.options = engine, device, options
         self._limits = Limits.of(bundle)
+        self._one_degradation = LORA_MODES[self.manifest.lora_mode].one_degradation
         self._network: Network | None = network
         sizes, limits = Sizes(options.batch, options.tile or 0), self._limits
         self._backoff = Backoff(sizes, limits.least_batch, limits.least_tile, limits.multiple)
@@ -137,20 +147,26 @@ class Upscaler:
 
     @overload  # a string is a sequence of strings to mypy, and one path to us
     def __call__(  # type: ignore[overload-overlap]
-        self, images: ImageLike, **settings: Unpack[UpscaleSettings]
+        self, images: ImageLike, progress: Progress = ..., **settings: Unpack[UpscaleSettings]
     ) -> Result: ...
 
     @overload
-    def __call__(self, images: Sequence[ImageLike], **settings: Unpack[UpscaleSettings]) -> list[Result]: ...
+    def __call__(
+        self, images: Sequence[ImageLike], progress: Progress = ..., **settings: Unpack[UpscaleSettings]
+    ) -> list[Result]: ...
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], **settings: Unpack[UpscaleSettings]
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        progress: Progress = lambda done, total: None,
+        **settings: Unpack[UpscaleSettings],
     ) -> Result | list[Result]:
         """Upscale an image, or a list of them in batches.
 
         Args:
             images: one of what `open_photograph` takes (a path, bytes, a binary file, a PIL image, a uint8
                 array, a photograph), or a list of them.
+            progress: told after each batch how many tiles are done.
             settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, for all images;
                 see `UpscaleSettings`.
 
@@ -163,13 +179,42 @@ class Upscaler:
             JobError: when the network fails.
         """
         if isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
-            return self([images], **settings)[0]
+            return self([images], progress, **settings)[0]
         photographs = [open_photograph(image) for image in cast(Sequence[ImageLike], images)]
-        return self._upscale([photograph.pixels for photograph in photographs], photographs, settings)
+        pixels = [photograph.pixels for photograph in photographs]
+        return self._upscale(pixels, photographs, settings, progress)
 
-    def upscale_pixels(self, images: Sequence[Pixels], **settings: Unpack[UpscaleSettings]) -> list[Result]:
+    def upscale_pixels(
+        self,
+        images: Sequence[Pixels],
+        progress: Progress = lambda done, total: None,
+        **settings: Unpack[UpscaleSettings],
+    ) -> list[Result]:
         """Upscale arrays that are pixels already: uint8 RGB `[H, W, 3]` of any sizes. See `__call__`."""
-        return self._upscale(images, [None] * len(images), settings)
+        return self._upscale(images, [None] * len(images), settings, progress)
+
+    def estimate(self, pixels: Pixels) -> dict[str, float]:
+        """The scores `noise` and `blur`, in [0, 1], that the network reads off an image, uint8 `[H, W, 3]`.
+
+        Raises:
+            RequestError: for an image that the engines do not take.
+            JobError: when the network fails.
+        """
+        network = self._opened([pixels])
+        (found,) = self._estimates(network, [pixels], [Clock()], self._backoff.sizes).values()
+        return found._asdict()
+
+    def companions(self, height: int, width: int, settings: PictureSettings) -> Hashable | None:
+        """What images must have in common that run as one batch where `upscale_pixels` gets them together.
+
+        None for one that shares with nobody: it is cut into tiles, or needs weights of its own that only its
+        estimate tells.
+        """
+        tile = self._backoff.sizes.tile
+        by_estimate = settings.noise is None or settings.blur is None
+        if (tile and max(height, width) > tile) or (by_estimate and self._one_degradation):
+            return None
+        return height, width, settings
 
     def check_size(self, height: int, width: int) -> None:
         """Raise `RequestError` when an image, in pixels, is smaller or larger than the engines take."""
@@ -180,27 +225,33 @@ class Upscaler:
         images: Sequence[Pixels],
         photographs: Sequence[Photograph | None],
         settings: UpscaleSettings,
+        progress: Progress,
     ) -> list[Result]:
         start = perf_counter()
         conditions = Conditions.of(self.manifest, PictureSettings(**settings))
+        network = self._opened(images)
+        items = self._restored(network, images, conditions, progress)
+        _count_host_time(items, perf_counter() - start)
+        return [self._result(item, photograph) for item, photograph in zip(items, photographs, strict=True)]
+
+    def _opened(self, images: Sequence[Pixels]) -> Network:
+        """The network, where it takes such images and is open."""
         _require_pixels(images)
         for image in images:
             self.check_size(*image.shape[:2])
         if self._network is None:
             raise RequestError("this upscaler is closed; open the bundle again")
-        items = self._restored(self._network, images, conditions)
-        _count_host_time(items, perf_counter() - start)
-        return [self._result(item, photograph) for item, photograph in zip(items, photographs, strict=True)]
+        return self._network
 
     def _restored(
-        self, network: Network, images: Sequence[Pixels], conditions: Conditions
+        self, network: Network, images: Sequence[Pixels], conditions: Conditions, progress: Progress
     ) -> list[_Restoration]:
         """Run the network, from the beginning again with smaller batches or tiles where memory runs out."""
         while True:
             sizes = self._backoff.sizes
             try:
                 items = list(self._conditioned(network, images, conditions, sizes))
-                self._restore(network, items, conditions, sizes)
+                self._restore(network, items, conditions, sizes, progress)
                 return items
             except (OutOfMemory, MemoryError) as error:
                 longest = max(max(image.shape[:2]) for image in images)
@@ -238,10 +289,24 @@ class Upscaler:
         return {number: Degradation(*np.mean(parts, axis=0).tolist()) for number, parts in found.items()}
 
     def _restore(
-        self, network: Network, items: Sequence[_Restoration], conditions: Conditions, sizes: Sizes
+        self,
+        network: Network,
+        items: Sequence[_Restoration],
+        conditions: Conditions,
+        sizes: Sizes,
+        progress: Progress,
     ) -> None:
         """Run large images tile by tile, and small ones with all that can share a batch with them."""
-        small = [item for item in items if not sizes.tile or max(item.pixels.shape[:2]) <= sizes.tile]
+        for item in items:
+            item.plan = self._plan(item.pixels, sizes.tile)
+        small = [item for item in items if item.plan is None]
+        done, total = 0, sum(item.tiles for item in items)
+
+        def count(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            progress(done, total)
+
         for batch in _batches(small, self._companions, sizes.batch):
             clock = Clock()
             images = np.stack([item.pixels for item in batch])
@@ -250,27 +315,37 @@ class Upscaler:
             for item, pixels in zip(batch, upscaled, strict=True):
                 item.upscaled = pixels
                 item.clock.add(clock.seconds, 1 / len(batch))
+            count(len(batch))
         for item in items:
-            if item.upscaled is None:
-                self._restore_tiled(network, item, conditions, sizes)
+            if item.plan is not None:
+                tiles = self._restored_tiles(network, item, item.plan, conditions, sizes.batch, count)
+                item.upscaled = item.plan.blend(tiles, self.manifest.scale)
 
-    def _restore_tiled(
-        self, network: Network, item: _Restoration, conditions: Conditions, sizes: Sizes
-    ) -> None:
-        height, width, _ = item.pixels.shape
-        plan = TilePlan.of(height, width, sizes.tile, self.options.overlap_of(sizes.tile))
+    def _plan(self, pixels: Pixels, tile: int) -> TilePlan | None:
+        """How an image is cut; None where it is not."""
+        height, width, _ = pixels.shape
+        if not tile or max(height, width) <= tile:
+            return None
+        return TilePlan.of(height, width, tile, self.options.overlap_of(tile))
 
-        def restored() -> Iterator[Pixels]:
-            for tiles in _chunks(plan.cut(item.pixels), sizes.batch):
-                degradations = [item.degradation] * len(tiles)
-                yield from network.restore(np.stack(tiles), degradations, item.bin, conditions, item.clock)
-
-        item.tiles = len(plan)
-        item.upscaled = plan.blend(restored(), self.manifest.scale)
+    def _restored_tiles(
+        self,
+        network: Network,
+        item: _Restoration,
+        plan: TilePlan,
+        conditions: Conditions,
+        batch: int,
+        count: Callable[[int], None],
+    ) -> Iterator[Pixels]:
+        for tiles in _chunks(plan.cut(item.pixels), batch):
+            degradations = [item.degradation] * len(tiles)
+            upscaled = network.restore(np.stack(tiles), degradations, item.bin, conditions, item.clock)
+            count(len(tiles))  # before the tiles: after the last one nobody asks again
+            yield from upscaled
 
     def _companions(self, item: _Restoration) -> Hashable:
         """What images must have in common to run as one batch."""
-        exactly = item.degradation if LORA_MODES[self.manifest.lora_mode].one_degradation else None
+        exactly = item.degradation if self._one_degradation else None
         return item.pixels.shape, item.bin and item.bin.name, exactly
 
     def _result(self, item: _Restoration, photograph: Photograph | None) -> Result:
