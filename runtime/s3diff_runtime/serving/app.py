@@ -5,8 +5,8 @@ import base64
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -226,22 +226,22 @@ class Site:
                 self._service.abandon(visit)
 
 
-class _refusing:
+@contextmanager
+def _refusing() -> Iterator[None]:
     """What goes wrong, as the client is told; what is ours is logged, and the client gets a 500."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, BusyError):
-            raise Refused(503, str(error), {"Retry-After": str(error.retry_after)}) from error
-        if isinstance(error, TooLarge):
-            raise Refused(413, str(error).partition("; ")[0]) from error  # the rest is for the command line
+    try:
+        yield
+    except (Refused, ClientDisconnect):
+        raise
+    except BusyError as error:
+        raise Refused(503, str(error), {"Retry-After": str(error.retry_after)}) from error
+    except TooLarge as error:
+        raise Refused(413, str(error).partition("; ")[0]) from error  # the rest is for the command line
+    except Exception as error:
         if isinstance(error, RequestError) and not isinstance(error, BundleError):
             raise Refused(400, str(error)) from error
-        if isinstance(error, Exception) and not isinstance(error, Refused | ClientDisconnect):
-            _logger.error("failed", exc_info=error)
-            raise Refused(500, "the work on this picture failed; the log of the service says why") from error
+        _logger.error("failed", exc_info=error)
+        raise Refused(500, "the work on this picture failed; the log of the service says why") from error
 
 
 def _file(content: bytes, kind: str) -> Callable[[], Any]:

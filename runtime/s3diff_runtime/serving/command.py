@@ -103,9 +103,8 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
         )
     )
     host, port = listener.getsockname()[:2]
-    _logger.info(
-        "listening", extra={"host": host, "port": port, "engine": fleet.engine, "device": fleet.device}
-    )
+    where = {"host": host, "port": port, "engine": fleet.engine, "device": fleet.device}
+    _logger.info("listening", extra=where)
     if request.token is None and not _is_loopback(host):
         _logger.warning("everybody who reaches %s can use this service: --token asks for one", host)
     click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)")
@@ -136,9 +135,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = os.strerror(error.errno) if error.errno else error
-        raise RequestError(
-            f"cannot listen on {host}, port {port}: {reason}; choose another --port"
-        ) from error
+        raise RequestError(f"cannot listen on {host}, port {port}: {reason}; choose another") from error
     return listener
 
 

@@ -1,4 +1,4 @@
-"""One request and its answer: its id, what came of the body, its line in the log, its place in the metrics."""
+"""A request and its answer: its id, what came of the body, its line in the log, its place in the metrics."""
 
 import json
 import logging
@@ -16,8 +16,9 @@ from s3diff_runtime.serving.metrics import Metrics
 _KEY = "s3diff_exchange"
 _ID = re.compile(rb"[\w.:-]{1,64}")
 _HEADERS = (
-    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-     b"img-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+    (b"content-security-policy", b"default-src 'none'; script-src 'self'; style-src 'self'; "
+     b"connect-src 'self'; img-src 'self' blob:; base-uri 'none'; form-action 'none'; "
+     b"frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )  # fmt: skip
@@ -101,7 +102,8 @@ class Exchanges:
             "received": exchange.received,
             **exchange.facts,
         }
-        _logger.log(logging.ERROR if exchange.status >= 500 != 503 else logging.INFO, "answered", extra=facts)
+        failed = exchange.status in (0, 500)
+        _logger.log(logging.ERROR if failed else logging.INFO, "answered", extra=facts)
 
 
 class JsonLines(logging.Formatter):

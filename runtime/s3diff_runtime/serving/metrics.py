@@ -1,5 +1,7 @@
 """What the service counts, for Prometheus."""
 
+from typing import Any
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,7 +29,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        named = {"namespace": "s3diff", "registry": self.registry}
+        named: dict[str, Any] = {"namespace": "s3diff", "registry": self.registry}
         self.requests = Counter("requests", "Answers.", ("path", "status"), **named)
         self.seconds = Histogram(
             "request_seconds", "From request to answer.", ("path",), buckets=_SECONDS, **named

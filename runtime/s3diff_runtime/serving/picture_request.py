@@ -1,4 +1,4 @@
-"""What a client may ask of the service for a picture: the parameters of a query, each a field of `Options`."""
+"""What a client may ask of the service for a picture: parameters of a query, each a field of `Options`."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields

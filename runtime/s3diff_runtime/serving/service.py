@@ -87,7 +87,7 @@ class Service:
         metrics.inside.set_function(lambda: len(self._visits))
 
     async def warm_up(self) -> None:
-        """Run a picture of the usual size on every device, then be ready; see `Upscaler` for what it raises."""
+        """Run a picture of the usual size on every device; raises what an `Upscaler` raises."""
         for upscaler in self.fleet.upscalers:
             side = upscaler.options.tile or _WARM_UP_SIDE
             noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
@@ -114,7 +114,7 @@ class Service:
         return self._enter(lambda visit: self._in_codec(self._estimated, visit, body))
 
     def abandon(self, visit: Visit[Any]) -> None:
-        """Nobody waits for the answer: what was not begun is never computed; the place is free when all ended."""
+        """Nobody waits for the answer: what was not begun never is; the place is free when all has ended."""
         visit.abandoned = True
         if visit.job:
             self._collector.abandon(visit.job)
