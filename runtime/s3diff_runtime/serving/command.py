@@ -102,6 +102,7 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
             timeout_graceful_shutdown=int(request.timeout) + _STOPPING_SECONDS,
         )
     )
+    listener.listen()  # who comes from now on waits until the server is up
     host, port = listener.getsockname()[:2]
     where = {"host": host, "port": port, "engine": fleet.engine, "device": fleet.device}
     _logger.info("listening", extra=where)
@@ -146,7 +147,5 @@ def _is_loopback(host: str) -> bool:
 def _log_json_lines() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name, level in (("s3diff_runtime", logging.INFO), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("s3diff_runtime").setLevel(logging.INFO)

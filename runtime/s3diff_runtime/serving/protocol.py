@@ -4,12 +4,13 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEAD_SECONDS = 10.0
-"""From the opening of a connection, or the first byte of a further request, to the end of the head."""
-
 
 class ImpatientProtocol(H11Protocol):
-    """Closes connections whose client begins a request and does not go on."""
+    """Closes connections whose client begins a request and does not go on.
+
+    From the opening of a connection, or the first byte of a further request, to the end of the head, a client
+    has as long as between two requests (`timeout_keep_alive`).
+    """
 
     _head: asyncio.TimerHandle | None = None
 
@@ -32,7 +33,7 @@ class ImpatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        self._head = self.loop.call_later(HEAD_SECONDS, self._close)
+        self._head = self.loop.call_later(self.timeout_keep_alive, self._close)
 
     def _forget_head(self) -> None:
         if self._head is not None:
