@@ -21,7 +21,7 @@ from s3diff_runtime.errors import BundleError, RequestError, TooLarge
 from s3diff_runtime.serving.bodies import Mailroom, Refusal, Refused, Sending, until_gone
 from s3diff_runtime.serving.exchange import Exchange, Exchanges
 from s3diff_runtime.serving.metrics import Metrics
-from s3diff_runtime.serving.openapi import ESTIMATE, HEALTH, READINESS, UPSCALE
+from s3diff_runtime.serving.openapi import ABOUT, ESTIMATE, HEALTH, READINESS, UPSCALE
 from s3diff_runtime.serving.page import FILES
 from s3diff_runtime.serving.picture_request import PictureRequest, read_query
 from s3diff_runtime.serving.service import Answer, BusyError, Service, T, Visit
@@ -69,6 +69,7 @@ class Site:
         known = [Depends(self._authorise)]
         app.add_api_route("/v1/upscale", self.upscale, methods=["POST"], dependencies=known, **UPSCALE)
         app.add_api_route("/v1/estimate", self.estimate, methods=["POST"], dependencies=known, **ESTIMATE)
+        app.add_api_route("/v1/about", self.about, methods=["GET"], dependencies=known, **ABOUT)
         app.add_api_route("/healthz", self.health, methods=["GET"], **HEALTH)
         app.add_api_route("/readyz", self.readiness, methods=["GET"], **READINESS)
 
@@ -83,7 +84,7 @@ class Site:
         app.add_exception_handler(HTTPException, _refusal)
         app.add_exception_handler(ClientDisconnect, _nobody)
         app.add_exception_handler(Exception, _bug)
-        paths = frozenset({"/v1/upscale", "/v1/estimate", "/healthz", "/readyz", "/metrics", *FILES})
+        paths = frozenset({"/v1/upscale", "/v1/estimate", "/v1/about", "/healthz", "/readyz", "/metrics", *FILES})
         return Exchanges(app, metrics, paths)
 
     # --- answers ------------------------------------------------------------------------------------
@@ -117,6 +118,10 @@ class Site:
             self._service.check(PictureRequest())
             visit = self._service.estimate(await self._mailroom.picture(request))
         return JSONResponse(await self._awaited(request, visit))
+
+    async def about(self) -> JSONResponse:
+        """What this service can do, and its limits."""
+        return JSONResponse(self._service.described() | {"max_bytes": self._mailroom.most})
 
     async def health(self) -> JSONResponse:
         """Whether the process answers."""

@@ -72,7 +72,7 @@ class Mailroom:
     """
 
     def __init__(self, most: int, most_together: int, seconds: float) -> None:
-        self._most, self._most_together, self._seconds = most, most_together, seconds
+        self.most, self._most_together, self._seconds = most, most_together, seconds
         self._held = 0
 
     async def picture(self, request: Request) -> bytes:
@@ -97,7 +97,7 @@ class Mailroom:
 
     async def _whole(self, request: Request) -> bytes:
         declared = request.headers.get("content-length", "0")
-        if int(declared) > self._most:  # the server has refused what is no number
+        if int(declared) > self.most:  # the server has refused what is no number
             raise self._too_large()
         parts: list[bytes] = []
         length = 0
@@ -105,7 +105,7 @@ class Mailroom:
             async for part in request.stream():
                 length += len(part)
                 self._held += len(part)
-                if length > self._most:
+                if length > self.most:
                     raise self._too_large()
                 if self._held > self._most_together:
                     raise Refused(503, "too many pictures are on their way", {"Retry-After": "1"})
@@ -115,7 +115,7 @@ class Mailroom:
             self._held -= length
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"the file is larger than the {self._most} bytes that this service takes")
+        return Refused(413, f"the file is larger than the {self.most} bytes that this service takes")
 
 
 def _first_file(body: bytes, boundary: bytes) -> bytes:

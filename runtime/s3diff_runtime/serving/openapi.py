@@ -53,5 +53,6 @@ ESTIMATE: dict[str, Any] = {
     "responses": _answers(200, *_WORK),
     "openapi_extra": {"requestBody": _BODY},
 }
+ABOUT: dict[str, Any] = {"responses": _answers(200, 401)}
 HEALTH: dict[str, Any] = {"responses": _answers(200)}
 READINESS: dict[str, Any] = {"responses": _answers(200, 503)}

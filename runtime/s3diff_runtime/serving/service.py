@@ -96,6 +96,22 @@ class Service:
             self._pace = perf_counter() - start
         self.ready = True
 
+    def described(self) -> dict[str, Any]:
+        """What clients should know: the factor, what can be asked for, what runs it, and the limits."""
+        manifest = self.fleet.manifest
+        return {
+            "version": version("s3diff-export"),
+            "scale": manifest.scale,
+            "guidance": {"mode": manifest.guidance.mode, "default": manifest.guidance.default},
+            "color_fixes": manifest.color_fixes,
+            "prompts": manifest.prompts.mode,
+            "lora_mode": manifest.lora_mode,
+            "engine": self.fleet.engine,
+            "device": self.fleet.device,
+            "queue": self._places,
+            "max_pixels": self._max_pixels,
+        }
+
     def check(self, asked: PictureRequest) -> None:
         """Raise `RequestError` for what the bundle cannot do, `BusyError` where no place is free."""
         Conditions.of(self.fleet.manifest, asked.settings)
