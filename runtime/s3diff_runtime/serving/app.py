@@ -84,16 +84,17 @@ class Site:
         app.add_exception_handler(HTTPException, _refusal)
         app.add_exception_handler(ClientDisconnect, _nobody)
         app.add_exception_handler(Exception, _bug)
-        paths = frozenset({"/v1/upscale", "/v1/estimate", "/v1/about", "/healthz", "/readyz", "/metrics", *FILES})
+        paths = frozenset(
+            {"/v1/upscale", "/v1/estimate", "/v1/about", "/healthz", "/readyz", "/metrics", *FILES}
+        )
         return Exchanges(app, metrics, paths)
 
     # --- answers ------------------------------------------------------------------------------------
 
     async def upscale(self, request: Request) -> Response:
-        """Upscale a picture ×4.
+        """Upscale a picture ×4. The body is its file, or a form with it; the answer is the picture.
 
-        The body is the file of the picture, or a form with it. The answer is the picture, with its metadata;
-        asked for `text/event-stream`, it is a stream of events `progress` and at last `result` or `error`.
+        Clients that accept text/event-stream get events: progress, and at last result or error.
         """
         with _refusing():
             asked = read_query(request.query_params.multi_items())

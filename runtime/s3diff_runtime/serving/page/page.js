@@ -5,7 +5,7 @@ import { Viewer } from "./viewer.js";
 const find = (id) => document.getElementById(id);
 const SCORES = ["noise", "blur"];
 const SUFFIXES = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" };
-const COLOURS = { wavelet: "as the original", adain: "as the original, on average", none: "as they come" };
+const COLOURS = { wavelet: "as before, finely", adain: "as before, overall", none: "as restored" };
 const RETRIES = 40;
 
 const viewer = new Viewer(find("stage"));

@@ -33,10 +33,9 @@ export class Viewer {
     else this.fit();
   }
 
-  get least() {
-    const { clientWidth, clientHeight } = this.stage;
-    const whole = Math.min(clientWidth / this.size[0], clientHeight / this.size[1]);
-    return Math.min(whole, Math.max(this.one, whole));
+  // The scale at which the whole picture fits, and that of 1:1.
+  get whole() {
+    return Math.min(this.stage.clientWidth / this.size[0], this.stage.clientHeight / this.size[1]);
   }
 
   get one() {
@@ -51,13 +50,14 @@ export class Viewer {
   // Zoom to a scale, leaving what lies under a point of the stage where it is.
   zoom(scale, x = this.stage.clientWidth / 2, y = this.stage.clientHeight / 2) {
     if (!this.size) return;
-    const bounded = Math.min(Math.max(scale, this.least), MOST * this.one);
+    const least = Math.min(this.whole, this.one);
+    const bounded = Math.min(Math.max(scale, least), Math.max(MOST * this.one, this.whole));
     const factor = bounded / this.view.scale;
     this.view = {
       scale: bounded,
       x: x - (x - this.view.x) * factor,
       y: y - (y - this.view.y) * factor,
-      fits: bounded <= this.least * 1.001,
+      fits: Math.abs(bounded / this.whole - 1) < 0.001,
     };
     this.draw();
   }
@@ -77,7 +77,7 @@ export class Viewer {
     if (!this.size) return;
     const { clientWidth, clientHeight } = this.stage;
     const view = this.view;
-    if (view.fits) view.scale = this.least;
+    if (view.fits) view.scale = this.whole;
     const place = (offset, side, room) =>
       side <= room ? (room - side) / 2 : Math.min(Math.max(offset, room - side), 0);
     view.x = place(view.x, this.size[0] * view.scale, clientWidth);
@@ -95,7 +95,7 @@ export class Viewer {
     this.find("line").style.left = `${at}px`;
     this.find("tag-before").style.opacity = at < 90 ? 0 : 1;
     this.find("tag-after").style.opacity = clientWidth - at < 90 ? 0 : 1;
-    this.stage.classList.toggle("zoomed", !view.fits);
+    this.stage.classList.toggle("zoomed", view.scale > this.whole);
     this.find("zoom-fit").setAttribute("aria-pressed", view.fits);
     this.find("zoom-one").setAttribute("aria-pressed", Math.abs(view.scale / this.one - 1) < 0.001);
   }
