@@ -75,9 +75,16 @@ class Served:
         assert values, f"no metric {name}"
         return sum(values)
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The log."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+    def logged(self, **facts: str) -> dict[str, Any]:
+        """The line of the log that has these facts, which may be written after the answer came."""
+        deadline = time.monotonic() + 10
+        while True:
+            text = self.log.read_text().rpartition("\n")[0]
+            for line in map(json.loads, text.splitlines()):
+                if facts.items() <= line.items():
+                    return dict(line)
+            assert time.monotonic() < deadline, text
+            time.sleep(0.02)
 
     def until(self, name: str, value: float) -> None:
         """Wait until a metric has a value."""

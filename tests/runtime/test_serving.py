@@ -249,7 +249,7 @@ def test_a_client_that_went_is_never_computed(service: Served) -> None:
         connection.close()
     service.until("pictures_inside", 0)
     assert service.metric("pictures_total") == before
-    assert "the client went away" in {line.get("error") for line in service.lines()}
+    assert service.logged(error="the client went away")["path"] == "/v1/upscale"
 
 
 # --- progress -------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_requests_are_logged_and_counted(service: Served) -> None:
     counted = service.metric("request_seconds_count")
     answer = service.ask("/v1/upscale", SMALL_PNG, x_request_id="from-a-proxy")
     assert answer.headers["x-request-id"] == "from-a-proxy"
-    line = next(line for line in service.lines() if line.get("request") == "from-a-proxy")
+    line = service.logged(request="from-a-proxy")
     assert (line["status"], line["path"], line["received"]) == (200, "/v1/upscale", len(SMALL_PNG))
     assert line["stages"]["unet"] >= 0
     assert service.ask("/healthz", x_request_id='"; drop').headers["x-request-id"] != '"; drop'
