@@ -26,13 +26,13 @@ def test_load_faults_and_attacks_are_borne(tmp_path: Path) -> None:
     }
     request = ServeBenchRequest(bundle, output=Output(), timeout=4.0, threads=1, **small)
     findings = run_serve_bench(request)
-    load, faults = (table.records for table in findings.tables)
+    load, found = (table.records for table in findings.tables)
     (row,) = load
     assert row["lost"] == row["other answers"] == 0
     answered = [row["answered 200"], row["answered 503"]]
     assert sum(int(count or 0) for count in answered) == row["requests"]
     assert row["requests"] == 300
-    assert [fault["borne"] for fault in faults] == [True] * 5, faults
+    assert [fault["borne"] for fault in found] == [True] * 5, found
     assert findings.notes == ()
 
 

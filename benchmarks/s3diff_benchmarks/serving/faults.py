@@ -17,8 +17,10 @@ from s3diff_runtime.vocabulary import Pixels
 _CALLERS = 8
 _HALF_HEAD = b"POST /v1/upscale HTTP/1.1\r\nHo"
 _HALF_BODY = b"POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nhalf a picture"
-_HELD_MIB = 32.0
-"""Memory by which a service may grow while it refuses bodies: less than one of them."""
+MOST_BYTES = 4 * 2**20
+"""Of a body that the service takes."""
+_HELD_MIB = 64.0
+"""By which it may grow while it refuses bodies: those of all callers up to the limit, and as much again."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import table
 from s3diff_benchmarks.report.model import Cell
 from s3diff_benchmarks.serving.faults import (
+    MOST_BYTES,
     Fault,
     encodings,
     half_sent,
@@ -91,6 +92,7 @@ def run_serve_bench(request: ServeBenchRequest) -> Findings:
 def _options(request: ServeBenchRequest) -> list[str]:
     names = ("queue", "timeout", "engine", "device", "threads")
     asked = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    asked["max-bytes"] = MOST_BYTES
     return [text for name, value in asked.items() for text in (f"--{name}", str(value))]
 
 
