@@ -114,6 +114,7 @@ def _load(
     callers = ThreadPoolExecutor(request.queue + _SPARE_CALLERS)
     with MemoryWatch(running) as memory, callers:
         list(callers.map(arrive, range(request.requests)))
+    seconds = perf_counter() - start
     running.require_alive()
     if not tally.accepted:
         raise JobError(f"the service accepted nothing: {tally}")
@@ -129,7 +130,7 @@ def _load(
         tally.statuses[LOST],
         waits.median,
         waits.p99,
-        request.queue / able.served,
+        request.queue * seconds / tally.statuses[200],
         tally.slowest_refusal,
         memory.tenth(0),
         memory.tenth(-1),

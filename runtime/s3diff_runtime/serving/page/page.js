@@ -5,7 +5,7 @@ import { Viewer } from "./viewer.js";
 const find = (id) => document.getElementById(id);
 const SCORES = ["noise", "blur"];
 const SUFFIXES = { "image/png": "png", "image/jpeg": "jpg", "image/webp": "webp" };
-const COLOURS = { wavelet: "as before, finely", adain: "as before, overall", none: "as restored" };
+const COLOURS = { wavelet: "as before", adain: "as before, on average", none: "as restored" };
 const RETRIES = 40;
 
 const viewer = new Viewer(find("stage"));
@@ -195,7 +195,7 @@ function tell(picture, message) {
   picture.message = message;
   picture.button.className = picture.state;
   picture.button.setAttribute("aria-label", `${picture.file.name}: ${message}`);
-  if (picture === current) show();
+  if (picture === current || picture.state === "done") show();
 }
 
 // --- what is seen --------------------------------------------------------------------------------------
