@@ -24,6 +24,7 @@ OPTIONAL_MODULES = frozenset(
         "accelerate",
         "cuda",
         "diffusers",
+        "fastapi",
         "huggingface_hub",
         "jinja2",
         "kornia",
@@ -35,14 +36,18 @@ OPTIONAL_MODULES = frozenset(
         "onnxscript",
         "peft",
         "polygraphy",
+        "prometheus_client",
         "pynvml",
+        "python_multipart",
         "safetensors",
         "scipy",
+        "starlette",
         "tensorrt",
         "tensorrt_rtx",
         "tokenizers",
         "torch",
         "transformers",
+        "uvicorn",
     }
 )
 _LINES = {chr(code): "+" for code in range(0x2500, 0x2580)} | {"─": "-", "━": "-", "╸": "-", "│": "|"}
@@ -60,6 +65,11 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
         ),
         "upscale": Member(
             "s3diff_runtime.batch.upscaling:run_upscale", "Upscale photographs ×4 with a bundle.", "cpu"
+        ),
+        "serve": Member(
+            "s3diff_runtime.serving.command:run_serve",
+            "Serve a bundle over HTTP, with a page for photographers.",
+            "serve,cpu",
         ),
         "engines": Member(
             "s3diff_export.engines.adding:engines",
