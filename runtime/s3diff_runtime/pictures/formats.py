@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -139,8 +140,34 @@ def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, .
         RequestError: when the format cannot hold the picture.
         JobError: when the disk refuses, or the encoder fails.
     """
-    transparent = is_transparent(image)
-    require_fit(path, image.width, image.height, transparent)
+    image, format, options, notes = _encoding(image, path, quality)
+    with replacing(path) as temporary:
+        try:
+            image.save(temporary, format=format, **options)
+        except OSError:
+            raise  # of the disk: `replacing` says what to do
+        except Exception as error:  # encoders raise many kinds, for example for tags they cannot write
+            raise JobError(f"could not encode {path}: {error or type(error).__name__}") from error
+    return notes
+
+
+def encoded(image: Image.Image, format: Format, quality: int = QUALITY) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes of the file that `save` would write, and its notes; raises what it raises."""
+    buffer = BytesIO()
+    path = Path(f"result{FORMATS[format].suffixes[0]}")
+    image, name, options, notes = _encoding(image, path, quality)
+    try:
+        image.save(buffer, format=name, **options)
+    except Exception as error:
+        raise JobError(f"could not encode {path}: {error or type(error).__name__}") from error
+    return buffer.getvalue(), notes
+
+
+def _encoding(
+    image: Image.Image, path: Path, quality: int
+) -> tuple[Image.Image, str, dict[str, Any], tuple[str, ...]]:
+    """The picture in a mode that the format of `path` holds, Pillow's name of it, options, and notes."""
+    require_fit(path, image.width, image.height, is_transparent(image))
     format = _WRITTEN[path.suffix.lower()]
     if "A" in image.mode and not format.transparency:
         image = image.convert(image.mode.removesuffix("A"))
@@ -149,11 +176,4 @@ def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, .
         options |= {"quality": quality, "subsampling": "4:4:4"}
     elif format.name == "WEBP" and not options.get("lossless"):
         options["quality"] = quality
-    with replacing(path) as temporary:
-        try:
-            image.save(temporary, format=format.name, **options)
-        except OSError:
-            raise  # of the disk: `replacing` says what to do
-        except Exception as error:  # encoders raise many kinds, for example for tags they cannot write
-            raise JobError(f"could not encode {path}: {error or type(error).__name__}") from error
-    return tuple(notes)
+    return image, format.name, options, tuple(notes)

@@ -1,0 +1,1 @@
+"""Services: thin, over `Upscaler`."""
