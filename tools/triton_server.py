@@ -2,10 +2,9 @@
 
     python tools/triton_server.py REPOSITORY
 
-The first run sets it up in `.triton/` (120 MiB to download): the server of PyPI's nvidia-pytriton, and Triton's
-own client in an environment apart, since it needs an older protobuf. Models run in the Python that runs this
-script, which must be one that nvidia-pytriton has a stub for. A server in production is NVIDIA's container, see
-docs/triton.md.
+The first run sets it up in `.triton/` (120 MiB to download): the server of PyPI's nvidia-pytriton, and
+Triton's own client in an environment apart, since it needs an older protobuf. Models run in the Python that
+runs this script, 3.11 to 3.13. In production the server is NVIDIA's container, see docs/triton.md.
 """
 
 import os

@@ -1,12 +1,13 @@
 """Triton's own client, in the environment that has it: `TritonServer.client_python` runs this file.
 
-Reads lists of requests from standard input, one list a line, sends those of a list at the same time, and writes
-the list of their answers. Arrays are uint8 or float32, as base64.
+Reads lists of requests from standard input, one list a line, sends those of a list at the same time, and
+writes the list of their answers. Arrays are uint8 or float32, as base64.
 """
 
 import base64
 import json
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any
@@ -23,28 +24,32 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         given = library.InferInput(name, shape, "UINT8")
         given.set_data_from_numpy(np.frombuffer(base64.b64decode(data), np.uint8).reshape(shape))
         inputs.append(given)
-    outputs = [library.InferRequestedOutput(name) for name in request["outputs"]] or None
-    try:
-        result = client.infer(
-            request["model"],
-            inputs,
-            outputs=outputs,
-            parameters=request["parameters"] or None,
-            timeout=request["timeout"],
-        )
-    except Exception as error:
-        status = getattr(error, "status", lambda: type(error).__name__)()
-        return {"status": str(status), "message": str(error)}
-    response = result.get_response()
-    named = response["outputs"] if isinstance(response, dict) else response.outputs
-    names = [each["name"] if isinstance(each, dict) else each.name for each in named]
-    arrays = {name: result.as_numpy(name) for name in names}
-    return {
-        "outputs": {
-            name: (list(array.shape), str(array.dtype), base64.b64encode(array.tobytes()).decode())
-            for name, array in arrays.items()
-        }
+    asked = {
+        "outputs": [library.InferRequestedOutput(name) for name in request["outputs"]] or None,
+        "parameters": request["parameters"] or None,
+        "timeout": request["timeout"],
     }
+    time.sleep(request["after"])
+    if request["gone_after"] is not None:
+        call = client.async_infer(request["model"], inputs, lambda result, error: None, **asked)
+        time.sleep(request["gone_after"])
+        call.cancel()
+        return {}
+    try:
+        return {"outputs": dict(outputs_of(client.infer(request["model"], inputs, **asked)))}
+    except Exception as error:
+        status = error.status() if hasattr(error, "status") else type(error).__name__
+        return {"status": str(status), "message": str(error)}
+
+
+def outputs_of(result: Any) -> Any:  # noqa: ANN401 - the client's two kinds of results
+    """Names of the outputs with shape, type and data."""
+    response = result.get_response()
+    outputs = response["outputs"] if isinstance(response, dict) else response.outputs
+    for output in outputs:
+        name = output["name"] if isinstance(output, dict) else output.name
+        array = result.as_numpy(name)
+        yield name, (array.shape, str(array.dtype), base64.b64encode(array.tobytes()).decode())
 
 
 def main() -> None:
