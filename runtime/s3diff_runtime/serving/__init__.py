@@ -1,1 +1,1 @@
-"""Services: thin, over `Upscaler`."""
+"""Upscaling as a service: thin over `Upscaler`."""

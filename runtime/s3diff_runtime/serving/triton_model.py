@@ -22,20 +22,27 @@ import triton_python_backend_utils as pb_utils  # exists inside the backend alon
 from numpy.typing import NDArray
 from PIL import Image
 
-from s3diff_runtime.errors import BundleError, OutOfMemory, RequestError, S3DiffError, first_line, one_line
-from s3diff_runtime.pictures.formats import encoded
+from s3diff_runtime.errors import (
+    BundleError,
+    OutOfMemory,
+    RequestError,
+    S3DiffError,
+    first_line,
+    one_line,
+    refuse,
+)
+from s3diff_runtime.pictures.formats import encode, fit_problem
 from s3diff_runtime.pictures.photograph import Photograph
+from s3diff_runtime.serving.picture_request import PictureRequest
 from s3diff_runtime.serving.triton_requests import (
     BUNDLE,
     INPUTS,
     OUTPUTS,
     Form,
-    RequestParameters,
     ServedModel,
     answered_as,
+    asked_by,
     decoded,
-    options_from_text,
-    parameters_of,
 )
 from s3diff_runtime.settings import PictureSettings
 from s3diff_runtime.upscaler import Result, Upscaler
@@ -50,11 +57,11 @@ class _Work:
 
     inputs: dict[Form, NDArray[np.uint8]]
     wanted: frozenset[str]
-    text: str
-    """Its parameters, as JSON."""
+    parameters: str
+    """As JSON."""
     cancelled: bool
     """Whether nobody waits for it any more."""
-    parameters: RequestParameters = field(default_factory=RequestParameters)
+    asked: PictureRequest = field(default_factory=PictureRequest)
     photographs: list[Photograph] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -87,7 +94,7 @@ class TritonPythonModel:
         device = "cpu" if on_cpu else f"cuda:{args['model_instance_device_id']}"
         try:
             texts = {name: value["string_value"] for name, value in config["parameters"].items()}
-            served = options_from_text(ServedModel, texts)
+            served = ServedModel.configured(texts)
             self._upscaler = Upscaler.open(folder, served.engine, device, served.options)
         except S3DiffError as error:
             raise pb_utils.TritonModelException(one_line(str(error))) from None
@@ -99,9 +106,9 @@ class TritonPythonModel:
         """Answer the requests of a batch, each with its own result or error."""
         works = [_taken(request) for request in requests]
         list(self._pool.map(self._decode, works))
-        settings = dict.fromkeys(work.parameters.settings for work in works if work.open)
+        settings = dict.fromkeys(work.asked.settings for work in works if work.open)
         for each in settings:
-            self._upscale([work for work in works if work.open and work.parameters.settings == each], each)
+            self._upscale([work for work in works if work.open and work.asked.settings == each], each)
         list(self._pool.map(self._encode, works))
         self._metrics.count(works)
         return [_response(work) for work in works]
@@ -112,14 +119,17 @@ class TritonPythonModel:
         self._upscaler.close()
 
     def _decode(self, work: _Work) -> None:
-        if work.open:
-            try:
-                work.parameters = parameters_of(work.text)
-                work.photographs = decoded(work.inputs, self._max_pixels)
-                for photograph in work.photographs:
-                    self._upscaler.check_size(*photograph.pixels.shape[:2])
-            except Exception as error:
-                work.error = error
+        if not work.open:
+            return
+        try:
+            work.asked = asked_by(work.parameters)
+            work.photographs = decoded(work.inputs, self._max_pixels)
+            for photograph in work.photographs:
+                self._upscaler.check_size(*photograph.pixels.shape[:2])
+            if answered_as(work.inputs, work.wanted) == "image":
+                _require_one_file(work, self._upscaler.manifest.scale)
+        except Exception as error:
+            work.error = error
 
     def _upscale(self, works: Sequence[_Work], settings: PictureSettings) -> None:
         """Upscale the pictures of requests that ask for the same; when that fails, one request at a time."""
@@ -206,20 +216,29 @@ def _taken(request: Any) -> _Work:  # noqa: ANN401 - the backend has no types
     )
 
 
+def _require_one_file(work: _Work, scale: int) -> None:
+    """Raise `RequestError` where no file could hold the answer, before it is computed."""
+    if len(work.photographs) != 1:
+        several = f"{len(work.photographs)} pictures in a request cannot be answered with a file"
+        raise RequestError(f"{several}; ask for {OUTPUTS['pixels']}")
+    photograph = work.photographs[0]
+    width, height = (side * scale for side in photograph.size)
+    format = work.asked.format_for(photograph.format)
+    refuse(filter(None, [fit_problem(format, width, height, photograph.transparent)]))
+
+
 def _outputs(work: _Work) -> dict[str, NDArray[Any]]:
     """The tensors that answer a request."""
-    form = answered_as(work.inputs, work.wanted)
     outputs: dict[str, NDArray[Any]] = {
         axis: np.array([[result.applied[axis]] for result in work.results], np.float32) for axis in AXES
     }
+    form = answered_as(work.inputs, work.wanted)
     if form == "pixels":
         outputs[OUTPUTS[form]] = np.stack([result.pixels for result in work.results])
-    elif len(work.results) == 1:
-        file, _ = encoded(work.results[0].image, work.parameters.format, work.parameters.quality)
-        outputs[OUTPUTS[form]] = np.frombuffer(bytearray(file), np.uint8)[None]
     else:
-        several = f"{len(work.results)} pictures in a request cannot be answered with files"
-        raise RequestError(f"{several}; ask for {OUTPUTS['pixels']}")
+        format = work.asked.format_for(work.photographs[0].format)
+        file, _ = encode(work.results[0].image, format, work.asked.quality)
+        outputs[OUTPUTS[form]] = np.frombuffer(bytearray(file), np.uint8)[None]
     return outputs
 
 

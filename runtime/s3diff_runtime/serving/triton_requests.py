@@ -1,22 +1,19 @@
-"""What a request to the Triton model may ask for, apart from how Triton hands it over."""
+"""What the Triton model and its clients say to each other, apart from how Triton hands it over."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from s3diff_runtime.errors import RequestError, refuse
-from s3diff_runtime.options import Options, group, infos_of, option, read, types_of
-from s3diff_runtime.pictures.formats import QUALITY, Format
-from s3diff_runtime.pictures.photograph import Photograph, open_photograph
-from s3diff_runtime.pictures.reading import MAX_PIXELS
-from s3diff_runtime.settings import PictureSettings
+from s3diff_runtime.options import Options, group, option, read
+from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph
+from s3diff_runtime.serving.picture_request import PictureRequest, parameters_of, read_query
 from s3diff_runtime.upscale_options import UpscaleOptions
 
-T = TypeVar("T", bound=Options)
 Form = Literal["image", "pixels"]
 """How pictures travel: as the bytes of a file, or as arrays."""
 INPUTS: Mapping[Form, str] = {"image": "image", "pixels": "pixels"}
@@ -35,32 +32,21 @@ class ServedModel(Options):
         "auto",
         "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
     )
-    max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused; a result has 16 times as many.", least=1)
+    max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
     options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
 
+    @classmethod
+    def configured(cls, texts: Mapping[str, str]) -> "ServedModel":
+        """Read it from the parameters of a configuration, which are texts. Raises `RequestError`."""
+        known = {parameter.name: parameter for parameter in parameters_of(cls)}
+        names = ", ".join(known)
+        refuse(f"unknown parameter {name!r}, expected some of {names}" for name in texts if name not in known)
+        return read(cls, {known[name].path: known[name].value_of(text) for name, text in texts.items()})
 
-@dataclass(frozen=True)
-class RequestParameters(Options):
-    """What the parameters of a request may ask for."""
 
-    settings: PictureSettings = group(PictureSettings)
-    format: Format = option("png", "Of the file that a request for one gets.")
-    quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
-
-
-def options_from_text(cls: type[T], values: Mapping[str, object]) -> T:
-    """Make options of parameters by their names, groups and all, whose numbers may come as text.
-
-    Raises:
-        RequestError: naming every unknown parameter, or all that is wrong with the known ones.
-    """
-    paths = _paths(cls)
-    refuse(
-        f"unknown parameter {name!r}, expected some of {', '.join(paths)}"
-        for name in values
-        if name not in paths
-    )
-    return read(cls, {paths[name][0]: _typed(value, paths[name][1]) for name, value in values.items()})
+def asked_by(parameters: str) -> PictureRequest:
+    """What the parameters of a request ask for, which Triton gives as JSON. Raises `RequestError`."""
+    return read_query((name, str(value)) for name, value in json.loads(parameters or "{}").items())
 
 
 def decoded(inputs: Mapping[Form, NDArray[np.uint8]], max_pixels: int) -> list[Photograph]:
@@ -88,28 +74,3 @@ def answered_as(inputs: Mapping[Form, object], wanted: frozenset[str]) -> Form:
     """The form of the answer: the one that was asked for, or the input's where neither or both were."""
     asked = [form for form, name in OUTPUTS.items() if name in wanted]
     return asked[0] if len(asked) == 1 else next(iter(inputs))
-
-
-def parameters_of(text: str) -> RequestParameters:
-    """The parameters of a request, which Triton hands over as JSON. Raises `RequestError`."""
-    return options_from_text(RequestParameters, json.loads(text or "{}"))
-
-
-def _paths(cls: type[Options], prefix: str = "") -> dict[str, tuple[str, Any]]:
-    """Where `read` expects each option, and its type, by name."""
-    hints = types_of(cls)
-    found = {name: (prefix + name, hints[name]) for name in infos_of(cls)}
-    for name, hint in hints.items():
-        if isinstance(hint, type) and issubclass(hint, Options):
-            found |= _paths(hint, f"{prefix}{name}.")
-    return found
-
-
-def _typed(value: object, hint: object) -> object:
-    """A number that came as text; what is none stays, and is refused by its option."""
-    if hint in (int, float) and isinstance(value, str):
-        try:
-            return int(value) if hint is int else float(value)
-        except ValueError:
-            return value
-    return value
