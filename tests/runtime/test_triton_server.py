@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 from collections.abc import Iterator
 from io import BytesIO
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+from tests.fuzz.mutations import bytes_changed
 from tests.runtime.fake_bundle import dark_noise, enlarged, estimate_of, expected_shift, write_fake_bundle
 from tests.runtime.pictures import exif_with, with_alpha
 from tests.runtime.triton_process import Ask, Running, failures, running
@@ -210,6 +212,14 @@ def test_who_hangs_up_is_not_computed(triton: Running) -> None:
     triton.ask(*BUSY_FOR_A_WHILE, gone)
     triton.ask(Ask("http", {"pixels": PIXELS[None]}))
     assert triton.count("s3diff_requests_total", outcome="done") == done + len(BUSY_FOR_A_WHILE) + 1
+
+
+def test_mutated_pictures_are_refused_or_upscaled_and_never_fail(triton: Running) -> None:
+    chance, whole = random.Random(0), png(with_alpha("RGBA")).tobytes()
+    damaged = [bytes_changed(whole, chance) or b"nothing" for _ in range(128)]
+    asks = [Ask("grpc", {"image": np.frombuffer(each, np.uint8)[None]}) for each in damaged]
+    answers = [answer for start in range(0, len(asks), 6) for answer in triton.ask(*asks[start : start + 6])]
+    assert set(failures(answers)) == {REFUSED["grpc"]}
 
 
 def test_memory_stays_flat(triton: Running) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tools.triton_server import TritonServer
@@ -160,6 +159,6 @@ def _unpacked(shape: list[int], dtype: str, data: str) -> np.ndarray:
     return np.frombuffer(base64.b64decode(data), dtype).reshape(shape)
 
 
-def failures(answers: list[Answer]) -> list[Any]:
+def failures(answers: list[Answer]) -> list[str]:
     """The codes of those that are errors."""
     return [answer.status for answer in answers if answer.status]
