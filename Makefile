@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-slow fuzz bench gpu-check lint format demo-model
+.PHONY: help setup demo serve triton test test-slow fuzz bench gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ PORT ?= 8000
 serve: $(STAMP) ## serve the bundle of `make demo` in the browser; PORT=8000
 	@test -d demo-output/demo.bundle || $(MAKE) demo
 	$(BIN)/s3diff-export serve demo-output/demo.bundle --port $(PORT)
+
+triton: $(STAMP) ## serve the bundle of `make demo` with the real NVIDIA Triton server, on ports 8000 to 8002
+	@test -d demo-output/demo.bundle || $(MAKE) demo
+	$(BIN)/s3diff-export triton-repository demo-output/demo.bundle -o demo-output/models --force
+	$(BIN)/python tools/triton_server.py demo-output/models
 
 # Photographs to score on, and their truths: make bench LR=folder HR=folder. Else 20 pairs of RealSR where they
 # lie beside the clone, or one photograph.

@@ -87,6 +87,11 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
         "inspect": Member(
             "s3diff_runtime.bundle.inspection:run_inspect", "Show what a bundle is and can do.", "cpu"
         ),
+        "triton-repository": Member(
+            "s3diff_runtime.serving.triton_repository:write_repository",
+            "Write a bundle as a model of NVIDIA Triton Inference Server.",
+            "cpu",
+        ),
         "convert-checkpoint": Member(
             "s3diff_training.commands:convert_checkpoint",
             "Convert a checkpoint to our format, or to the released one.",
