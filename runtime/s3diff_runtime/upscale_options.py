@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from s3diff_runtime.options import Options, option
+from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.options import option
 
 
 @dataclass(frozen=True)
-class UpscaleOptions(Options):
+class UpscaleOptions(CpuOptions):
     """Sizes, limits and checks of an `Upscaler`."""
 
     tile: int | None = option(
@@ -22,7 +23,6 @@ class UpscaleOptions(Options):
         None, "Input pixels over which tiles blend into each other.", least=0, shown="a quarter of the tile"
     )
     batch: int = option(4, "Images or tiles computed at once.", least=1, shown="4, or what the engines take")
-    threads: int | None = option(None, "CPU threads of the engine.", least=1, shown="all cores")
     memory_mib: int = option(4096, "Budget for the weights of bins that stay loaded, MiB of files.", least=1)
     check: Literal["sizes", "hashes"] = option(
         "sizes", "What is compared of large files on opening; small ones are always hashed."

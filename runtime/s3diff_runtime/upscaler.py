@@ -17,6 +17,7 @@ from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.backoff import Backoff, Sizes
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.interface import Engine
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory, RequestError
 from s3diff_runtime.lora_modes import LORA_MODES
@@ -46,6 +47,8 @@ class Result:
     """The bin whose weights were used; None unless the bundle is merged."""
     engine: str
     device: str
+    precision: str
+    """What the engine computed in: `bf16` or `f32` where it chose, else that of the bundle."""
     seconds: dict[str, float]
     """Time by stage, and under `host` everything else: opening graphs, cutting, blending. An image's share of
     what it was batched with; summed over a list, the whole time."""
@@ -80,15 +83,14 @@ class Upscaler:
 
     Attributes:
         manifest: of the bundle.
-        engine, device: what runs it.
+        engine, device, precision: what runs it, and what that computes in; see `Result`.
         options: as opened with, fitted to the engines.
     """
 
-    def __init__(
-        self, bundle: Bundle, network: Network, engine: str, device: str, options: UpscaleOptions
-    ) -> None:
+    def __init__(self, bundle: Bundle, network: Network, engine: Engine, options: UpscaleOptions) -> None:
         self.manifest: Manifest = bundle.manifest
-        self.engine, self.device, self.options = engine, device, options
+        self.engine, self.device, self.options = engine.name, engine.device, options
+        self.precision: str = engine.precision or bundle.manifest.precision
         self._limits = Limits.of(bundle)
         self._network: Network | None = network
         sizes, limits = Sizes(options.batch, options.tile or 0), self._limits
@@ -106,7 +108,8 @@ class Upscaler:
 
         Args:
             bundle: its folder.
-            engine: `onnx`, `tensorrt`, `tensorrt-rtx`; `auto` for engines that fit this machine, else `onnx`.
+            engine: `onnx`, `openvino`, `tensorrt`, `tensorrt-rtx`; `auto` for the fastest that fits this
+                machine.
             device: `cpu`, `cuda`, or `cuda:N`. Another device is never taken in its place.
             options: tiles, batches, threads, memory, checks.
 
@@ -118,12 +121,12 @@ class Upscaler:
         """
         options = options or UpscaleOptions()
         opened = Bundle.open(Path(bundle), options.check)
-        runner, opened = open_engine(opened, engine, device, options.threads)
+        runner, opened = open_engine(opened, engine, device, options)
         options = Limits.of(opened).settle(options)
         sessions = SessionPool(opened, runner, options.memory_mib * 2**20)
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()
-        return cls(opened, network, runner.name, runner.device, options)
+        return cls(opened, network, runner, options)
 
     def close(self) -> None:
         """Free the graphs. Closing twice is allowed."""
@@ -281,6 +284,7 @@ class Upscaler:
             bin=item.bin,
             engine=self.engine,
             device=self.device,
+            precision=self.precision,
             seconds=item.clock.seconds,
             tiles=item.tiles,
             photograph=photograph,

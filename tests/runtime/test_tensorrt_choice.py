@@ -17,6 +17,7 @@ from tests.runtime.fake_tensorrt import VERSION, add_engines, install_fakes
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import RequestError
 
@@ -181,7 +182,7 @@ def test_unknown_engine(folder: Path) -> None:
 def test_engines_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.undo()
     bundle = Bundle.open(folder)
-    engine, same = open_engine(bundle, name, "cpu", 1)
+    engine, same = open_engine(bundle, name, "cpu", CpuOptions(threads=1))
     assert (engine.name, engine.device, same) == ("onnx", "cpu", bundle)
     with engine.lane(Clock()) as lane:
         assert lane is not None

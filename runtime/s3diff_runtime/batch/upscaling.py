@@ -56,10 +56,10 @@ class UpscaleRequest(Options):
     settings: PictureSettings = group(PictureSettings)
     engine: str = option(
         "auto",
-        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
     )
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
     max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused.", least=1)
     force: bool = option(False, "Replace results that exist.")
     resume: bool = option(False, "Keep results that exist and are whole; do the others.")
@@ -227,6 +227,7 @@ def _report(
         "bundle": str(request.bundle),
         "engine": fleet.engine,
         "device": fleet.device,
+        "precision": fleet.precision,
         "settings": asdict(request.settings),
         "ended_by": None if ending is None else str(ending) or type(ending).__name__,
         "counts": counts,

@@ -13,7 +13,7 @@ DeviceKind = Literal["cpu", "cuda"]
 CompiledFlavour = Literal["tensorrt", "tensorrt-rtx"]
 """Flavours whose engines are compiled for a machine, and lie in the bundle."""
 COMPILED_FLAVOURS: tuple[CompiledFlavour, ...] = get_args(CompiledFlavour)
-Flavour = Literal[CompiledFlavour, "onnx"]
+Flavour = Literal[CompiledFlavour, "openvino", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FlavourTraits:
     extra: str
     """What of s3diff-export installs the package."""
     opened_by: str
-    """The module whose `open_engine(bundle, flavour, device, threads)` gives an `Engine`, and the `EngineSet`
+    """The module whose `open_engine(bundle, flavour, device, cpu)` gives an `Engine`, and the `EngineSet`
     that it runs, if any; it raises `RequestError` where this machine or bundle does not serve."""
     devices: tuple[DeviceKind, ...]
     oldest: tuple[int, int] = (0, 0)
@@ -39,6 +39,8 @@ class FlavourTraits:
     """Compute capabilities that it builds for by default, without a GPU. None: it builds for the GPU here."""
     compiles_on_device: bool = False
     """Whether kernels are compiled on the GPU that runs them, for each new shape."""
+    chooses_precision: bool = False
+    """Whether it takes `CpuOptions.cpu_precision`; else it computes in the types of the graphs."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
 
@@ -83,6 +85,15 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                     "serve every GPU of their targets; name those with --compute-capability instead of "
                     "--hardware-compatibility",
                 },
+            ),
+            FlavourTraits(
+                "openvino",
+                title="OpenVINO",
+                package="openvino",
+                extra="cpu",
+                opened_by="s3diff_runtime.engines.openvino",
+                devices=("cpu",),
+                chooses_precision=True,
             ),
             FlavourTraits(
                 "onnx",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
@@ -41,10 +42,10 @@ _NO_MEMORY = re.compile(
 
 
 def open_engine(
-    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
+    bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
 ) -> tuple[OnnxEngine, None]:
     """Open ONNX Runtime, which runs the graphs of any bundle. Raises `RequestError`, see `OnnxEngine`."""
-    return OnnxEngine(device, threads), None
+    return OnnxEngine(device, cpu.threads), None
 
 
 class OnnxEngine:
@@ -59,6 +60,7 @@ class OnnxEngine:
     """
 
     name = "onnx"
+    precision: str | None = None
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
         self._kind, self._index = Device.parse(device)
