@@ -126,7 +126,7 @@ def test_report_says_what_was_done_to_each_picture(photos: Path, upscale: Upscal
     assert err.splitlines()[1].startswith("error: 1 of 4 images failed; the first: in/bad.png is not a PNG")
     report = json.loads(Path("reports/r.json").read_text())
     assert report["bundle"] == str(bundle)
-    assert (report["engine"], report["device"]) == ("onnx", "cpu")
+    assert (report["engine"], report["device"]) == ("openvino", "cpu")
     assert report["settings"]["noise"] == 0.5
     assert report["counts"] == {"done": 3, "skipped": 0, "failed": 1, "not done": 0}
     assert report["ended_by"] is None

@@ -152,7 +152,7 @@ def _baselines(request: LatencyRequest, image: Pixels, notes: list[str]) -> tupl
         return [], None
     import torch
 
-    from s3diff_benchmarks.pytorch_method import released, trainable_millions, tuned
+    from s3diff_benchmarks.pytorch_method import released, trainable_millions, tuned, tuned_dtype
 
     if request.cpu.threads:
         torch.set_num_threads(request.cpu.threads)
@@ -162,7 +162,8 @@ def _baselines(request: LatencyRequest, image: Pixels, notes: list[str]) -> tupl
         notes.append("PyTorch was not timed: the installed torch serves no GPU")
         return [], trainable
     network.to(request.device)
-    how = "fp32" if request.device == "cpu" else "fp16, compiled"
+    dtype = str(tuned_dtype(torch.device(request.device))).removeprefix("torch.")
+    how = f"{dtype}, {'channels last' if request.device == 'cpu' else 'compiled'}"
     notes.append(
         "PyTorch as released: fp32, the prompts one after the other, LoRA as branches. PyTorch tuned: "
         f"{how}, both prompts in one batch, LoRA merged. Both without sampling, prompts encoded before"

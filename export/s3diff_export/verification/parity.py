@@ -40,8 +40,8 @@ LIMITS: dict[str, Limits] = {
     "fp16": Limits(5e-3, 40.0, 3e-2),
     "bf16": Limits(4e-2, 40.0, 6e-2),
 }
-"""By what a bundle computes in, or the engine that runs it. bf16 rounds eight times as coarsely as fp16, and so
-has eight times its limit of ε. Pictures have fp16's: they are bytes, of which 40 dB alters few by more than 5."""
+"""By what a bundle computes in, or the engine that runs it. bf16 rounds eight times as coarsely as fp16 and
+has eight times its limit of ε. Pictures have fp16's: they are bytes, of which 40 dB alters few by much."""
 
 
 def _gate(name: str, help: str) -> Any:  # noqa: ANN401 - takes a field's place

@@ -34,7 +34,17 @@ _NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to 
 def open_engine(
     bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
 ) -> tuple[OpenVinoEngine, None]:
-    """Open OpenVINO, which runs the graphs of any bundle. Raises `RequestError`, see `OpenVinoEngine`."""
+    """Open OpenVINO, which runs the graphs of any bundle but one of links, as the hub's cache holds.
+
+    Raises:
+        RequestError: for such a bundle: OpenVINO reads no weights outside a graph's folder. Else see
+            `OpenVinoEngine`.
+    """
+    if any((bundle.folder / name).is_symlink() for name in bundle.manifest.files):
+        raise RequestError(
+            f"{bundle.folder} holds links, which OpenVINO does not follow; copy what they lead to "
+            "(cp -rL BUNDLE COPY), or use engine onnx"
+        )
     return OpenVinoEngine(cpu), None
 
 
