@@ -1,4 +1,4 @@
-"""OpenVINO against ONNX Runtime on the same graphs, what it refuses, and the precision that it computes in."""
+"""OpenVINO against ONNX Runtime on the same graphs, what it refuses, and what it computes in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
@@ -17,11 +16,12 @@ from tests.runtime.fake_bundle import write_fake_bundle
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
-from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.interface import Session, Value
 from s3diff_runtime.engines.openvino import OpenVinoEngine, OpenVinoSession
 from s3diff_runtime.errors import OutOfMemory
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
+from s3diff_runtime.vocabulary import ColorFix
 
 F32 = CpuOptions(cpu_precision="f32", threads=1)
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1, cpu_precision="f32")
@@ -52,7 +52,9 @@ def noise(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize("mode", LORA_MODES)
 @pytest.mark.parametrize("fix", ["wavelet", "none"])
-def test_pictures_are_those_of_onnx_runtime(bundles: dict[LoraMode, Path], mode: LoraMode, fix: Any) -> None:
+def test_pictures_are_those_of_onnx_runtime(
+    bundles: dict[LoraMode, Path], mode: LoraMode, fix: ColorFix
+) -> None:
     """Small and odd sizes, tiles, and batches of several degradations."""
     images = [noise(*size, 3) for size in ((1, 1), (24, 17), (24, 17), (40, 90))]
     images[2] //= 3
@@ -108,7 +110,7 @@ def test_callers_on_several_threads_get_their_own_results(bundles: dict[LoraMode
     [(["BF16"], "auto", "bf16"), ([], "auto", "f32"), (["BF16"], "f32", "f32"), (["BF16"], "bf16", "bf16")],
 )
 def test_precision_is_the_processors(
-    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], asked: Any, expected: str
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], asked: CpuPrecision, expected: str
 ) -> None:
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", *capabilities])
     assert OpenVinoEngine(CpuOptions(cpu_precision=asked)).precision == expected
@@ -122,7 +124,7 @@ def test_bf16_of_a_processor_without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("name", "device"), [("onnx", "cpu"), ("tensorrt", "cuda"), ("auto", "cuda")])
 def test_precision_of_an_engine_that_has_none(fused: Bundle, name: str, device: str) -> None:
-    with pytest.raises(RequestError, match="cpu_precision is f32, and ONNX Runtime|and TensorRT"):
+    with pytest.raises(RequestError, match=r"cpu_precision is f32, and ONNX Runtime|and TensorRT"):
         open_engine(fused, name, device, F32)
 
 
@@ -159,9 +161,7 @@ def test_links_are_left_to_onnx_runtime(fused: Bundle, tmp_path: Path) -> None:
 def test_graph_that_is_no_graph(fused: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "unet.onnx"
     path.write_bytes(b"nonsense")
-    with pytest.raises(
-        BundleError, match=r"OpenVINO 20.* cannot load .*unet.onnx .*use engine onnx"
-    ) as error:
+    with pytest.raises(BundleError, match=r"cannot load .*unet.onnx .*use engine onnx") as error:
         OpenVinoEngine(F32).open(path, fused.manifest.stages["unet"])
     assert "\n" not in str(error.value)
 
@@ -192,7 +192,7 @@ def test_want_of_memory_is_told_apart(fused: Bundle) -> None:
         def create_infer_request(self) -> object:
             return openvino.Tensor(openvino.Type.f32, openvino.Shape([1 << 50]))
 
-    session._compiled = Starved()  # type: ignore[assignment]
+    session._compiled = Starved()
     with pytest.raises(OutOfMemory, match=r"stage estimator failed on cpu for want of memory .*bad_alloc"):
         session.run({"image": noise(1, 8, 8, 3)})
 
