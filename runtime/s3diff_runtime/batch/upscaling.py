@@ -119,7 +119,7 @@ def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs) -> None:
         except BaseException as error:  # an interruption too: the report says how far the batch came
             ending = error
     seconds = perf_counter() - start
-    _print_summary(batch.outcomes, seconds, ending)
+    _print_summary(fleet, batch.outcomes, seconds, ending)
     _print_left_out(jobs.left_out)
     if request.report:
         report = _report(request, fleet, batch.outcomes, started, seconds, ending)
@@ -185,13 +185,16 @@ def _progress(total: int) -> Iterator[Callable[[Outcome], None]]:
         yield show
 
 
-def _print_summary(outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None) -> None:
+def _print_summary(
+    fleet: Fleet, outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None
+) -> None:
     counts = _counts(outcomes)
+    parts = [f"{counts['done']} upscaled in {seconds:.1f} s on {fleet.engine} in {fleet.precision}"]
     if len(outcomes) == 1 and counts["done"]:
         for path in outcomes[0].job.outputs:
             click.echo(path)
+        click.echo(parts[0], err=True)  # standard output has the paths alone
         return
-    parts = [f"{counts['done']} upscaled in {seconds:.1f} s"]
     parts += [f"{counts[status]} {status}" for status in ("skipped", "failed", "not done") if counts[status]]
     hint = "; --resume goes on from here" if isinstance(ending, KeyboardInterrupt) else ""
     click.echo(", ".join(parts) + hint, err=ending is not None)
