@@ -32,7 +32,7 @@ TABLE = Path(__file__).with_name("photographs.toml")
 SETS = ("train", "held-out")
 # Above this many pixels a JPEG original is halved: full-size camera JPEGs are soft at the pixel level
 # (demosaicing, noise reduction, compression), and a model trained on soft truth learns to be soft.
-HALVE_ABOVE_PIXELS = 8_000_000
+HALVE_ABOVE_PIXELS = 6_000_000
 _SOURCE_HEADINGS = "| file | author | licence | package | change |"
 _SOURCE_ROW = "| {file} | {author} | {licence} | {package} {version} | {change} |"
 

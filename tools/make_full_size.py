@@ -40,15 +40,19 @@ def full_size_base() -> BaseModel:
             # Norms of ones and zeros would be recognised by exporters, and merged.
             nn.init.normal_(module.weight, 1.0, 0.05)
             nn.init.normal_(module.bias, 0.0, 0.05)
-    return BaseModel(tokenizer, CLIPTextModel(text).eval(), vae, unet, scheduler.alphas_cumprod.float())
+    return BaseModel(tokenizer, CLIPTextModel(text).eval(), vae, unet, scheduler.alphas_cumprod.float().cpu())
 
 
 @click.command(help=__doc__)
 @click.argument("output", type=click.Path(file_okay=False, path_type=Path))
-def main(output: Path) -> None:
+@click.option("--device", default="cpu", show_default=True, help="That draws the numbers; cuda is fastest.")
+def main(output: Path, device: str) -> None:
     """Make the model in the folder OUTPUT."""
     torch.manual_seed(0)
-    base = full_size_base()
+    with torch.device(device):
+        base = full_size_base()
+    for module in (base.text_encoder, base.vae, base.unet):
+        module.cpu()
     save_base(base, output / "base", torch.float16)
     network = S3Diff(base, NetworkConfig())
     for layer in (*lora_layers(network.unet).values(), *lora_layers(network.vae).values()):

@@ -53,7 +53,10 @@ _CARD = Path(__file__).with_name("demo_model_card.md")
 )
 @click.option("--figures", type=_FILE, help="Markdown with the measured quality.")
 @click.option("--sources", type=_FILE, help="Markdown that lists the training photographs.")
-def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sources: Path | None) -> None:
+@click.option("--machine", default="two CPU cores", help="What the weights were trained on, for the card.")
+def main(
+    runs: Path, output: Path, photographs: Path, figures: Path | None, sources: Path | None, machine: str
+) -> None:
     """Write the weights, and the card where both of its parts are given."""
     base = load_base(runs / "base" / "base")
     checkpoint = read_checkpoint(runs / "lora" / "checkpoint.safetensors")
@@ -70,6 +73,7 @@ def main(runs: Path, output: Path, photographs: Path, figures: Path | None, sour
             rank_vae=checkpoint.config.rank_vae,
             rank_unet=checkpoint.config.rank_unet,
             minutes=sum(seconds for _, seconds in spent.values()) / 60,
+            machine=machine,
             steps=", ".join(f"{name} {steps} steps" for name, (steps, _) in spent.items()),
             figures=figures.read_text().strip(),
             sources="\n".join(line for line in sources.read_text().splitlines() if line.startswith("|")),

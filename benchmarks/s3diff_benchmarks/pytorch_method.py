@@ -1,4 +1,4 @@
-"""S3Diff in PyTorch, exact or as it is run without this toolkit, and bicubic interpolation: as `Method`s.
+"""Networks in PyTorch, exact or as run without this toolkit, and bicubic interpolation: as `Method`s.
 
 Two ways to run it are timed: as the released code does, and as a careful engineer would. Both take the
 posterior's mode, where the released code draws a sample, and find the prompts encoded.
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,9 +22,11 @@ from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network.color import bicubic
 from s3diff_training.network.lora import lora_layers, merged_weight
-from s3diff_training.network.model import S3Diff
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
+from s3diff_training.network.one_step_network import OneStepNetwork
 from s3diff_training.weights import ModelSource, differing
+
+N = TypeVar("N", bound=OneStepNetwork)
 
 
 class PyTorchMethod:
@@ -35,12 +38,14 @@ class PyTorchMethod:
         one_batch: evaluate both prompts at once, else one after the other.
     """
 
-    def __init__(self, name: str, network: S3Diff, one_batch: bool = True) -> None:
+    def __init__(self, name: str, network: OneStepNetwork, one_batch: bool = True) -> None:
         self.name, self._network, self._one_batch = name, network, one_batch
         self._device = next(network.vae.parameters()).device
         self._seed = 0 if network.one_step.adds_noise else None
-        config = network.config
-        self._prompts = network.encode_prompts([config.positive_prompt, config.negative_prompt])
+        names = ("positive_prompt", "negative_prompt")[: len(network.prompts)]
+        self._asked: dict[str, Any] = {
+            name: network.encode_prompts([text]) for name, text in zip(names, network.prompts, strict=True)
+        }
 
     @torch.inference_mode()
     def __call__(
@@ -58,24 +63,19 @@ class PyTorchMethod:
 
         with timed("upload"):
             image = torch.stack([from_uint8(each.pixels) for each in inputs]).to(self._device)
+        scores: dict[str, Any] = {"noise": noise, "blur": blur} if self._network.degradation_axes else {}
         restored = self._network.restore(
-            image,
-            noise=noise,
-            blur=blur,
-            positive_prompt=self._prompts[:1],
-            negative_prompt=self._prompts[1:],
-            seed=self._seed,
-            one_batch=self._one_batch,
-            around=timed,
+            image, **self._asked, **scores, seed=self._seed, one_batch=self._one_batch, around=timed
         )
         with timed("download"):
             pixels = [to_uint8(each) for each in restored.image.cpu()]
         clock.add({"host": perf_counter() - start - sum(clock.seconds.values())})
         seconds = {stage: spent / len(inputs) for stage, spent in clock.seconds.items()}
-        axes = self._network.config.degradation_axes
+        axes, found = self._network.degradation_axes, restored.degradation
+        rows = [[]] * len(pixels) if found is None else found.tolist()
         return [
-            Upscaled(each, seconds, dict(zip(axes, scores, strict=True)))
-            for each, scores in zip(pixels, restored.degradation.tolist(), strict=True)
+            Upscaled(each, seconds, dict(zip(axes, row, strict=True)))
+            for each, row in zip(pixels, rows, strict=True)
         ]
 
 
@@ -92,12 +92,12 @@ class BicubicMethod:
         return [Upscaled(to_uint8(bicubic(from_uint8(each.pixels)[None]))) for each in inputs]
 
 
-def exact(network: S3Diff) -> PyTorchMethod:
+def exact(network: OneStepNetwork) -> PyTorchMethod:
     """The network as it is, in fp32: what all else is held against."""
     return PyTorchMethod(EXACT, network)
 
 
-def released(network: S3Diff) -> PyTorchMethod:
+def released(network: OneStepNetwork) -> PyTorchMethod:
     """The released way: fp32, the prompts one after the other, LoRA as branches."""
     return PyTorchMethod(RELEASED, network, one_batch=False)
 
@@ -110,7 +110,7 @@ def tuned_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def tuned(network: S3Diff, image: Pixels) -> PyTorchMethod:
+def tuned(network: OneStepNetwork, image: Pixels) -> PyTorchMethod:
     """The fair way: both prompts in one batch, LoRA merged, the device's fast type and layout.
 
     That is fp16 and `torch.compile` on a GPU; on a CPU `tuned_dtype` and channels last.
@@ -120,8 +120,8 @@ def tuned(network: S3Diff, image: Pixels) -> PyTorchMethod:
         image: uint8 RGB `[H, W, 3]`, at whose degradation the LoRA is merged.
     """
     device = next(network.parameters()).device
-    degradation = network.degradation(from_uint8(image)[None].to(device))
-    merged = merged_copy(network, network.modulation(degradation), tuned_dtype(device))
+    matrices = network.matrices(from_uint8(image)[None].to(device))
+    merged = merged_copy(network, matrices, tuned_dtype(device))
     if device.type == "cuda":
         merged.unet.compile()
         merged.vae.encoder.compile()
@@ -132,7 +132,7 @@ def tuned(network: S3Diff, image: Pixels) -> PyTorchMethod:
 
 
 @torch.no_grad()
-def merged_copy(network: S3Diff, modulation: Modulation, dtype: torch.dtype) -> S3Diff:
+def merged_copy(network: N, modulation: Modulation, dtype: torch.dtype) -> N:
     """A copy of a network whose LoRA is folded in, for the first image of a batch of matrices.
 
     Weights that merging and `dtype` leave as they are belong to both.
@@ -145,7 +145,7 @@ def merged_copy(network: S3Diff, modulation: Modulation, dtype: torch.dtype) -> 
             plain = layer.base_layer
             plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
             part.set_submodule(name, plain)
-    merged.modulation = ModulationNetwork((0, 0), (0, 0), network.config.fourier_features, "none")
+    merged.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
     for module in merged.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:
@@ -161,7 +161,7 @@ def _lay_channels_last(network: nn.Module) -> None:
             module.weight = nn.Parameter(weight, requires_grad=False)
 
 
-def trainable_millions(network: S3Diff) -> float:
+def trainable_millions(network: OneStepNetwork) -> float:
     """What training changes, in millions of parameters: all but base model, text encoder and estimator."""
     state = network.state_dict()
     return sum(state[name].numel() for name in network.trainable_names()) / 1e6

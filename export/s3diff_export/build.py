@@ -17,26 +17,39 @@ from s3diff_export.bins import grid, parse_bins
 from s3diff_export.engines.adding import AddedEngines, add_engines
 from s3diff_export.engines.building import require_builder
 from s3diff_export.engines.options import EngineOptions
+from s3diff_export.graphs.cuda_form import write_cuda_form
 from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
-from s3diff_export.graphs.stages import stage_graphs
+from s3diff_export.graphs.stages import has_bins, is_adjustable, is_guided, stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage, recorded
+from s3diff_runtime.bundle.manifest import (
+    SHARED,
+    Bin,
+    Guidance,
+    Manifest,
+    Prompts,
+    Source,
+    Stage,
+    place_of,
+    recorded,
+)
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.engines.onnx import OnnxEngine
-from s3diff_runtime.errors import BuildError, RequestError
+from s3diff_runtime.errors import BuildError, RequestError, refuse
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.files import replacing
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
-from s3diff_runtime.vocabulary import COLOR_FIXES, Axis, ColorFix
+from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, SCALES, Axis, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.model import S3Diff
+from s3diff_training.network.one_step_network import OneStepNetwork
 from s3diff_training.weights import ModelSource
 
 _COST_SIDE = 32  # pixels: bins are compared on one small picture, so that full-size models take minutes
@@ -63,6 +76,12 @@ class BuildRequest(Options):
         flags=("--color-fix",),
         repeated=True,
     )
+    scales: tuple[int, ...] = option(
+        SCALES,
+        "By what results can be larger than inputs; 4 among them.",
+        least=min(SCALES),
+        most=max(SCALES),
+    )
     images: Path | None = option(None, "Folder of low-resolution photographs to verify on; else drawn ones.")
     gates: Gates = group(Gates)
     verify: bool = option(True, "Publish without comparing with PyTorch.")
@@ -74,18 +93,15 @@ class BuildRequest(Options):
         """What is missing, and options that would do nothing."""
         if not self.bins:
             yield "no bins, expected one or more"
+        if SCALE not in self.scales or len(set(self.scales)) != len(self.scales):
+            yield f"scales {', '.join(map(str, self.scales))}, expected {SCALE} among them, each once"
         if not self.color_fixes:
             yield "no colour correction, expected one or more"
-        if "bins" in self.given and not self.has_bins:
+        if "bins" in self.given and not LORA_MODES[self.graphs.lora_mode].has_bins:
             modes = " or ".join(mode for mode, traits in LORA_MODES.items() if traits.has_bins)
             yield f"--bins does nothing with --lora-mode {self.graphs.lora_mode}; expected {modes}"
         if not self.verify and self.gates.given:
             yield f"{', '.join(self.gates.flags_of())} without a comparison; leave out --no-verify"
-
-    @property
-    def has_bins(self) -> bool:
-        """Whether the LoRA mode has bins; else `bins` are ignored."""
-        return LORA_MODES[self.graphs.lora_mode].has_bins
 
 
 @dataclass(frozen=True)
@@ -142,15 +158,17 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     network, sources = request.weights.load_recorded()
     if wants_engines:
         request.engines.profile(network.multiple)  # refuses sizes that do not fit, before hours of work
-    bins = request.bins if request.has_bins else ()
+    request = _fitted(request, network)
+    bins = request.bins if has_bins(network, request.graphs.lora_mode) else ()
     _require_space(network, request, len(bins))
-    cases = check_cases(pictures, bins)
+    adjustable = is_adjustable(network, request.graphs)
+    cases = check_cases(pictures, network.family, bins, request.scales, adjustable)
     reports: dict[str, Any] = {}
     if bins:
         clock("comparing bins with exact modulation")
         small = from_uint8(pictures[0][:_COST_SIDE, :_COST_SIDE])[None]
-        reports["bins"] = [asdict(cost) for cost in bin_costs(network, small, bins)]
-    guided, truths = request.graphs.guidance == "on", list[Reference]()
+        reports["bins"] = [asdict(cost) for cost in bin_costs(cast(S3Diff, network), small, bins)]
+    guided, truths = is_guided(network, request.graphs), list[Reference]()
     if request.verify:
         for number, case in enumerate(cases, start=1):
             clock(f"PyTorch in fp32, case {number} of {len(cases)}")
@@ -179,7 +197,23 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     return PublishedBundle(request.output, manifest, parity, engines)
 
 
-def _require_space(network: S3Diff, request: BuildRequest, bins: int) -> None:
+def _fitted(request: BuildRequest, network: OneStepNetwork) -> BuildRequest:
+    """The request with what the family leaves no choice of; raises `RequestError` for what it cannot do."""
+    family, graphs = FAMILIES[network.family], request.graphs
+    problems = []
+    if graphs.lora_mode not in family.lora_modes and "lora_mode" in graphs.given:
+        problems.append(f"--lora-mode {graphs.lora_mode}, expected {' or '.join(family.lora_modes)}")
+    if "bins" in request.given and not family.estimates:
+        problems.append("--bins, where no degradation turns the LoRA")
+    if not family.guides and "guidance" in graphs.given and graphs.guidance == "on":
+        problems.append("--guidance on, where there is no negative prompt")
+    refuse(problems, f"{family.title} cannot be built so")
+    if graphs.lora_mode not in family.lora_modes:
+        graphs = graphs.but(lora_mode=family.lora_modes[0])
+    return request.but(graphs=graphs)
+
+
+def _require_space(network: OneStepNetwork, request: BuildRequest, bins: int) -> None:
     weights = sum(tensor.numel() for part in (network.unet, network.vae) for tensor in part.parameters())
     needed = int(_SPARE * _BYTES[request.graphs.precision] * weights * max(bins, 1)) + 2**24
     parent = next(folder for folder in request.output.absolute().parents if folder.exists())
@@ -193,7 +227,7 @@ def _require_space(network: S3Diff, request: BuildRequest, bins: int) -> None:
 
 def _export(
     folder: Path,
-    network: S3Diff,
+    network: OneStepNetwork,
     sources: Mapping[str, Source],
     request: BuildRequest,
     bins: Sequence[Bin],
@@ -202,28 +236,31 @@ def _export(
     """Export every graph, and write a manifest that names them all."""
     stages: dict[str, Stage] = {}
     prompts = _prompts(folder, network, request.graphs.prompts == "runtime")
-    for graph in stage_graphs(network, request.graphs, bins, request.color_fixes):
-        clock(f"exporting {graph.stage}" + (f" of bin {graph.bin}" if graph.bin else ""))
-        path = f"onnx/bins/{graph.bin}/{graph.stage}.onnx" if graph.bin else f"onnx/{graph.stage}.onnx"
+    guided = is_guided(network, request.graphs)
+    for graph in stage_graphs(network, request.graphs, bins, request.color_fixes, request.scales):
+        clock(f"exporting {graph.stage}" + (f" of {graph.key}" if graph.key != SHARED else ""))
+        path = f"onnx/{place_of(graph.stage, graph.key)}.onnx"
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         export_onnx(graph, folder / path)
+        write_cuda_form(folder / path)
         others = stages[graph.stage].graphs if graph.stage in stages else {}
-        graphs = {**others, graph.bin or SHARED: path}
+        graphs = {**others, graph.key: path}
         stages[graph.stage] = Stage(inputs=graph.inputs, outputs=graph.outputs, graphs=graphs)
     clock("hashing")
     manifest = Manifest(
         producer=f"s3diff-export {version('s3diff-export')}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        family=network.family,
         sources=dict(sources),
         lora_mode=request.graphs.lora_mode,
         precision=request.graphs.precision,
         multiple=network.multiple,
         vae_factor=network.vae_factor,
         latent_channels=network.vae.config.latent_channels,
-        degradation_axes=cast(tuple[Axis, Axis], network.config.degradation_axes),
+        degradation_axes=cast(tuple[Axis, ...], network.degradation_axes),
         bins=tuple(bins),
         prompts=prompts,
-        guidance=Guidance(mode=request.graphs.guidance, default=network.config.guidance),
+        guidance=Guidance(mode="on" if guided else "off", default=network.guidance),
         color_fixes=request.color_fixes,
         stages=stages,
         files=recorded(folder),
@@ -232,9 +269,9 @@ def _export(
     return manifest
 
 
-def _prompts(folder: Path, network: S3Diff, at_runtime: bool) -> Prompts:
+def _prompts(folder: Path, network: OneStepNetwork, at_runtime: bool) -> Prompts:
     """The checkpoint's, and for those that come at run time a tokenizer in the bundle."""
-    positive, negative = network.config.positive_prompt, network.config.negative_prompt
+    positive, negative = (*network.prompts, "")[:2]
     if not at_runtime:
         return Prompts(mode="folded", positive=positive, negative=negative)
     source = network.tokenizer

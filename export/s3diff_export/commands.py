@@ -19,7 +19,7 @@ from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.cpu_options import CpuOptions
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, Flavour
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import show_table, steps
@@ -27,11 +27,12 @@ from s3diff_training.weights import ModelSource, differing
 
 
 def build(request: BuildRequest) -> None:
-    """Turn S3Diff weights into a bundle that upscales without torch.
+    """Turn weights of S3Diff or one of its siblings into a bundle that upscales without torch.
 
     \b
       s3diff-export build --demo -o demo.bundle
       s3diff-export build --base sd-turbo/ --checkpoint s3diff.pkl --estimator de_net.pth -o s3diff.bundle
+      s3diff-export build --base sd-2.1-base/ --checkpoint osediff.pkl -o osediff.bundle --prompts runtime
       s3diff-export build --demo -o demo.bundle --engine tensorrt --max-size 512
     """
     with steps() as progress:
@@ -73,11 +74,9 @@ class VerifyRequest(Options):
         idle = [flag for flags in (*groups, self.flags_of("device")) for flag in flags]
         if self.layers and idle:
             yield f"{', '.join(idle)} with --layers: it needs no weights, and no gate but --gate-stage"
-        if self.layers and self.engine != VerifyRequest.engine and not FLAVOURS[self.engine].is_compiled:
-            yield (
-                f"--layers with --engine {self.engine}: it fuses layers, and shows none of these; "
-                f"expected {VerifyRequest.engine} or {', '.join(COMPILED_FLAVOURS)}, or leave out --layers"
-            )
+        served = (VerifyRequest.engine, *BUILDER_FLAVOURS)
+        if self.layers and self.engine not in served:
+            yield f"--layers with --engine {self.engine}, which shows none: expected {' or '.join(served)}"
 
 
 def verify(request: VerifyRequest) -> None:
@@ -98,6 +97,7 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
         Bundle(request.bundle, manifest), request.engine, request.device, request.cpu
     )
     guided, truths = manifest.guidance.mode == "on", list[Reference]()
+    pictures = check_pictures(request.images)
     with steps() as progress:
         progress("loading the weights")
         network, sources = request.weights.load_recorded()
@@ -107,7 +107,9 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
                 f"{request.bundle} was built from other weights ({', '.join(other)}); expected "
                 + ", ".join(manifest.sources[name].name for name in other)
             )
-        for case in check_cases(check_pictures(request.images), manifest.bins):
+        for case in check_cases(
+            pictures, manifest.family, manifest.bins, manifest.scales, manifest.is_adjustable
+        ):
             progress("PyTorch in fp32")
             truths += references(network, [case], manifest.color_fixes, guided)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)
@@ -125,7 +127,7 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
 
 
 def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
-    flavour = next((each for each in COMPILED_FLAVOURS if each == request.engine), None)
+    flavour = next((each for each in BUILDER_FLAVOURS if each == request.engine), None)
     picture = check_pictures(request.images)[0]
     with steps() as progress:
         reports = compare_layers(request.bundle, manifest, picture, request.gates, flavour, progress)

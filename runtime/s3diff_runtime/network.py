@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -60,7 +60,7 @@ class Network:
         filled = _filled(images, self._least_batch)
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {"image": filled})
-            self._run("estimator", None, tensors, lane)
+            self._run("estimator", (), tensors, lane)
             scores = _downloaded(lane, tensors["degradation"])[: len(images)]
         if not np.isfinite(scores).all():
             raise JobError("stage estimator gave scores that are not finite; set noise and blur by hand")
@@ -75,36 +75,38 @@ class Network:
     def restore(
         self,
         images: Pixels,
-        degradations: Sequence[Degradation],
+        degradations: Sequence[Degradation | None],
         bin: Bin | None,
-        conditions: Conditions,
+        conditions: Sequence[Conditions],
         clock: Clock,
     ) -> Pixels:
         """Upscale a batch (paper section 3.1; eq. 5 for the guidance).
 
         Args:
             images: uint8 `[N, H, W, 3]`.
-            degradations: one for each image; all equal where the LoRA mode has one degradation a call.
+            degradations: one for each image; all equal where the LoRA mode has one degradation a call, and
+                None where the family has none.
             bin: whose weights to use; None for a bundle without bins.
-            conditions: colour correction, guidance, prompts.
+            conditions: one for each image, which have `Conditions.of_batch` in common.
             clock: counts the time of each stage.
 
         Returns:
-            uint8 `[N, 4H, 4W, 3]`.
+            uint8 `[N, scale H, scale W, 3]`.
 
         Raises:
             JobError: when a stage fails, or what it gave is no picture: not finite, or of one colour.
         """
         specs = self._bundle.manifest.stages
-        stages = [stage for stage in picture_stages(conditions.color_fix) if stage in specs]
+        shared = conditions[0]
+        stages = [stage for stage in picture_stages(shared.color_fix) if stage in specs]
         read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
+        scale, choices = shared.scale, shared.choices | ({bin.name} if bin else set())
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:
-                self._run(stage, bin, tensors, lane)
+                self._run(stage, choices, tensors, lane)
             count, height, width, channels = shape_of(tensors["image"])
-            scale = self._bundle.manifest.scale
             expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
             if found != expected:
                 raise BundleError(f"the last stage gave {list(found)}, expected {list(expected)}; {_REBUILD}")
@@ -114,26 +116,34 @@ class Network:
         return upscaled
 
     def _given(
-        self, images: Pixels, degradations: Sequence[Degradation], conditions: Conditions, clock: Clock
+        self,
+        images: Pixels,
+        degradations: Sequence[Degradation | None],
+        conditions: Sequence[Conditions],
+        clock: Clock,
     ) -> dict[str, NDArray[Any]]:
         """What the host gives to the stages."""
         manifest = self._bundle.manifest
         axes, one_for_all = manifest.degradation_axes, LORA_MODES[manifest.lora_mode].one_degradation
-        scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
-        given: dict[str, NDArray[Any]] = {
-            "image": _filled(images, self._least_batch),
-            "degradation": scores[:1] if one_for_all else _filled(scores, self._least_batch),
-        }
-        if conditions.guidance is not None:
-            given["guidance"] = np.array(conditions.guidance, np.float32)
-        if conditions.prompts:
+        given: dict[str, NDArray[Any]] = {"image": _filled(images, self._least_batch)}
+        if axes:
+            scores = np.array([[getattr(row, axis) for axis in axes] for row in degradations], np.float32)
+            given["degradation"] = scores[:1] if one_for_all else _filled(scores, self._least_batch)
+        shared = conditions[0]
+        if shared.guidance is not None:
+            given["guidance"] = np.array(shared.guidance, np.float32)
+        if shared.strengths is not None:
+            strengths = np.array([own.strengths for own in conditions], np.float32)
+            for column, name in enumerate(("pixel_scale", "semantic_scale")):
+                given[name] = _filled(strengths[:, column], self._least_batch)
+        if shared.prompts:
             with clock.running("text_encoder"):
-                given["prompts"] = self._encode_prompts(conditions.prompts)
+                given["prompts"] = self._encode_prompts(shared.prompts)
         return given
 
-    def _run(self, stage: str, bin: Bin | None, tensors: dict[str, Value], lane: Lane) -> None:
+    def _run(self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane) -> None:
         """Feed a stage from `tensors` by name, and put its outputs there."""
-        session = self._sessions.get(stage, bin)
+        session = self._sessions.get(stage, choices)
         spec = self._bundle.manifest.stages[stage]
         with lane.timed(stage):
             outputs = session.run({tensor.name: tensors[tensor.name] for tensor in spec.inputs})

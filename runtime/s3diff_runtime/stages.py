@@ -36,7 +36,10 @@ TENSORS: Mapping[str, TensorKind] = MappingProxyType(
         "image": TensorKind("uint8", ("batch", "height", "width", 3), from_host=True),
         "tokens": TensorKind("int64", ("prompts", "tokens"), from_host=True),
         "guidance": TensorKind("float32", (), from_host=True),
+        "pixel_scale": TensorKind("float32", ("batch",), from_host=True),
+        "semantic_scale": TensorKind("float32", ("batch",), from_host=True),
         "prompts": TensorKind("float32", ("prompts", "tokens", "text_width")),
+        "enlarged": TensorKind("float32", ("batch", 3, "upscaled_height", "upscaled_width")),
         "degradation": TensorKind("float32", ("batch", 2)),
         "vae_modulation": TensorKind("float32", ("batch", "vae_blocks", "vae_rank", "vae_rank")),
         "unet_modulation": TensorKind("float32", ("batch", "unet_blocks", "unet_rank", "unet_rank")),
@@ -56,16 +59,19 @@ class StageKind:
     name: str
     reads: tuple[str, ...]
     gives: tuple[str, ...]
+    reads_one_of: tuple[str, ...] = ()
     may_read: tuple[str, ...] = ()
     may_give: tuple[str, ...] = ()
     optional: bool = False
-    """Whether bundles can do without it: because of their prompts, LoRA mode, or colour corrections."""
+    """Whether bundles can do without it: for their family, prompts, LoRA mode, or colour corrections."""
     on_demand: bool = False
     """Whether only some settings need it, so that it is opened when they are first asked for."""
     for_picture: bool = True
     """Whether it runs for every batch of pictures; else it runs for prompts, or for the scores."""
     color_fix: ColorFix | None = None
     """The correction that it applies; None for a stage that serves all of them."""
+    by_scale: bool = False
+    """Whether it has a graph for each scale, see `scale_key`."""
 
 
 STAGES: Mapping[str, StageKind] = MappingProxyType(
@@ -75,7 +81,7 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
             StageKind(
                 "text_encoder", ("tokens",), ("prompts",), optional=True, on_demand=True, for_picture=False
             ),
-            StageKind("estimator", ("image",), ("degradation",), for_picture=False),
+            StageKind("estimator", ("image",), ("degradation",), optional=True, for_picture=False),
             StageKind(
                 "modulation",
                 ("degradation",),
@@ -83,14 +89,24 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
                 may_give=("vae_modulation", "unet_modulation"),
                 optional=True,
             ),
-            StageKind("vae_encoder", ("image",), ("latent",), ("vae_modulation",)),
-            StageKind("unet", ("latent",), ("x0",), ("guidance", "unet_modulation", "prompts")),
-            StageKind("vae_decoder", ("x0",), ("decoded",), ("vae_modulation",), ("contrast",)),
+            StageKind("enlarge", ("image",), ("enlarged",), optional=True, by_scale=True),
+            # Stages that read `image` enlarge it themselves, by 4: those of bundles from before `enlarge`.
+            StageKind("vae_encoder", (), ("latent",), ("enlarged", "image"), ("vae_modulation",)),
+            StageKind(
+                "unet",
+                ("latent",),
+                ("x0",),
+                may_read=("guidance", "unet_modulation", "pixel_scale", "semantic_scale", "prompts"),
+            ),
+            StageKind(
+                "vae_decoder", ("x0",), ("decoded",), may_read=("vae_modulation",), may_give=("contrast",)
+            ),
             *(
                 StageKind(
                     f"finish_{fix}",
-                    ("decoded", "image"),
+                    ("decoded",),
                     ("upscaled",),
+                    ("enlarged", "image"),
                     optional=True,
                     on_demand=True,
                     color_fix=fix,
@@ -113,3 +129,8 @@ def picture_stages(color_fix: str) -> tuple[str, ...]:
     return tuple(
         name for name, kind in STAGES.items() if kind.for_picture and kind.color_fix in (None, color_fix)
     )
+
+
+def scale_key(scale: int) -> str:
+    """Under which name a stage that is `by_scale` keeps the graph of a scale."""
+    return f"x{scale}"

@@ -7,6 +7,9 @@ from typing import Literal
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.options import option
 
+CPU_BUDGET_MIB = 4096
+"""For the weights of bins where the memory is not theirs alone."""
+
 
 @dataclass(frozen=True)
 class UpscaleOptions(CpuOptions):
@@ -23,7 +26,12 @@ class UpscaleOptions(CpuOptions):
         None, "Input pixels over which tiles blend into each other.", least=0, shown="a quarter of the tile"
     )
     batch: int = option(4, "Images or tiles computed at once.", least=1, shown="4, or what the engines take")
-    memory_mib: int = option(4096, "Budget for the weights of bins that stay loaded, MiB of files.", least=1)
+    memory_mib: int | None = option(
+        None,
+        "Budget for the weights of bins that stay loaded, MiB of files.",
+        least=1,
+        shown=f"half of what is free on the GPU, {CPU_BUDGET_MIB} on a CPU",
+    )
     check: Literal["sizes", "hashes"] = option(
         "sizes", "What is compared of large files on opening; small ones are always hashed."
     )

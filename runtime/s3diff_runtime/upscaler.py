@@ -1,6 +1,6 @@
 """Upscales images with a bundle: estimates, picks bins, groups into batches, cuts large images into tiles."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -17,6 +17,7 @@ from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.backoff import Backoff, Sizes
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.interface import Engine
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory, RequestError
@@ -26,10 +27,12 @@ from s3diff_runtime.pictures.photograph import Photograph, open_photograph
 from s3diff_runtime.pictures.reading import PictureSource
 from s3diff_runtime.pictures.tiling import TilePlan, estimate_windows
 from s3diff_runtime.settings import Conditions, Degradation, PictureSettings, UpscaleSettings
-from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.upscale_options import CPU_BUDGET_MIB, UpscaleOptions
 from s3diff_runtime.vocabulary import Pixels
 
 ImageLike = PictureSource | Photograph
+Each = Sequence[UpscaleSettings] | Callable[[Pixels], UpscaleSettings] | None
+"""Settings of each image by itself, or what makes them of its pixels."""
 T = TypeVar("T")
 
 
@@ -38,11 +41,13 @@ class Result:
     """An upscaled image and how it came about."""
 
     pixels: Pixels
-    """uint8 RGB `[4H, 4W, 3]`."""
+    """uint8 RGB `[scale H, scale W, 3]`."""
     estimated: dict[str, float] | None
-    """The scores `noise` and `blur` read off the image, in [0, 1]; None where both were set by hand."""
+    """The scores `noise` and `blur` read off the image, in [0, 1]; None where both were set by hand, or the
+    family reads none."""
     applied: dict[str, float]
-    """The scores that were asked of the network. A merged bundle answers with the weights of `bin`."""
+    """The scores that were asked of the network. A merged bundle answers with the weights of `bin`. Empty
+    where the family takes none."""
     bin: Bin | None
     """The bin whose weights were used; None unless the bundle is merged."""
     engine: str
@@ -69,8 +74,9 @@ class _Restoration:
 
     pixels: Pixels
     clock: Clock
+    conditions: Conditions
     estimate: Degradation | None
-    degradation: Degradation
+    degradation: Degradation | None
     bin: Bin | None
     tiles: int = 1
     upscaled: Pixels | None = None
@@ -123,7 +129,7 @@ class Upscaler:
         opened = Bundle.open(Path(bundle), options.check)
         runner, opened = open_engine(opened, engine, device, options)
         options = Limits.of(opened).settle(options)
-        sessions = SessionPool(opened, runner, options.memory_mib * 2**20)
+        sessions = SessionPool(opened, runner, _bins_budget(options, device))
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()
         return cls(opened, network, runner, options)
@@ -140,22 +146,30 @@ class Upscaler:
 
     @overload  # a string is a sequence of strings to mypy, and one path to us
     def __call__(  # type: ignore[overload-overlap]
-        self, images: ImageLike, **settings: Unpack[UpscaleSettings]
+        self, images: ImageLike, each: Each = None, **settings: Unpack[UpscaleSettings]
     ) -> Result: ...
 
     @overload
-    def __call__(self, images: Sequence[ImageLike], **settings: Unpack[UpscaleSettings]) -> list[Result]: ...
+    def __call__(
+        self, images: Sequence[ImageLike], each: Each = None, **settings: Unpack[UpscaleSettings]
+    ) -> list[Result]: ...
 
     def __call__(
-        self, images: ImageLike | Sequence[ImageLike], **settings: Unpack[UpscaleSettings]
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        each: Each = None,
+        **settings: Unpack[UpscaleSettings],
     ) -> Result | list[Result]:
         """Upscale an image, or a list of them in batches.
 
         Args:
             images: one of what `open_photograph` takes (a path, bytes, a binary file, a PIL image, a uint8
                 array, a photograph), or a list of them.
-            settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, for all images;
-                see `UpscaleSettings`.
+            each: settings of each image, over those for all: one dictionary for each, or what makes one of
+                an image's pixels, such as a tagger.
+            settings: `noise`, `blur`, `guidance`, `color_fix`, `prompt`, `negative_prompt`, `tags`, `pixel`,
+                `semantic`, `scale`,
+                for all images; see `UpscaleSettings`.
 
         Returns:
             A result, or one for each of the list in its order.
@@ -166,29 +180,34 @@ class Upscaler:
             JobError: when the network fails.
         """
         if isinstance(images, str | bytes | bytearray | memoryview) or not isinstance(images, Sequence):
-            return self([images], **settings)[0]
+            return self([images], each, **settings)[0]
         photographs = [open_photograph(image) for image in cast(Sequence[ImageLike], images)]
-        return self._upscale([photograph.pixels for photograph in photographs], photographs, settings)
+        pixels = [photograph.pixels for photograph in photographs]
+        return self._upscale(pixels, photographs, each, settings)
 
-    def upscale_pixels(self, images: Sequence[Pixels], **settings: Unpack[UpscaleSettings]) -> list[Result]:
+    def upscale_pixels(
+        self, images: Sequence[Pixels], each: Each = None, **settings: Unpack[UpscaleSettings]
+    ) -> list[Result]:
         """Upscale arrays that are pixels already: uint8 RGB `[H, W, 3]` of any sizes. See `__call__`."""
-        return self._upscale(images, [None] * len(images), settings)
+        return self._upscale(images, [None] * len(images), each, settings)
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int, scale: int | None = None) -> None:
         """Raise `RequestError` when an image, in pixels, is smaller or larger than the engines take."""
-        self._limits.check_size(height, width, self._backoff.sizes.tile)
+        self._limits.check_size(height, width, self._backoff.sizes.tile, scale or self.manifest.scale)
 
     def _upscale(
         self,
         images: Sequence[Pixels],
         photographs: Sequence[Photograph | None],
+        each: Each,
         settings: UpscaleSettings,
     ) -> list[Result]:
         start = perf_counter()
-        conditions = Conditions.of(self.manifest, PictureSettings(**settings))
         _require_pixels(images)
-        for image in images:
-            self.check_size(*image.shape[:2])
+        asked: list[UpscaleSettings] = [{**settings, **own} for own in _own_settings(images, each)]
+        conditions = [Conditions.of(self.manifest, PictureSettings(**own)) for own in asked]
+        for image, own in zip(images, conditions, strict=True):
+            self.check_size(image.shape[0], image.shape[1], own.scale)
         if self._network is None:
             raise RequestError("this upscaler is closed; open the bundle again")
         items = self._restored(self._network, images, conditions)
@@ -196,39 +215,40 @@ class Upscaler:
         return [self._result(item, photograph) for item, photograph in zip(items, photographs, strict=True)]
 
     def _restored(
-        self, network: Network, images: Sequence[Pixels], conditions: Conditions
+        self, network: Network, images: Sequence[Pixels], conditions: Sequence[Conditions]
     ) -> list[_Restoration]:
         """Run the network, from the beginning again with smaller batches or tiles where memory runs out."""
         while True:
             sizes = self._backoff.sizes
             try:
                 items = list(self._conditioned(network, images, conditions, sizes))
-                self._restore(network, items, conditions, sizes)
+                self._restore(network, items, sizes)
                 return items
             except (OutOfMemory, MemoryError) as error:
-                longest = max(max(image.shape[:2]) for image in images)
+                longest = max(self._length(image, own) for image, own in zip(images, conditions, strict=True))
                 self._backoff.shrink(sizes, len(images), longest, str(error) or "out of memory on the host")
 
     def _conditioned(
-        self, network: Network, images: Sequence[Pixels], conditions: Conditions, sizes: Sizes
+        self, network: Network, images: Sequence[Pixels], conditions: Sequence[Conditions], sizes: Sizes
     ) -> Iterator[_Restoration]:
         """Settle degradation and bin of every image."""
         clocks = [Clock() for _ in images]
-        found = self._estimates(network, images, clocks, sizes) if conditions.needs_estimate else {}
-        for number, (image, clock) in enumerate(zip(images, clocks, strict=True)):
+        unknown = [number for number, own in enumerate(conditions) if own.needs_estimate]
+        found = self._estimates(network, {number: images[number] for number in unknown}, clocks, sizes)
+        for number, (image, clock, own) in enumerate(zip(images, clocks, conditions, strict=True)):
             estimate = found.get(number)
-            degradation = conditions.degradation(estimate)
-            bin = nearest_bin(self.manifest.bins, *degradation)
-            yield _Restoration(image, clock, estimate, degradation, bin)
+            degradation = own.degradation(estimate)
+            bin = nearest_bin(self.manifest.bins, *degradation) if degradation else None
+            yield _Restoration(image, clock, own, estimate, degradation, bin)
 
     def _estimates(
-        self, network: Network, images: Sequence[Pixels], clocks: Sequence[Clock], sizes: Sizes
+        self, network: Network, images: Mapping[int, Pixels], clocks: Sequence[Clock], sizes: Sizes
     ) -> dict[int, Degradation]:
-        """The degradation of every image by its number."""
+        """The degradation of images by their number."""
         least, most = self._limits.least_tile, self._limits.most_side
         samples = [
             (number, image[window])
-            for number, image in enumerate(images)
+            for number, image in images.items()
             for window in estimate_windows(image.shape[0], image.shape[1], least, most)
         ]
         found: dict[int, list[Degradation]] = {}
@@ -240,47 +260,59 @@ class Upscaler:
                 clocks[number].add(clock.seconds, 1 / len(batch))
         return {number: Degradation(*np.mean(parts, axis=0).tolist()) for number, parts in found.items()}
 
-    def _restore(
-        self, network: Network, items: Sequence[_Restoration], conditions: Conditions, sizes: Sizes
-    ) -> None:
+    def _restore(self, network: Network, items: Sequence[_Restoration], sizes: Sizes) -> None:
         """Run large images tile by tile, and small ones with all that can share a batch with them."""
-        small = [item for item in items if not sizes.tile or max(item.pixels.shape[:2]) <= sizes.tile]
+        small = [
+            item
+            for item in items
+            if not sizes.tile or self._length(item.pixels, item.conditions) <= sizes.tile
+        ]
         for batch in _batches(small, self._companions, sizes.batch):
             clock = Clock()
             images = np.stack([item.pixels for item in batch])
             degradations = [item.degradation for item in batch]
-            upscaled = network.restore(images, degradations, batch[0].bin, conditions, clock)
+            upscaled = network.restore(
+                images, degradations, batch[0].bin, [item.conditions for item in batch], clock
+            )
             for item, pixels in zip(batch, upscaled, strict=True):
                 item.upscaled = pixels
                 item.clock.add(clock.seconds, 1 / len(batch))
         for item in items:
             if item.upscaled is None:
-                self._restore_tiled(network, item, conditions, sizes)
+                self._restore_tiled(network, item, sizes)
 
-    def _restore_tiled(
-        self, network: Network, item: _Restoration, conditions: Conditions, sizes: Sizes
-    ) -> None:
+    def _restore_tiled(self, network: Network, item: _Restoration, sizes: Sizes) -> None:
+        """Cut an image into tiles that have the size of `sizes.tile` once they are enlarged."""
         height, width, _ = item.pixels.shape
-        plan = TilePlan.of(height, width, sizes.tile, self.options.overlap_of(sizes.tile))
+        conditions, usual = item.conditions, self.manifest.scale
+        tile, overlap = (
+            side * usual // conditions.scale for side in (sizes.tile, self.options.overlap_of(sizes.tile))
+        )
+        plan = TilePlan.of(height, width, tile, overlap)
 
         def restored() -> Iterator[Pixels]:
             for tiles in _chunks(plan.cut(item.pixels), sizes.batch):
                 degradations = [item.degradation] * len(tiles)
-                yield from network.restore(np.stack(tiles), degradations, item.bin, conditions, item.clock)
+                shared = [conditions] * len(tiles)
+                yield from network.restore(np.stack(tiles), degradations, item.bin, shared, item.clock)
 
         item.tiles = len(plan)
-        item.upscaled = plan.blend(restored(), self.manifest.scale)
+        item.upscaled = plan.blend(restored(), conditions.scale)
+
+    def _length(self, image: Pixels, conditions: Conditions) -> int:
+        """The longer side of an image in the pixels of tiles, of which the usual scale makes the result's."""
+        return -(-max(image.shape[:2]) * conditions.scale // self.manifest.scale)
 
     def _companions(self, item: _Restoration) -> Hashable:
         """What images must have in common to run as one batch."""
         exactly = item.degradation if LORA_MODES[self.manifest.lora_mode].one_degradation else None
-        return item.pixels.shape, item.bin and item.bin.name, exactly
+        return item.pixels.shape, item.bin and item.bin.name, exactly, item.conditions.of_batch
 
     def _result(self, item: _Restoration, photograph: Photograph | None) -> Result:
         return Result(
             pixels=np.asarray(item.upscaled),
             estimated=item.estimate and item.estimate._asdict(),
-            applied=item.degradation._asdict(),
+            applied=item.degradation._asdict() if item.degradation else {},
             bin=item.bin,
             engine=self.engine,
             device=self.device,
@@ -289,6 +321,22 @@ class Upscaler:
             tiles=item.tiles,
             photograph=photograph,
         )
+
+
+def _own_settings(images: Sequence[Pixels], each: Each) -> Iterator[UpscaleSettings]:
+    if callable(each):
+        yield from map(each, images)
+        return
+    settings = [UpscaleSettings() for _ in images] if each is None else each
+    if len(settings) != len(images):
+        raise RequestError(f"settings of {len(settings)} images for {len(images)}; expected one of each")
+    yield from settings
+
+
+def _bins_budget(options: UpscaleOptions, device: str) -> int:
+    """Bytes for the weights of bins. The other half of a GPU is for the stages' own weights and memory."""
+    free = None if options.memory_mib else Device.parse(device).free_memory()
+    return (options.memory_mib or CPU_BUDGET_MIB) * 2**20 if free is None else free // 2
 
 
 def _require_pixels(images: Sequence[Pixels]) -> None:

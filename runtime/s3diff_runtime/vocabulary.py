@@ -6,7 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 SCALE: Final = 4
-"""Upscaling factor of the paper: output side over input side."""
+"""Upscaling factor of the papers: output side over input side."""
+
+SCALES: Final = (1, 2, 3, 4)
+"""The factors that can be asked for. Whatever the factor, the networks work at the size of the result."""
 
 Pixels = NDArray[np.uint8]
 """A picture: uint8 RGB `[H, W, 3]`, or a batch of them `[N, H, W, 3]`."""

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.benchmarks.pictures import Pixels, noise, shifting_bundle, write_folder
 from tests.runtime.fake_bundle import BINS, enlarged, expected_shift
-from tests.runtime.fake_tensorrt import add_engines
+from tests.runtime.fake_engines import add_engines
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_benchmarks.pictures import fidelity
@@ -193,7 +193,7 @@ def test_command_takes_images_and_writes_curves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: list[tuple[float, float]]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
+    monkeypatch.setattr(ModelSource, "load_s3diff", lambda *_: SimpleNamespace(to=lambda device: ()))
     shifting_bundle(tmp_path / "a.bundle")
     write_folder(tmp_path, {"photo.png": noise(40, 50)})
     (tmp_path / "c.safetensors").write_bytes(b"weights")

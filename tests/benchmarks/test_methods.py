@@ -66,6 +66,7 @@ def test_stages_are_timed(network: S3Diff) -> None:
     assert list(first) == [
         "upload",
         "estimator",
+        "enlarge",
         "modulation",
         "vae_encoder",
         "unet",

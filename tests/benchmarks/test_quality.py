@@ -174,7 +174,8 @@ def test_a_perfect_method_has_no_mean_of_psnr(folder: Path, capsys: pytest.Captu
 
 def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The network is stood in for; what it applies and makes is in the table and the CSV."""
-    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: ()))
+    network = SimpleNamespace(estimator=None)
+    monkeypatch.setattr(ModelSource, "load", lambda self: SimpleNamespace(to=lambda device: network))
 
     class Network:
         name = "PyTorch fp32"

@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def make_bundle(files: Files, mode: str, folder: Path) -> Path:
     """Export the tiny network, unverified."""
     path = folder / f"{mode}.bundle"
-    build(BuildRequest(path, files.source(), verify=False, **OPTIONS[mode]))
+    build(BuildRequest(path, files.source(), verify=False, scales=(4,), **OPTIONS[mode]))
     return path
 
 

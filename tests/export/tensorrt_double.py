@@ -7,13 +7,16 @@ read or set is an error, so code that passes here calls nothing that a version l
 from __future__ import annotations
 
 import enum
-import json
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAMES = json.loads(Path(__file__).with_name("tensorrt_names.json").read_text(encoding="utf-8"))
-BINDINGS: tuple[str, ...] = tuple(NAMES["bindings"])
+from tests.export.tensorrt_signatures import NAMES, require_call
+
+BINDINGS: tuple[str, ...] = tuple(NAMES["classes"]["Builder"]["in"])
+"""Those that build."""
 PLAN = bytes(range(256)) * 8
 CACHE = b"timing cache of this machine"
 PHASES = (("Building", None, 2), ("Tactics", "Building", 4))
@@ -27,20 +30,32 @@ def members(name: str, binding: str) -> frozenset[str]:
     return frozenset((*known["always"], *some))
 
 
-class Checked:
-    """An object whose public attributes are those of a real class."""
+class _Checked:
+    """An object whose public attributes, and what they may be called with, are those of a real class."""
 
     _names: frozenset[str] = frozenset()
+    _binding = ""
 
     def __getattribute__(self, name: str) -> Any:  # noqa: ANN401
         if not name.startswith("_") and name not in type(self)._names:
             raise AttributeError(f"the real {type(self).__name__} has no {name}")
-        return super().__getattribute__(name)
+        found = super().__getattribute__(name)
+        by_us = name.startswith("_") or type(self).__name__ not in NAMES["signatures"]
+        return found if by_us or not callable(found) else _checked(type(self), name, found)
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_") and name not in type(self)._names:
             raise AttributeError(f"the real {type(self).__name__} has no {name}")
         super().__setattr__(name, value)
+
+
+def _checked(kind: type[_Checked], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def checked(*arguments: object) -> Any:  # noqa: ANN401
+        require_call(kind.__name__, name, kind._binding, arguments)
+        return call(*arguments)
+
+    return checked
 
 
 class Asked:
@@ -58,7 +73,10 @@ class Asked:
 def tensorrt_double(binding: str, stage: Any) -> tuple[Any, Asked]:  # noqa: ANN401
     """A module with the names of `binding`, whose parser reads every graph as that of `stage`."""
     asked = Asked()
-    version = binding.split()[1]
+    version, which = binding.split()[1], binding
+
+    class Checked(_Checked):
+        _binding = which
 
     class ILogger(Checked):
         _names = members("ILogger", binding)
@@ -83,6 +101,14 @@ def tensorrt_double(binding: str, stage: Any) -> tuple[Any, Asked]:  # noqa: ANN
             self._pools: dict[Any, int] = {}
             self._targets: dict[int, Any] = {}
             self._given: bytes | None = None
+            self._profiles = 0
+            self._flags = {module.BuilderFlag.TF32}
+
+        def set_flag(self, flag: Any) -> None:  # noqa: ANN401
+            self._flags.add(flag)
+
+        def clear_flag(self, flag: Any) -> None:  # noqa: ANN401
+            self._flags.discard(flag)
 
         def set_memory_pool_limit(self, pool: Any, size: int) -> None:  # noqa: ANN401
             self._pools[pool] = size
@@ -105,7 +131,8 @@ def tensorrt_double(binding: str, stage: Any) -> tuple[Any, Asked]:  # noqa: ANN
 
         def add_optimization_profile(self, profile: Any) -> int:  # noqa: ANN401
             asked.profiles.append(profile._shapes)
-            return 0
+            self._profiles += 1
+            return self._profiles - 1
 
     class IOptimizationProfile(Checked):
         _names = members("IOptimizationProfile", binding)

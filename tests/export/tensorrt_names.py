@@ -28,6 +28,12 @@ from s3diff_runtime.engines.flavours import FLAVOURS
 from s3diff_runtime.files import write_text
 
 TARGET = Path(__file__).with_name("tensorrt_names.json")
+REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = [
+    *sorted((REPOSITORY / "runtime/s3diff_runtime/engines/tensorrt").glob("*.py")),
+    *sorted((REPOSITORY / "export/s3diff_export/engines").glob("*.py")),
+]
+"""What calls TensorRT."""
 WHEELS = {  # the oldest and the newest of each generation
     "10.12.0.36": "tensorrt-cu12-bindings",
     "10.16.1.11": "tensorrt-cu12-bindings",
@@ -35,6 +41,8 @@ WHEELS = {  # the oldest and the newest of each generation
     "11.4.0.106": "tensorrt-cu13-bindings",
 }
 RTX = FLAVOURS["tensorrt-rtx"].package
+LEAN = FLAVOURS["tensorrt-lean"].package
+LEAN_WHEELS = ("10.13.2.6", "11.4.0.106")
 CLASSES = (
     "Builder",
     "IBuilderConfig",
@@ -45,6 +53,7 @@ CLASSES = (
     "INetworkDefinition",
     "IOptimizationProfile",
     "IProgressMonitor",
+    "IRuntimeCache",
     "IRuntimeConfig",
     "ITensor",
     "ITimingCache",
@@ -53,6 +62,7 @@ CLASSES = (
     "Runtime",
 )
 ENUMS = (
+    "BuilderFlag",
     "ComputeCapability",
     "CudaGraphStrategy",
     "DataType",
@@ -65,9 +75,18 @@ ENUMS = (
 )
 _LAYERS = re.compile("add_(?!optimization_profile)")  # of networks: we parse, and add no layers ourselves
 _PROBE = f"""
-import importlib, json, sys
+import importlib, json, re, sys
 module = importlib.import_module(sys.argv[1])
-public = lambda thing: [name for name in dir(thing) if not name.startswith("_")]
+
+def described(thing, name):
+    member = getattr(thing, name)
+    if isinstance(member, property):
+        return "property" if member.fset else "read-only property"
+    lines = (member.__doc__ or "").splitlines()
+    overloads = [line.strip() for line in lines if re.match(rf"(\\d+\\. )?{{name}}\\(self", line.strip())]
+    return " or ".join(re.sub(r"^\\d+\\. |[a-z_0-9]+\\.(?=[A-Za-z])", "", line) for line in overloads)
+
+public = lambda thing: {{name: described(thing, name) for name in dir(thing) if not name.startswith("_")}}
 print(json.dumps({{
     "version": module.__version__,
     "classes": {{name: public(getattr(module, name)) for name in {CLASSES} if hasattr(module, name)}},
@@ -114,7 +133,11 @@ def stub_libraries(binding: Path, folder: Path) -> Path:
 
 
 def names() -> dict[str, Any]:
-    """The content of the file: of every class what all versions have and what only some have; enumerators."""
+    """The content of the file: of every class what all versions have and what only some have; enumerators.
+
+    Signatures are those of the members that our code names, as pybind11 documents them, each with the
+    bindings that have it so.
+    """
     bindings: dict[str, dict[str, Any]] = {}
     for version, package in WHEELS.items():
         with tempfile.TemporaryDirectory() as scratch:
@@ -125,9 +148,18 @@ def names() -> dict[str, Any]:
             )
     rtx = looked_at(RTX)
     bindings[f"{RTX} {rtx['version']}"] = rtx
+    for version in LEAN_WHEELS:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = unpacked("tensorrt-lean-cu13-bindings", version, Path(scratch))
+            binding = next(folder.glob("tensorrt_lean_bindings/tensorrt_lean*.so"))
+            libraries = stub_libraries(binding, Path(scratch))
+            bindings[f"{LEAN} {version}"] = looked_at(
+                "tensorrt_lean_bindings", PYTHONPATH=str(folder), LD_LIBRARY_PATH=str(libraries)
+            )
     return {
         "bindings": list(bindings),
         "classes": {name: _by_version(name, bindings) for name in CLASSES},
+        "signatures": {name: _signatures(name, bindings) for name in CLASSES},
         "enums": {
             name: {
                 which: binding["enums"][name]
@@ -137,6 +169,16 @@ def names() -> dict[str, Any]:
             for name in ENUMS
         },
     }
+
+
+def _signatures(name: str, bindings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    used = set(re.findall(r"\.([a-z]\w+)", "".join(path.read_text() for path in SOURCES)))
+    found: dict[str, dict[str, list[str]]] = {}
+    for which, binding in bindings.items():
+        for member, signature in binding["classes"].get(name, {}).items():
+            if member in used:
+                found.setdefault(member, {}).setdefault(signature, []).append(which)
+    return found
 
 
 def _by_version(name: str, bindings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

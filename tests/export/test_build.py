@@ -315,7 +315,7 @@ def test_weights_that_give_nan_are_never_published(
 ) -> None:
     network = tiny_network(bases["f4"])
     network.vae.decoder.conv_in.bias.data[0] = float("nan")
-    monkeypatch.setattr("s3diff_training.checkpoints.native.build_network", lambda *_: network)
+    monkeypatch.setattr("s3diff_training.families.s3diff.build_network", lambda *_: network)
     with pytest.raises(BuildError, match="stage vae_decoder gives values that are not finite as decoded"):
         build(unproven(files, tmp_path / "b"))
     assert not list(tmp_path.iterdir())

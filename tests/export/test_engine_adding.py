@@ -14,18 +14,21 @@ import onnx
 import pytest
 from tests.export.engine_bundles import QuickBuilder, contents, make_bundle, replace_file
 from tests.export.models import Files
+from tests.export.tensorrt_double import tensorrt_double
+from tests.runtime.fake_cuda import FakeCuda
 
 from s3diff_export.cli import cli, run
 from s3diff_export.engines.adding import add_engines
 from s3diff_export.engines.building import EngineBuilder
 from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange
 from s3diff_runtime import BundleError, JobError
+from s3diff_runtime.bundle.engine_records import EngineSidecar
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.errors import JobError as TrainingJobError
 
 ADA = EngineOptions("tensorrt-rtx", compute_capabilities=("8.9",))
-STAGES = ("estimator", "vae_encoder", "unet", "vae_decoder", "finish_wavelet")
+STAGES = ("estimator", "enlarge", "vae_encoder", "unet", "vae_decoder", "finish_wavelet")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,7 @@ def test_engines_lie_where_the_manifest_says(bundle: Path, quick: QuickBuilder) 
     name = added.engine_set.name
     bins = {"vae_encoder", "unet"}
     where = {stage: f"bins/{bin_.name}/{stage}" if stage in bins else stage for stage in STAGES}
+    where["enlarge"] = "scales/x4/enlarge"
     expected = {f"engines/{name}/{path}{end}" for path in where.values() for end in (".engine", ".json")}
     after = contents(bundle)
     assert set(after) - set(before) == expected
@@ -78,7 +82,7 @@ def test_engines_lie_where_the_manifest_says(bundle: Path, quick: QuickBuilder) 
         "manifest.json": b"",
     }
     assert added.engine_set.graphs["unet"] == {bin_.name: f"engines/{name}/bins/{bin_.name}/unet.engine"}
-    assert quick.built[1] == f"vae_encoder of bin {bin_.name}"
+    assert quick.built[1:3] == ["enlarge of x4", f"vae_encoder of {bin_.name}"]
     assert added.engine_set.identity.targets == ("8.9",)
     assert added.engine_set.identity.gpu is None
     Manifest.read(bundle, check="hashes")
@@ -135,6 +139,23 @@ def test_other_identities_are_added_beside(other: EngineOptions, bundle: Path, q
     assert Manifest.read(bundle, check="hashes").engines == (first.engine_set, second.engine_set)
     assert folders(bundle) == {first.engine_set.name, second.engine_set.name}
     assert add_engines(bundle, ADA).engine_set == first.engine_set
+
+
+def test_version_compatible_engines_are_for_the_lean_runtime(
+    bundle: Path, quick: QuickBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimator = Manifest.read(bundle).stages["estimator"]
+    monkeypatch.setitem(sys.modules, "tensorrt", tensorrt_double("tensorrt 11.4.0.106", estimator)[0])
+    monkeypatch.setattr("cuda.bindings.runtime", FakeCuda())
+    flavours = []
+    for compatible in (True, False):
+        added = add_engines(bundle, EngineOptions("tensorrt", version_compatible=compatible))
+        flavours.append(added.engine_set.identity.flavour)
+        assert added.engine_set.identity.exact_batches == (1, 4)
+        path = bundle / added.engine_set.graphs["estimator"]["shared"]
+        sidecar = EngineSidecar.model_validate_json(path.with_suffix(".json").read_bytes())
+        assert [shapes["image"][0] for shapes in sidecar.exact] == [1, 4]
+    assert flavours == ["tensorrt-lean", "tensorrt"]
 
 
 # --- what fails -----------------------------------------------------------------------------------

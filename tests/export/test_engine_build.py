@@ -112,7 +112,11 @@ def test_a_profile_that_contradicts_itself_tells_what_tensorrt_says(merged: Path
     ):
         builder.build(
             EngineSource(
-                merged / stage.graphs["shared"], stage, {**shapes, "image": other["image"]}, "finish"
+                merged / stage.graphs["shared"],
+                stage,
+                {**shapes, "enlarged": other["enlarged"]},
+                "finish",
+                "fp16",
             ),
             tmp_path / "never.engine",
         )

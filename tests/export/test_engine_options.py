@@ -13,12 +13,19 @@ from hypothesis import strategies as st
 
 from s3diff_export.cli import cli, run
 from s3diff_export.engines.building import require_builder
-from s3diff_export.engines.options import BatchRange, EngineOptions, SizeRange, parse_size, stage_shapes
+from s3diff_export.engines.options import (
+    BatchRange,
+    EngineOptions,
+    SizeRange,
+    exact_shapes,
+    parse_size,
+    stage_shapes,
+)
 from s3diff_runtime.bundle.engine_records import Profile, Range
 from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.command_line import takes
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, BuilderFlavour
 from s3diff_runtime.errors import RequestError
 
 RTX = EngineOptions("tensorrt-rtx")
@@ -68,6 +75,7 @@ def test_all_sizes_that_do_not_fit_are_named_at_once() -> None:
     ("flavour", "options", "problems"),
     [
         ("tensorrt-rtx", {"timing_cache": Path("t")}, ["no timing cache", "leave out --timing-cache"]),
+        ("tensorrt-rtx", {"version_compatible": True}, ["leave out --version-compatible"]),
         ("tensorrt-rtx", {"hardware_compatibility": "ampere_plus"}, ["--compute-capability instead"]),
         ("tensorrt", {"compute_capabilities": ("8.9",)}, ["the GPU of this machine"]),
         ("tensorrt-rtx", {"compute_capabilities": ("89", "8.9")}, ["--compute-capability '89'"]),
@@ -95,8 +103,8 @@ def test_batches_are_in_order(batch: tuple[int, int, int]) -> None:
         BatchRange(*batch)
 
 
-@pytest.mark.parametrize("flavour", COMPILED_FLAVOURS)
-def test_what_a_flavour_lacks_is_refused_only_where_it_is_asked_for(flavour: CompiledFlavour) -> None:
+@pytest.mark.parametrize("flavour", BUILDER_FLAVOURS)
+def test_what_a_flavour_lacks_is_refused_only_where_it_is_asked_for(flavour: BuilderFlavour) -> None:
     """The table names fields; a name that is none would refuse nothing."""
     lacks = FLAVOURS[flavour].lacks
     assert lacks and set(lacks) < {each.name for each in fields(EngineOptions)}
@@ -182,6 +190,18 @@ def test_shapes_are_those_of_the_padded_image(case: tuple[Manifest, Profile]) ->
     )
     for each in shapes.values():
         assert all(low <= tuned <= most for low, tuned, most in zip(*each, strict=True))
+
+
+def test_exact_profiles_are_for_one_image_and_for_the_runtimes_batch() -> None:
+    manifest = facts(64, 8)
+    image = stage(spec("image", "batch", "height", "width", 3), spec("tokens", "prompts", 77))
+    options = EngineOptions("tensorrt", batch=BatchRange(max=8))
+    found = exact_shapes(manifest, image, options.profile(64), options.exact_batches)
+    assert found == tuple({"image": (count, 128, 128, 3), "tokens": (2, 77)} for count in (1, 4))
+    texts = stage(spec("tokens", "prompts", 77))
+    assert exact_shapes(manifest, texts, options.profile(64), options.exact_batches) == ({"tokens": (2, 77)},)
+    assert EngineOptions("tensorrt", batch=BatchRange(2, 2, 3)).exact_batches == (2, 3)
+    assert RTX.exact_batches == (), "it compiles kernels for the shapes that come"
 
 
 # --- the command line -----------------------------------------------------------------------------

@@ -26,16 +26,16 @@ def test_both_predictions_are_there_at_a_guidance_of_one(bases: dict[str, BaseMo
     assert set(guided.tensors) - set(alone.tensors) == {"epsilon_negative"}
     for name, value in alone.tensors.items():
         np.testing.assert_array_equal(guided.tensors[name], value)
-    assert error(guided.epsilon_of(guided.tensors["x0"]), guided.tensors["epsilon_positive"]) <= 1e-5
+    assert error(guided.prediction_of(guided.tensors["x0"]), guided.tensors["epsilon_positive"]) <= 1e-5
 
 
 def test_cases_cover_every_bin_or_the_corners() -> None:
     bins = [Bin(name=f"b{number}", noise=number / 4, blur=0.5) for number in range(4)]
-    binned = check_cases([IMAGE, IMAGE[:16]], bins)
+    binned = check_cases([IMAGE, IMAGE[:16]], "s3diff", bins)
     assert [case.bin for case in binned] == ["b0", "b1", "b2", "b3"]
     assert [len(case.image) for case in binned] == [17, 16, 17, 16]
     assert binned[3].scores == {"noise": 0.75, "blur": 0.5}
-    free = check_cases([IMAGE], [])
+    free = check_cases([IMAGE], "s3diff")
     assert [case.scores for case in free[:2]] == [{}, {"noise": 0.0, "blur": 0.0}]
     assert len(free) == 5
 

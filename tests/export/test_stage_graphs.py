@@ -22,7 +22,7 @@ from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.stages import StageGraph, stage_graphs
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.engines.onnx import OnnxEngine
-from s3diff_runtime.vocabulary import ColorFix
+from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import bicubic_upscale, correct_color
@@ -67,7 +67,7 @@ class Exported:
     def export(self, wanted: Sequence[str] | None = None) -> Exported:
         """Write and open the stages; None takes all."""
         engine = OnnxEngine(threads=1)
-        for graph in stage_graphs(self.network, self.options, [BIN]):
+        for graph in stage_graphs(self.network, self.options, [BIN], scales=[SCALE]):
             if wanted is None or graph.stage in wanted:
                 path = self.folder / f"{graph.stage}.onnx"
                 export_onnx(graph, path)
@@ -78,7 +78,7 @@ class Exported:
 
     def in_torch(self) -> Exported:
         """Keep the stages as modules."""
-        for graph in stage_graphs(self.network, self.options, [BIN]):
+        for graph in stage_graphs(self.network, self.options, [BIN], scales=[SCALE]):
             self.graphs[graph.stage], self.sessions[graph.stage] = graph, InTorch(graph)
         return self
 
@@ -143,6 +143,7 @@ def truth_of(network: S3Diff, images: Array, degradation: Tensor) -> dict[str, T
     }
     return {
         "image": torch.from_numpy(images),
+        "enlarged": low,
         "degradation": network.estimator(batch),
         "applied": degradation,
         "tokens": network.tokenize(texts),
@@ -187,6 +188,7 @@ def assert_stages_agree(exported: Exported, truth: dict[str, Tensor]) -> None:
 def assert_fp32_stages_agree(exported: Exported, truth: dict[str, Tensor]) -> None:
     """The stages that are fp32 whatever the precision."""
     assert error(exported("estimator", truth)["degradation"], truth["degradation"]) <= 1e-4
+    assert error(exported("enlarge", truth)["enlarged"], truth["enlarged"]) <= 1e-5
     for fix in FIXES:
         upscaled = exported(f"finish_{fix}", truth)["upscaled"]
         assert np.abs(upscaled - truth[f"upscaled_{fix}"].numpy()).max() <= 1, fix

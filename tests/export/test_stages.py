@@ -148,9 +148,10 @@ def test_other_vaes(
     assert modulation.vae is not None
     matrices = modulation.vae if mode == "dynamic" else modulation.vae[:1]
     image = torch.randint(0, 256, (2, 13, 22, 3), dtype=torch.uint8)
-    latent = network.encode(network.prepare(image.permute(0, 3, 1, 2) / 255), modulation).latent
+    enlarged = network.enlarge(image.permute(0, 3, 1, 2) / 255)
+    latent = network.encode(network.pad(enlarged), modulation).latent
     decoded = network.decode(latent, modulation)
-    for name, given, truth in (("vae_encoder", image, latent), ("vae_decoder", latent, decoded)):
+    for name, given, truth in (("vae_encoder", enlarged, latent), ("vae_decoder", latent, decoded)):
         graph = stage(network, name, mode)
         extra = [matrices] if "vae_modulation" in [spec.name for spec in graph.inputs] else []
         found = graph.module(given, *extra)
@@ -167,7 +168,7 @@ def test_bytes_meet_nothing_but_casts(networks: dict[str, S3Diff], tmp_path: Pat
     byte = onnx.TensorProto.UINT8
     network = networks["f4"]
     for graph in stage_graphs(network, GraphOptions("dynamic", "fp16")):
-        if graph.stage not in ("estimator", "vae_encoder", "finish_wavelet", "finish_adain", "finish_none"):
+        if graph.stage not in ("estimator", "enlarge", "finish_wavelet", "finish_adain", "finish_none"):
             continue
         path = tmp_path / f"{graph.stage}.onnx"
         export_onnx(graph, path)

@@ -32,7 +32,7 @@ class Violation(AssertionError):
 
 
 class DeviceFault(Exception):
-    """What a kernel raises to fail; the next synchronisation reports it."""
+    """What a kernel raises to fail; the next synchronisation reports it, and every call after it."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def call(results: int) -> Callable[[F], F]:
         def counted(self: FakeCuda, *arguments: Any) -> Any:  # noqa: ANN401
             name = function.__name__
             self.calls[name] += 1
-            error = self.failures.get((name, self.calls[name]))
+            error = self.broken or self.failures.get((name, self.calls[name]))
             if error is not None:
                 if name == "cudaStreamEndCapture":  # ends it, well or badly
                     self._stream(*arguments).captured = None
@@ -131,6 +131,8 @@ class FakeCuda:
         self.name, self.capability, self.driver = b"Fake GPU", (8, 9), 13000
         self.calls: Counter[str] = Counter()
         self.failures: dict[tuple[str, int], Any] = {}
+        self.broken: Any = None
+        """What every call returns, once work has failed on the device."""
         self.violations: list[str] = []
         self.copied: list[tuple[str, int]] = []
         self.lock = threading.RLock()
@@ -150,7 +152,9 @@ class FakeCuda:
 
     @locked
     def leaks(self) -> list[str]:
-        """What was not freed."""
+        """What was not freed. The driver has freed everything where work has failed on the device."""
+        if self.broken:
+            return []
         found = [f"{block.kind} memory" for block in self.blocks.values() if block.live]
         found += ["stream" for stream in self.streams.values() if stream.live]
         return found + [thing.kind for thing in self.things.values() if thing.live]
@@ -228,6 +232,10 @@ class FakeCuda:
             return _NO_MEMORY, None
         return _SUCCESS, self._new_block("device", size)
 
+    @call(2)
+    def cudaMemGetInfo(self) -> Answer:
+        return _SUCCESS, self.memory - self.used(), self.memory
+
     @call(1)
     def cudaMallocHost(self, size: int) -> Answer:
         return _SUCCESS, self._new_block("pinned", size)
@@ -269,8 +277,8 @@ class FakeCuda:
             try:
                 op.run()
             except DeviceFault:
-                stream.queue.clear()
-                return (real.cudaError_t.cudaErrorIllegalAddress,)
+                self.broken = real.cudaError_t.cudaErrorIllegalAddress
+                return (self.broken,)
             stream.queue.pop(0)
         return (_SUCCESS,)
 

@@ -1,4 +1,4 @@
-"""Stands in for the modules `tensorrt` and `tensorrt_rtx`, and adds engines of its own kind to a bundle.
+"""Stands in for the modules of TensorRT.
 
 A plan of this TensorRT is the ONNX graph with a profile before it; it is computed by ONNX Runtime, on the
 memory of `FakeCuda` and when its stream gets there. Like the real one it returns None or False and logs, and
@@ -16,36 +16,18 @@ import weakref
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import cache, partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from tests.runtime.fake_bundle import MULTIPLE, file_records
 from tests.runtime.fake_cuda import FakeCuda, Op
 
-from s3diff_runtime.bundle.engine_records import (
-    EngineIdentity,
-    EngineSet,
-    EngineSidecar,
-    Profile,
-    Range,
-)
-from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import Manifest, Stage
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS
 
 VERSION = "10.13.2.6"
-LEAST = MULTIPLE // 4
-"""Low-resolution pixels that the fake network pads to a multiple of."""
-WIDE = Profile(
-    batch=Range(min=1, opt=2, max=6),
-    height=Range(min=LEAST, opt=32, max=96),
-    width=Range(min=LEAST, opt=32, max=96),
-)
-_MAGIC = b"fake plan "
+PLAN_MAGIC = b"fake plan "
 _DTYPES = {"uint8": "UINT8", "int64": "INT64", "float": "FLOAT", "float16": "HALF"}
 _NUMPY = {"UINT8": "uint8", "INT64": "int64", "FLOAT": "float32", "HALF": "float16"}
 _SCRATCH_PER_BYTE = 3
@@ -71,6 +53,23 @@ class DynamicShapesKernelSpecializationStrategy(Enum):
     LAZY, EAGER, NONE = range(3)
 
 
+class IRuntimeCache:
+    """Its content is the shapes that kernels were compiled for."""
+
+    def __init__(self) -> None:
+        self.content: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps(sorted(self.content)).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        try:
+            self.content |= set(json.loads(blob))
+        except ValueError:
+            return False
+        return True
+
+
 class ILogger:
     Severity = Severity
 
@@ -91,7 +90,7 @@ class Runtime:
         self._cuda, self._logger = cuda, logger
 
     def deserialize_cuda_engine(self, plan: bytes) -> ICudaEngine | None:
-        if not plan.startswith(_MAGIC):
+        if not plan.startswith(PLAN_MAGIC):
             self._logger.log(Severity.ERROR, "Serialization assertion\n failed")
             return None
         try:
@@ -105,11 +104,17 @@ class ICudaEngine:
     """Its weights take device memory, which must outlive all queued work that reads them."""
 
     def __init__(self, cuda: FakeCuda, logger: ILogger, plan: bytes) -> None:
-        header, _, self.graph = plan.removeprefix(_MAGIC).partition(b"\n")
-        self.profile: dict[str, list[list[int]]] = json.loads(header)
+        header, _, self.graph = plan.removeprefix(PLAN_MAGIC).partition(b"\n")
+        self.profiles: list[dict[str, list[list[int]]]] = json.loads(header)
+        self.compiled: list[str] = []
+        """Shapes that kernels were compiled for because no cache had them."""
         self.cuda, self.logger, session = cuda, logger, _onnx(self.graph)
         self.inputs = {tensor.name: tensor.type[7:-1] for tensor in session.get_inputs()}
         self.outputs = {tensor.name: tensor.type[7:-1] for tensor in session.get_outputs()}
+        self.fixed = {
+            tensor.name: tuple(side if isinstance(side, int) else -1 for side in tensor.shape)
+            for tensor in (*session.get_inputs(), *session.get_outputs())
+        }
         error, address = cuda.cudaMalloc(len(plan))
         if error != cuda.cudaError_t.cudaSuccess:
             raise MemoryError
@@ -129,8 +134,19 @@ class ICudaEngine:
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return TensorIOMode.INPUT if name in self.inputs else TensorIOMode.OUTPUT
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return self.fixed[name]
+
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
-        return self.profile[name]
+        self.cuda.require(-1 in self.fixed[name], f"profiles know nothing of {name}, whose shape is fixed")
+        return self.profiles[profile_index][name]
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self.profiles)
+
+    def get_device_memory_size_for_profile_v2(self, profile_index: int) -> int:
+        return 256
 
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
@@ -140,21 +156,30 @@ class ICudaEngine:
         self.cuda.require(
             strategy is ExecutionContextAllocationStrategy.USER_MANAGED, "context with memory of its own"
         )
-        return IExecutionContext(self)
+        return IExecutionContext(self, how.cache if isinstance(how, IRuntimeConfig) else None)
 
 
 class IRuntimeConfig:
     def __init__(self) -> None:
         self.allocation = ExecutionContextAllocationStrategy.STATIC
+        self.cache: IRuntimeCache | None = None
         self.dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
 
     def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
         self.allocation = strategy
 
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
 
 class IExecutionContext:
-    def __init__(self, engine: ICudaEngine) -> None:
-        self._engine, self._cuda = engine, engine.cuda
+    def __init__(self, engine: ICudaEngine, cache: IRuntimeCache | None) -> None:
+        self._engine, self._cuda, self._cache = engine, engine.cuda, cache
+        self._profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory = (0, 0)
@@ -165,8 +190,18 @@ class IExecutionContext:
         self._queued = object()
         weakref.finalize(self, self._cuda.require_unused, self._queued, "a context was freed while it runs")
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._cuda.require(
+            self._cuda.streams[stream_handle].captured is None, "a profile was chosen in a capture"
+        )
+        self._profile, self._shapes, self._needed = profile_index, {}, None
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return True
+
     def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
-        least, _tuned, most = self._engine.profile[name]
+        least, _tuned, most = self._engine.profiles[self._profile][name]
         fits = len(shape) == len(least) and all(
             low <= side <= high for low, side, high in zip(least, shape, most, strict=True)
         )
@@ -222,9 +257,17 @@ class IExecutionContext:
                 context = captured()
                 return context is not None and context._changes == changes
 
+            self._compile()
             cuda.enqueue(stream_handle, Op(run, blocks, (self._queued,), is_current))
             self._is_settled = True
         return True
+
+    def _compile(self) -> None:
+        """Kernels for new shapes, where there is a cache for them; without, the build compiled them."""
+        shapes = f"{hashlib.sha256(self._engine.graph).hexdigest()} {sorted(self._shapes.items())}"
+        if self._cache is not None and shapes not in self._cache.content:
+            self._cache.content.add(shapes)
+            self._engine.compiled.append(shapes)
 
     def _described(self, name: str) -> tuple[int, tuple[int, ...], str, int]:
         """Address, shape, dtype and bytes."""
@@ -288,85 +331,3 @@ def install_fakes(
         module = fake_tensorrt(cuda, found[name]) if name in found else None
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("cuda.bindings.runtime", cuda)
-
-
-# --- engines of a bundle ------------------------------------------------------------------------------
-
-
-def add_engines(
-    folder: Path, flavour: CompiledFlavour = "tensorrt", profile: Profile = WIDE, **identity: object
-) -> EngineSet:
-    """Build engines for every graph of a fake bundle, and name them in its manifest."""
-    manifest = Manifest.read(folder)
-    described: dict[str, Any] = {
-        "flavour": flavour,
-        "version": VERSION,
-        "targets": ("8.9",),
-        "gpu": "Fake GPU",
-        "precision": "fp32",
-        "profile": profile,
-        "options": {},
-    }
-    built = EngineIdentity.model_validate(described | identity)
-    name = f"{flavour}-{len(manifest.engines)}"
-    graphs = {
-        stage: {
-            key: _build(folder, f"engines/{name}/{key}/{stage}.engine", stage, key, manifest, built)
-            for key in spec.graphs
-        }
-        for stage, spec in manifest.stages.items()
-    }
-    engines = EngineSet(name=name, identity=built, graphs=graphs)
-    updated = {"engines": (*manifest.engines, engines), "files": dict(file_records(folder))}
-    manifest.model_copy(update=updated).write(folder)
-    return engines
-
-
-def _build(
-    folder: Path, path: str, stage: str, key: str, manifest: Manifest, identity: EngineIdentity
-) -> str:
-    spec = manifest.stages[stage]
-    shapes = _shapes(spec, identity.profile)
-    graph = (folder / spec.graphs[key]).read_bytes()
-    plan = _MAGIC + json.dumps(shapes).encode() + b"\n" + graph
-    target = folder / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(plan)
-    described = {
-        "identity": identity,
-        "stage": stage,
-        "graph": key,
-        "onnx": {spec.graphs[key]: sha256(folder / spec.graphs[key])},
-        "inputs": spec.inputs,
-        "outputs": spec.outputs,
-        "shapes": shapes,
-        "sha256": hashlib.sha256(plan).hexdigest(),
-        "size": len(plan),
-        "built": "2025-01-01T00:00:00+00:00",
-        "seconds": 1.0,
-    }
-    sidecar = EngineSidecar.model_validate(described)
-    target.with_suffix(".json").write_text(sidecar.model_dump_json())
-    return path
-
-
-def _shapes(spec: Stage, profile: Profile) -> dict[str, list[list[int]]]:
-    """Least, tuned and largest shape of every input of a fake stage."""
-    height, width = profile.height, profile.width
-    sides: dict[str, list[int]] = {
-        "N": [profile.batch.min, profile.batch.opt, profile.batch.max],
-        "P": [1, 2, 2],
-        "H": [height.min - LEAST + 1, height.opt, height.max],
-        "W": [width.min - LEAST + 1, width.opt, width.max],
-        "h": [height.min, height.opt, height.max],
-        "w": [width.min, width.opt, width.max],
-    }
-    sides["hr_height"] = [4 * side for side in sides["h"]]
-    sides["hr_width"] = [4 * side for side in sides["w"]]
-    return {
-        tensor.name: [
-            [axis if isinstance(axis, int) else sides[axis][step] for axis in tensor.shape]
-            for step in range(3)
-        ]
-        for tensor in spec.inputs
-    }

@@ -15,7 +15,8 @@ from click.testing import CliRunner
 from PIL import Image
 from tests.runtime.fake_bundle import dark_noise, enlarged, write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import install_fakes
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.upscaling import run_upscale

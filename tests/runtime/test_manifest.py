@@ -191,7 +191,10 @@ def test_all_problems_at_once(bundle: Path) -> None:
         (lambda c: c["prompts"].update(mode="runtime"), "need tokenizer and max_length"),
         (lambda c: c["stages"]["unet"]["inputs"].pop(1), "stage unet lacks the input guidance"),
         (lambda c: c["stages"]["vae_encoder"]["outputs"].pop(), "stage vae_encoder lacks the output latent"),
-        (lambda c: c["stages"]["finish_none"]["inputs"].pop(), "stage finish_none lacks the input image"),
+        (
+            lambda c: c["stages"]["finish_none"]["inputs"].pop(),
+            "stage finish_none lacks the input enlarged or image",
+        ),
         (
             lambda c: c["stages"]["estimator"]["inputs"][0].update(dtype="float32"),
             "image of stage estimator is float32 ['N', 'H', 'W', 3], expected uint8 ['batch', 'height', ",

@@ -43,7 +43,11 @@ def upscale(bundle: Path, images: Any, options: UpscaleOptions | None = None, **
         ("dynamic", {"color_fix": "sepia"}, "color_fix is 'sepia', expected one of wavelet, adain, none"),
         ("dynamic", {"prompt": "x"}, "has its prompts folded in .* --prompts runtime"),
         ("dynamic", {"negative_prompt": "x"}, "has its prompts folded in"),
-        ("unguided", {"guidance": 1.0}, "built with --guidance off and takes no guidance; color_fix"),
+        (
+            "unguided",
+            {"guidance": 1.0, "color_fix": "adain"},
+            "built with --guidance off and takes no guidance; color_fix",
+        ),
         ("one prompt", {"negative_prompt": "x"}, "--guidance off and takes no negative prompt"),
     ],
 )

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tests.runtime.fake_bundle import write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import VERSION, add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import VERSION, install_fakes
 
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
@@ -37,7 +38,7 @@ class OnnxStandIn:
 
     precision: str | None = None
 
-    def __init__(self, device: str, threads: int | None) -> None:
+    def __init__(self, device: str, threads: int | None, exact: bool) -> None:
         self.device = device
 
 
@@ -190,3 +191,46 @@ def test_engines_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch, name: st
     assert (engine.name, engine.device, same) == (expected, "cpu", bundle)
     with engine.lane(Clock()) as lane:
         assert lane is not None
+
+
+# --- the lean runtime -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["10.12.0", VERSION])
+def test_the_lean_runtime_takes_engines_of_its_own_version_and_of_older_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    install_fakes(monkeypatch, FakeCuda(), {"tensorrt_lean": VERSION})
+    add_engines(folder, "tensorrt-lean", version=version)
+    assert chosen(folder) == chosen(folder, "tensorrt-lean") == ("tensorrt-lean", "tensorrt-lean-0")
+
+
+def test_the_lean_runtime_refuses_newer_engines_and_those_that_are_not_for_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_fakes(monkeypatch, FakeCuda())
+    add_engines(folder)
+    rebuild = f"s3diff-export engines {folder} --engine tensorrt --version-compatible"
+    with pytest.raises(
+        RequestError, match=rf"no engines for tensorrt-lean \(only tensorrt-0\); .*{rebuild}$"
+    ):
+        chosen(folder, "tensorrt-lean")
+    add_engines(folder, "tensorrt-lean", version="11.0.0")
+    expected = f"tensorrt-lean-1: expected tensorrt-lean 11.0.0 or later, found {VERSION}"
+    with pytest.raises(RequestError, match=rf"{expected}.*{rebuild}$"):
+        chosen(folder, "tensorrt-lean")
+
+
+def test_without_the_lean_runtime_its_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fakes(monkeypatch, FakeCuda(), {"tensorrt": VERSION})
+    add_engines(folder, "tensorrt-lean")
+    with pytest.raises(RequestError, match=r"pip install 's3diff-export\[tensorrt-lean\]'"):
+        chosen(folder, "tensorrt-lean")
+    assert chosen(folder) == ("onnx", None), "the full TensorRT of other engines is no substitute"
+
+
+def test_the_full_runtime_is_taken_where_both_serve(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_fakes(monkeypatch, FakeCuda())
+    add_engines(folder, "tensorrt-lean")
+    add_engines(folder)
+    assert chosen(folder) == ("tensorrt", "tensorrt-1")

@@ -115,6 +115,20 @@ def test_want_of_memory_has_its_own_error() -> None:
         cuda.allocate(1001)
 
 
+def test_after_fatal_errors_the_advice_is_to_restart_the_process() -> None:
+    """CUDA's own documentation says of which errors."""
+    for error in real.cudaError_t:
+        if error in (real.cudaError_t.cudaSuccess, real.cudaError_t.cudaErrorMemoryAllocation):
+            continue
+        fake = FakeCuda()
+        fake.fail("cudaSetDevice", 1, error)
+        with pytest.raises(JobError) as failure:
+            Cuda(fake).activate()
+        documented = "terminated and relaunched" in " ".join((error.__doc__ or "").split())
+        fatal = "restart the process, which CUDA serves no more" in str(failure.value)
+        assert fatal == documented, error.name
+
+
 def use_everything(cuda: Cuda) -> None:
     """One call of every function of the layer; frees all of it."""
     cuda.activate()
@@ -128,6 +142,7 @@ def use_everything(cuda: Cuda) -> None:
         cuda.record(end, stream)
         cuda.synchronize(stream)
         assert cuda.seconds_between(start, end) == pytest.approx(0.001)
+        assert cuda.free_memory() >= 0
         content[...] = 0
         fetching = cuda.capture(stream, lambda: cuda.copy(int(pinned), int(device), 64, stream, to_host=True))
         assert not content.any()
@@ -220,6 +235,8 @@ class CopyingContext:
     def __init__(self, cuda: Cuda, stream: Handle, device: Handle, pinned: Handle) -> None:
         self.enqueue = partial(cuda.copy, int(device), int(pinned), 8, stream)
 
+    def require_capturable(self) -> None: ...
+
 
 def test_least_recently_used_graph_leaves() -> None:
     fake = FakeCuda()
@@ -285,7 +302,11 @@ def test_importing_makes_no_object_of_tensorrt() -> None:
     [
         ("OutOfMemory (Requested size was 5 bytes.)", OutOfMemory),
         ("[defaultAllocator.cpp] Cuda failure: out of memory", OutOfMemory),
-        ("Requested amount of GPU memory could not be allocated", OutOfMemory),
+        ("Requested amount of GPU memory (9 bytes) could not be allocated. There may not be", OutOfMemory),
+        ("Error Code 2: OutOfMemory (no further information)", OutOfMemory),
+        ("Error Code 1: Cuda Runtime (out of memory)", OutOfMemory),
+        ("The allocation strategy of the context is not supported", JobError),
+        ("cudaMallocAsync is not there; insufficient workspace memory for tactic 3", JobError),
         ("Engine deserialization failed: version tag", JobError),
         ("", JobError),
     ],
@@ -297,11 +318,28 @@ def test_failures_carry_the_log(message: str, kind: type[JobError], monkeypatch:
     if message:
         api.logger.log(severity.WARNING, "out of memory, nearly")
         api.logger.log(severity.ERROR, message)
-    for expected in (message, ""):
-        with pytest.raises(JobError) as failure:
-            api.require(False, "loading")
-        assert str(failure.value).endswith(f"failed loading: {expected or 'TensorRT gave no reason'}")
-        assert type(failure.value) is (kind if expected else JobError), "reasons are told once"
+    with pytest.raises(JobError) as failure:
+        raise api.failure("loading")
+    assert str(failure.value).endswith(f"failed loading: {message or 'TensorRT gave no reason'}")
+    assert type(failure.value) is kind
+    assert str(api.failure("loading")).endswith("TensorRT gave no reason"), "reasons are told once"
+
+
+def test_what_was_said_before_a_call_explains_nothing_of_its_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake_tensorrt.install_fakes(monkeypatch, FakeCuda())
+    api = TensorRt("tensorrt")
+
+    def succeed(value: int) -> int:
+        api.logger.log(fake_tensorrt.Severity.ERROR, "out of memory, but the call went on without")
+        return value
+
+    assert api.ask("counting", succeed, 0) == 0, "zero is an answer"
+    for refusal in (None, False):
+        with pytest.raises(JobError, match="failed loading: TensorRT gave no reason") as failure:
+            api.ask("loading", lambda answer=refusal: answer)
+        assert type(failure.value) is JobError
 
 
 def test_failures_of_other_threads_explain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,9 +351,9 @@ def test_failures_of_other_threads_explain_nothing(monkeypatch: pytest.MonkeyPat
     with ThreadPoolExecutor(1) as other:
         other.submit(api.logger.log, severity.ERROR, "out of memory").result()
         assert other.submit(api.messages.reason).result() == "out of memory"
-    with pytest.raises(JobError, match="failed loading: a warning, which explains") as failure:
-        api.require(False, "loading")
-    assert type(failure.value) is JobError
+    failure = api.failure("loading")
+    assert str(failure).endswith("failed loading: a warning, which explains where there is no error")
+    assert type(failure) is JobError
 
 
 def test_unknown_dtypes_keep_their_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from tests.runtime.fake_bundle import dark_noise, edit_manifest, file_records, write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import install_fakes
 
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.engine_records import Profile, Range

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.runtime.fake_bundle import dark_noise, enlarged, expected_shift, write_fake_bundle
 from tests.runtime.fake_cuda import FakeCuda
-from tests.runtime.fake_tensorrt import add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import install_fakes
 
 from s3diff_runtime import JobError, UpscaleOptions, Upscaler
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from tests.runtime.fake_bundle import BINS, dark_noise, write_fake_bundle
 from tests.runtime.fake_cuda import DeviceFault, FakeCuda, Violation
-from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, add_engines, install_fakes
+from tests.runtime.fake_engines import add_engines
+from tests.runtime.fake_tensorrt import ICudaEngine, IExecutionContext, install_fakes
 
 from s3diff_runtime import JobError, Result, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.engine_records import Profile, Range
@@ -88,15 +89,6 @@ def test_settings_reach_the_stages(bundles: dict[str, Path], gpu: FakeCuda) -> N
     assert found[0].applied == expected[0].applied
 
 
-def test_rtx_engines_run_alike(tmp_path: Path, gpu: FakeCuda) -> None:
-    bundle = write_fake_bundle(tmp_path, "dynamic")
-    add_engines(bundle, "tensorrt-rtx", gpu=None)
-    image = dark_noise(20, 24)
-    found, expected = (upscale(bundle, [image], engine)[0] for engine in ("tensorrt-rtx", "onnx"))
-    np.testing.assert_array_equal(found.pixels, expected.pixels)
-    assert found.engine == "tensorrt-rtx"
-
-
 def test_small_batches_are_filled_for_engines_of_one_batch(tmp_path: Path, gpu: FakeCuda) -> None:
     four = Range(min=4, opt=4, max=4)
     sides = Range(min=4, opt=16, max=32)
@@ -160,14 +152,50 @@ def test_memory_is_kept_and_graphs_are_replayed(bundles: dict[str, Path], gpu: F
         assert gpu.calls["cudaGraphLaunch"] == launches, "graphs over freed buffers are gone"
 
 
+def test_tile_edge_tile(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    """Each has graphs of its own, which the other does not touch."""
+    tile, edge = dark_noise(16, 24), dark_noise(16, 9)
+    with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
+        first = {id(image): upscaler(image).pixels for image in (tile, edge)}
+        for image in (tile, edge, tile) * 3:
+            np.testing.assert_array_equal(upscaler(image).pixels, first[id(image)])
+        launches = gpu.calls["cudaGraphLaunch"]
+        for image in (tile, edge, tile):
+            np.testing.assert_array_equal(upscaler(image).pixels, first[id(image)])
+        assert gpu.calls["cudaGraphLaunch"] == launches + 3 * 6, "all stages of both are launches"
+
+
+def test_exact_shapes_run_in_the_profile_that_was_tuned_for_them(
+    tmp_path: Path, gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_fake_bundle(tmp_path, "dynamic")
+    sides, batch = Range(min=4, opt=16, max=64), Range(min=1, opt=1, max=4)
+    add_engines(bundle, profile=Profile(batch=batch, height=sides, width=sides), exact_batches=(1, 4))
+    ran: list[tuple[tuple[int, ...], int]] = []
+    execute = IExecutionContext.execute_async_v3
+
+    def noted(context: IExecutionContext, stream_handle: int) -> bool:
+        if "vae_modulation" in context._engine.inputs:
+            ran.append((context._shapes["image"][:3], context._profile))
+        return execute(context, stream_handle)
+
+    monkeypatch.setattr(IExecutionContext, "execute_async_v3", noted)
+    exact, other = dark_noise(16, 16), dark_noise(16, 12)
+    with Upscaler.open(bundle, "tensorrt", "cuda") as upscaler:
+        for images in ([exact], [exact] * 4, [exact] * 3, [other], [exact]):
+            for found, expected in zip(upscaler(images), upscale(bundle, images, "onnx"), strict=True):
+                np.testing.assert_array_equal(found.pixels, expected.pixels)
+    assert [*dict.fromkeys(ran)] == [((1, 16, 16), 0), ((4, 16, 16), 1), ((3, 16, 16), 2), ((1, 16, 12), 2)]
+
+
 def test_the_double_sees_graphs_whose_context_has_changed(
     bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT replays wrong pixels then, and says nothing."""
     contexts: dict[int, StageContext] = {}
 
-    def shared_by_all_graphs(api: TensorRt, engine: Any, lane: Lane) -> StageContext:  # noqa: ANN401
-        return contexts.setdefault(id(engine), StageContext(api, engine, lane))
+    def shared_by_all_graphs(api: TensorRt, engine: Any, lane: Lane, profile: int) -> StageContext:  # noqa: ANN401
+        return contexts.setdefault(id(engine), StageContext(api, engine, lane, profile))
 
     install_fakes(monkeypatch, FakeCuda())
     monkeypatch.setattr("s3diff_runtime.engines.tensorrt.session.StageContext", shared_by_all_graphs)
@@ -202,6 +230,31 @@ def test_work_that_cannot_be_captured_runs_without_graphs(bundles: dict[str, Pat
             np.testing.assert_array_equal(upscaler(image).pixels, first.pixels)
     assert gpu.calls["cudaGraphLaunch"] == 0
     assert gpu.calls["cudaStreamBeginCapture"] == 6, "each stage tries once"
+
+
+def test_memory_that_tensorrt_cannot_tell_is_an_error(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gives zero then, and would write where nothing was allocated."""
+
+    def fail(context: IExecutionContext) -> int:
+        context._engine.logger.log(context._engine.logger.Severity.ERROR, "shapes are missing")
+        return 0
+
+    monkeypatch.setattr(IExecutionContext, "update_device_memory_size_for_shapes", fail)
+    with pytest.raises(JobError, match="finding the memory that the shapes need: shapes are missing"):
+        upscale(bundles["dynamic"], [dark_noise(8, 8)], "tensorrt")
+
+
+def test_the_budget_of_bins_is_half_of_what_is_free(bundles: dict[str, Path], gpu: FakeCuda) -> None:
+    gpu.memory = 2**24
+    for options, expected in ((OPTIONS, 2**23), (OPTIONS.but(memory_mib=3), 3 * 2**20)):
+        with Upscaler.open(bundles["merged"], "tensorrt", "cuda", options) as upscaler:
+            assert upscaler._network is not None
+            assert upscaler._network._sessions._budget == expected
+    with Upscaler.open(bundles["merged"], "onnx", "cpu", OPTIONS) as upscaler:
+        assert upscaler._network is not None
+        assert upscaler._network._sessions._budget == 4096 * 2**20
 
 
 def test_stages_are_timed_on_the_device(bundles: dict[str, Path], gpu: FakeCuda) -> None:
@@ -290,17 +343,20 @@ def test_shapes_beyond_the_profile(
         session.run({"image": image})
 
 
-def test_fault_on_the_device_names_the_call(
-    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch
+def test_fault_on_the_device_names_the_call_and_asks_for_a_new_process(
+    bundles: dict[str, Path], gpu: FakeCuda, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = dark_noise(8, 8)
     with Upscaler.open(bundles["dynamic"], "tensorrt", "cuda", OPTIONS) as upscaler:
-        expected = upscaler(image)
-        with monkeypatch.context() as patch:
-            patch.setattr("tests.runtime.fake_tensorrt._compute", _faulty)
-            with pytest.raises(JobError, match=r"cudaStreamSynchronize: cudaErrorIllegalAddr.*nvidia-smi"):
-                upscaler(image)
-        np.testing.assert_array_equal(upscaler(image).pixels, expected.pixels)
+        upscaler(image)
+        monkeypatch.setattr("tests.runtime.fake_tensorrt._compute", _faulty)
+        with pytest.raises(
+            JobError, match=r"cudaStreamSynchronize: cudaErrorIllegalAddr.*restart the process"
+        ):
+            upscaler(image)
+        with pytest.raises(JobError, match=r"cudaErrorIllegalAddr.*nvidia-smi.*restart the process"):
+            upscaler(image)
+    assert "failed" not in caplog.text, "nothing can be freed any more, and nobody needs to hear of it"
 
 
 def _faulty(*_: object) -> None:

@@ -60,7 +60,7 @@ def reference_network(folder: Path) -> S3Diff:
     """
     return ModelSource(
         base=str(folder / "base"), checkpoint=folder / "s3diff.pkl", estimator=folder / "de_net.pth"
-    ).load()
+    ).load_s3diff("this reference")
 
 
 def compare_with_reference(network: S3Diff, folder: Path) -> list[Deviation]:
@@ -103,8 +103,8 @@ def _quantities(
     network: S3Diff, case: str, truth: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor | None, Tensor]]:
     """Name, ours, theirs. Every stage starts from our own result before it, as in use."""
-    image, config = case.split(".")[0], network.config
-    lr = truth[f"{image}.lr_u8"].permute(2, 0, 1)[None].float() / 255
+    picture, config = case.split(".")[0], network.config
+    lr = truth[f"{picture}.lr_u8"].permute(2, 0, 1)[None].float() / 255
     prepared = network.prepare(lr)
     positive, negative = (
         network.encode_prompts([p]) for p in (config.positive_prompt, config.negative_prompt)
@@ -112,8 +112,8 @@ def _quantities(
     forward: ForwardPass = network(
         prepared, truth[f"{case}.degradation"], positive, negative, config.guidance
     )
-    yield "prepared image", prepared, truth[f"{image}.padded"]
-    yield "degradation estimate", network.estimator(lr), truth[f"{image}.estimate"]
+    yield "prepared image", prepared, truth[f"{picture}.padded"]
+    yield "degradation estimate", network.estimator(lr), truth[f"{picture}.estimate"]
     yield "prompt, positive", positive, truth["text_pos"]
     yield "prompt, negative", negative, truth["text_neg"]
     yield "modulation, encoder", forward.modulation.vae, truth[f"{case}.vae_modulation"]
@@ -125,7 +125,11 @@ def _quantities(
     yield "x0, positive alone", single, truth[f"{case}.single.x0"]
     yield "x0, guided", forward.x0, truth[f"{case}.x0"]
     for fix in COLOR_FIXES:
-        yield f"image, colour fix {fix}", network.finish(forward.decoded, lr, fix), truth[f"{case}.sr_{fix}"]
+        yield (
+            f"image, colour fix {fix}",
+            network.finish(forward.decoded, network.enlarge(lr), fix),
+            truth[f"{case}.sr_{fix}"],
+        )
 
 
 def _deviation(case: str, quantity: str, found: Tensor | None, expected: Tensor) -> Deviation:

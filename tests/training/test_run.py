@@ -67,7 +67,7 @@ class ToyTrainer:
         if loop.step == self.stop_at:
             raise Interrupted
         self.poisoned = loop.step == self.poison_at
-        self.rates.append(loop.options.learning_rate(loop.step))
+        self.rates.append(loop.learning_rate)
         shape = (loop.options.accumulate, loop.options.batch, 4)
         batches = list(torch.randn(shape, generator=loop.generator))
         return {
@@ -323,13 +323,47 @@ def test_wrong_options_are_reported_at_once() -> None:
 
 def test_schedule_rises_then_falls_to_its_end() -> None:
     options = LoopOptions(steps=100, lr=1.0, schedule="cosine", lr_final=0.1, warmup_fraction=0.1)
-    rates = [options.learning_rate(step) for step in range(100)]
+    rates = [options.learning_rate(options.progress(step, 0.0)) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
     assert rates[10] == 1.0
     assert rates[55] == pytest.approx(0.55)
     assert all(later < earlier for earlier, later in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.1, abs=1e-3)
-    assert {LoopOptions(lr=0.5).learning_rate(step) for step in (0, 500, 29_999)} == {0.5}
+    assert {LoopOptions(lr=0.5).learning_rate(progress) for progress in (0, 0.5, 0.9999)} == {0.5}
+
+
+def test_a_run_by_the_clock_ends_with_its_minutes_and_its_schedule(tmp_path: Path) -> None:
+    quiet = LoopOptions(minutes=0.5 / 60, accumulate=OPTIONS.accumulate, schedule="cosine", save_every=10**6)
+    options = quiet.but(log_every=1, sample_every=0, validate_every=0)
+    trainer, run = train(tmp_path / "run", options)
+    records = read_log(run, "losses")
+    assert records[-2]["seconds"] < 0.5 <= records[-1]["seconds"]
+    assert len(records) > 1
+    assert trainer.rates[-1] < 0.2 * max(trainer.rates)
+    assert (run.path / "product.pt").exists()
+
+
+def test_minutes_and_steps_are_refused_together() -> None:
+    with pytest.raises(RequestError, match="--minutes and --steps"):
+        LoopOptions(minutes=1.0, steps=5)
+
+
+def test_channels_last_is_another_order_of_the_same_weights(tmp_path: Path) -> None:
+    model = nn.Conv2d(4, 4, 3)
+    before = model.weight.detach().clone()
+
+    class Convolution(ToyTrainer):
+        @property
+        def modules(self) -> Mapping[str, TrainableModule]:
+            return {"model": TrainableModule(model)}
+
+        def step(self, loop: TrainLoop) -> dict[str, float]:
+            assert torch.equal(model.weight, before)
+            return {}
+
+    unseen = LoopOptions(steps=1, save_every=0, sample_every=0, validate_every=0, channels_last=True)
+    TrainLoop(unseen).run(Convolution(), tmp_path / "run")
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow

@@ -160,4 +160,4 @@ def test_the_terminal_shows_this_projects_words_alone(photograph_folder: Path, t
     *warnings, progress = done.stderr.splitlines()
     assert [line.startswith(f"warning: {data}: skipped") for line in warnings] == [True, True]
     assert "skipped 2 images, the first is" in warnings[0]
-    assert re.fullmatch(r"step 1 of 1, 0 min left, .* steps/s +l1 .* low .*", progress)
+    assert re.fullmatch(r"100 % done, 0 min left, step 1 +.* steps/s +l1 .* low .*", progress)

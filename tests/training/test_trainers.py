@@ -139,8 +139,22 @@ def test_base_trains_vae_and_unet_whole(
         model = getattr(base, part)
         assert changed(before[part], model) == before[part].keys()
     assert not changed(before["text_encoder"], base.text_encoder)
-    assert losses(run)[0].keys() == {"l1", "low", "lpips"}
+    assert losses(run)[0].keys() == {"l1", "low", "lpips", "stream"}
     assert read_log(run, "validation") == []  # training photographs are shown, never scored
+
+
+def test_lpips_gets_its_weight_when_the_early_part_is_over(
+    tiny_base: BaseModel, photograph_folder: Path, tmp_path: Path
+) -> None:
+    where = PairOptions(photograph_folder, CROP)
+    weights = BaseLosses(lambda_lpips=4.0, lambda_lpips_early=1.0, early_fraction=0.5)
+    lpips = Seen()
+    pairs = TrainingPairs(where)
+    trainer = BaseTrainer(fresh(tiny_base), weights, pairs, HeldOut(where, None), lpips)  # type: ignore[arg-type]
+    run = TrainLoop(ONE_STEP.but(steps=4)).run(trainer, tmp_path / "run")
+    distances = [float((x - y).abs().mean()) for x, y in lpips.pairs]
+    found = [step["lpips"] / distance for step, distance in zip(losses(run), distances, strict=True)]
+    assert found == pytest.approx([1, 1, 4, 4])
 
 
 def test_the_estimator_learns_the_true_levels(

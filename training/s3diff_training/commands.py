@@ -6,13 +6,16 @@ from pathlib import Path
 import click
 from PIL import Image
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.settings import PictureSettings, family_problems
 from s3diff_training.checkpoints.native import read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.data import MAX_PIXELS, from_uint8, to_uint8
+from s3diff_training.families.table import arguments_of
 from s3diff_training.logs import set_up_logging
 from s3diff_training.weights import ModelSource
 
@@ -34,8 +37,10 @@ class RestoreRequest(Options):
     image: Path = argument("The picture to upscale.")
     output: Path = option(help="The picture to write, in the format of its suffix.", flags=("-o", "--output"))
     weights: ModelSource = group(ModelSource)
-    noise: float | None = option(None, "Noise score; estimated if not given.", least=0, most=1)
-    blur: float | None = option(None, "Blur score; estimated if not given.", least=0, most=1)
+    settings: PictureSettings = group(PictureSettings)
+    released: bool = option(
+        False, "Prepare and finish as the family's released script does, to the size of its files."
+    )
     force: bool = option(False, "Replace an existing OUTPUT.")
 
 
@@ -62,12 +67,18 @@ def convert_checkpoint(request: ConvertRequest) -> None:
 
 
 def restore(request: RestoreRequest) -> None:
-    """Upscale IMAGE x4 with the PyTorch network."""
+    """Restore IMAGE (×4, or by --scale) with the PyTorch network."""
     set_up_logging()
     _refuse_existing([request.output], request.force)
-    image = from_uint8(open_photograph(request.image, MAX_PIXELS).pixels)[None]
-    restored = request.weights.load().restore(image, noise=request.noise, blur=request.blur)
-    save(Image.fromarray(to_uint8(restored.image)), request.output)
+    pixels = open_photograph(request.image, MAX_PIXELS).pixels
+    network = request.weights.load()
+    refuse(family_problems(FAMILIES[network.family], request.settings))
+    asked = arguments_of(request.settings, FAMILIES[network.family])
+    if request.released:
+        result = network.restore_as_released(pixels, **asked)
+    else:
+        result = to_uint8(network.restore(from_uint8(pixels)[None], **asked).image)
+    save(Image.fromarray(result), request.output)
     click.echo(request.output)
 
 

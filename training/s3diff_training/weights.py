@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import Manifest, Source
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.options import Options, option
 
 if TYPE_CHECKING:
-    from s3diff_training.checkpoints.checkpoint import Checkpoint
+    from s3diff_training.families.family import Loader
     from s3diff_training.network.base import BaseModel
     from s3diff_training.network.model import S3Diff
+    from s3diff_training.network.one_step_network import OneStepNetwork
 
 _DEMO_MODEL = Path(__file__).parent / "demo_model"
 """The small model that ships; its card is `CARD.md` there."""
@@ -28,14 +30,23 @@ class ModelSource(Options):
     """Where the weights of a network are. All may be left out, where a command can do without a network."""
 
     demo: bool = option(False, "Use the small model that ships with s3diff-export.")
-    base: str | None = option(None, "SD-Turbo: a diffusers folder or a hub id (stabilityai/sd-turbo).")
-    checkpoint: Path | None = option(None, "A .safetensors checkpoint, or the released s3diff.pkl.")
-    estimator: Path | None = option(None, "The released de_net.pth, for a checkpoint without one.")
+    base: str | None = option(
+        None, "SD-Turbo, for others SD 2.1-base: a diffusers folder or a hub id (stabilityai/sd-turbo)."
+    )
+    checkpoint: Path | None = option(
+        None, "A .safetensors checkpoint, or the released s3diff.pkl, osediff.pkl."
+    )
+    estimator: Path | None = option(None, "The released de_net.pth, for a checkpoint of S3Diff without one.")
+    family: FamilyName | None = option(
+        None, "Whose checkpoint it is.", shown="what the checkpoint's content says"
+    )
 
     def problems(self) -> Iterator[str]:
         """What does not go together."""
         if self.demo and (self.base or self.checkpoint or self.estimator):
             yield "--demo brings its own weights; drop --base, --checkpoint and --estimator"
+        elif self.family and not self.checkpoint:
+            yield "--family is that of a checkpoint; pass --base and --checkpoint"
         elif bool(self.base) != bool(self.checkpoint) or (self.estimator and not self.checkpoint):
             yield f"--base and --checkpoint go together; pass both, or {_OR_DEMO}"
 
@@ -58,28 +69,39 @@ class ModelSource(Options):
             return self
         return ModelSource(base=str(_DEMO_MODEL / "base"), checkpoint=_DEMO_MODEL / "checkpoint.safetensors")
 
-    def load(self) -> S3Diff:
+    def load(self) -> OneStepNetwork:
         """The PyTorch network, in evaluation mode, fp32 on the CPU, without gradients.
 
         Raises:
             RequestError: when no weights are named.
             CheckpointError: when base and checkpoint are unreadable or do not fit each other.
         """
-        from s3diff_training.checkpoints.native import build_network
+        adapt, base = self._read()
+        return adapt(base)
 
-        return build_network(*self._read())
+    def load_s3diff(self, purpose: str) -> S3Diff:
+        """As `load`, for what only S3Diff can serve.
 
-    def load_recorded(self) -> tuple[S3Diff, dict[str, Source]]:
+        Raises:
+            RequestError: for weights of another family; names the `purpose`.
+        """
+        from s3diff_training.network.model import S3Diff
+
+        network = self.load()
+        if not isinstance(network, S3Diff):
+            title = FAMILIES[network.family].title
+            raise RequestError(f"{purpose} is for S3Diff, and {self.checkpoint} is a checkpoint of {title}")
+        return network
+
+    def load_recorded(self) -> tuple[OneStepNetwork, dict[str, Source]]:
         """As `load`, with a record of every source, which tells the weights from others.
 
         That of the base is a hash of its tensors: a hub id has no folder, and the same weights may come in
         other files.
         """
-        from s3diff_training.checkpoints.native import build_network
-
-        base, checkpoint = self._read()
+        adapt, base = self._read()
         records = {"base": Source(name=Path(str(self.settled().base)).name, sha256=_hash_of(base))}
-        return build_network(base, checkpoint), records | self.files()
+        return adapt(base), records | self.files()
 
     def files(self) -> dict[str, Source]:
         """Names and hashes of the files besides the base model."""
@@ -87,13 +109,13 @@ class ModelSource(Options):
         named = {"checkpoint": source.checkpoint, "estimator": source.estimator}
         return {role: Source(name=path.name, sha256=sha256(path)) for role, path in named.items() if path}
 
-    def _read(self) -> tuple[BaseModel, Checkpoint]:
-        from s3diff_training.checkpoints.native import read_checkpoint
+    def _read(self) -> tuple[Loader, BaseModel]:
+        from s3diff_training.families.table import read_weights
         from s3diff_training.network.base import load_base
 
         source = self.settled()
-        checkpoint = read_checkpoint(Path(str(source.checkpoint)), source.estimator)
-        return load_base(str(source.base)), checkpoint
+        adapt = read_weights(Path(str(source.checkpoint)), source.estimator, source.family)
+        return adapt, load_base(str(source.base))
 
 
 def differing(sources: dict[str, Source], manifest: Manifest) -> list[str]:

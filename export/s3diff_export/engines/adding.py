@@ -15,13 +15,14 @@ import click
 from pydantic import ValidationError
 
 from s3diff_export.engines.building import BuildCost, EngineBuilder, EngineSource, require_builder
-from s3diff_export.engines.options import EngineOptions, stage_shapes
+from s3diff_export.engines.options import EngineOptions, exact_shapes, stage_shapes
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.integrity import sha256
-from s3diff_runtime.bundle.manifest import SHARED, Manifest, recorded
+from s3diff_runtime.bundle.manifest import SHARED, Manifest, place_of, recorded
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import Steps, show_table, steps
+from s3diff_runtime.stages import scale_key
 
 _HASH_LENGTH = 8
 _FOLDER = "engines"
@@ -88,7 +89,8 @@ def engines(request: EnginesRequest) -> None:
     """Build TensorRT engines of BUNDLE and add them to it.
 
     Run it on the machine that is to upscale: engines of tensorrt run on the GPU that they were built on, and
-    both flavours' in the very version that built them. Engines that are there already are kept.
+    in the very version that built them; with --version-compatible, in the lean runtime of that version and of
+    later ones. Engines that are there already are kept.
 
     \b
       s3diff-export engines s3diff.bundle --engine tensorrt
@@ -180,7 +182,7 @@ class _GraphJob:
 def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterator[_GraphJob]:
     for name, stage in manifest.stages.items():
         for graph, path in stage.graphs.items():
-            file = f"{name}.engine" if graph == SHARED else f"bins/{graph}/{name}.engine"
+            file = f"{place_of(name, graph)}.engine"
             onnx = {each: record.sha256 for each, record in manifest.graph_files(path).items()}
             sidecar = None
             if current is not None:
@@ -192,9 +194,16 @@ def _jobs(folder: Path, manifest: Manifest, current: EngineSet | None) -> Iterat
 
 def _source(job: _GraphJob, bundle: Path, manifest: Manifest, identity: EngineIdentity) -> EngineSource:
     stage = manifest.stages[job.stage]
-    shapes = stage_shapes(manifest, stage, identity.profile)
-    label = job.stage if job.graph == SHARED else f"{job.stage} of bin {job.graph}"
-    return EngineSource(bundle / stage.graphs[job.graph], stage, shapes, label)
+    scale = next((scale for scale in manifest.scales if scale_key(scale) == job.graph), manifest.scale)
+    label = job.stage if job.graph == SHARED else f"{job.stage} of {job.graph}"
+    return EngineSource(
+        bundle / stage.graphs[job.graph],
+        stage,
+        stage_shapes(manifest, stage, identity.profile, scale),
+        label,
+        manifest.precision,
+        exact_shapes(manifest, stage, identity.profile, identity.exact_batches, scale),
+    )
 
 
 def _write_sidecar(
@@ -209,6 +218,7 @@ def _write_sidecar(
         inputs=source.stage.inputs,
         outputs=source.stage.outputs,
         shapes=dict(source.shapes),
+        exact=tuple(map(dict, source.exact)),
         sha256=sha256(path),
         size=path.stat().st_size,
         built=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,7 +248,7 @@ def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
     """What an engine that is built here may be used for."""
     gpu, options = builder.gpu, builder.options
     return EngineIdentity(
-        flavour=builder.tensorrt.name,
+        flavour=(options.version_compatible and options.traits.version_compatible) or builder.tensorrt.name,
         version=builder.tensorrt.version,
         targets=options.targets if gpu is None else (gpu.compute_capability,),
         hardware_compatibility=options.hardware_compatibility,
@@ -246,6 +256,7 @@ def _identity(builder: EngineBuilder, manifest: Manifest) -> EngineIdentity:
         driver=None if gpu is None else gpu.driver,
         precision=manifest.precision,
         profile=options.profile(manifest.multiple),
+        exact_batches=options.exact_batches,
         options={name: getattr(options, name) for name in ("optimization_level", "workspace_mib")},
     )
 

@@ -4,6 +4,7 @@
 | --- | --- | --- | --- |
 | typed networks | flag `STRONGLY_TYPED` | always | always |
 | timing cache, hardware compatibility | yes | yes | no |
+| version-compatible engines | yes | yes | no |
 | target | the GPU of the machine | the GPU of the machine | compute capabilities, no GPU needed |
 
 Enumerators are taken by name: their numbers differ between versions. `tests/export/tensorrt_names.json` has
@@ -16,6 +17,8 @@ from typing import Any
 from s3diff_export.engines.options import EngineOptions
 from s3diff_runtime.engines.tensorrt.api import TensorRt, version_numbers
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import replacing
+from s3diff_runtime.vocabulary import Precision
 
 _MIB = 2**20
 
@@ -38,13 +41,27 @@ def typed_network(tensorrt: TensorRt, builder: Any) -> Any:  # noqa: ANN401 - an
     return builder.create_network(flags)
 
 
-def configuration(tensorrt: TensorRt, builder: Any, options: EngineOptions) -> Any:  # noqa: ANN401
-    """An IBuilderConfig with the options' settings.
+def configuration(
+    tensorrt: TensorRt,
+    builder: Any,  # noqa: ANN401
+    options: EngineOptions,
+    precision: Precision,
+    timings: "TimingCache",
+) -> Any:  # noqa: ANN401 - an IBuilderConfig
+    """The settings of a build, for a bundle of some precision.
 
     Raises:
         RequestError: when the timing cache belongs to another TensorRT or GPU.
     """
     config, lacks = builder.create_builder_config(), tensorrt.flavour.lacks
+    flags = tensorrt.module.BuilderFlag
+    if precision == "fp32":
+        config.clear_flag(flags.TF32)  # set by default: products of fp32 rounded to ten bits
+    if tensorrt.flavour.compiles_on_device:
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)  # else not every stage can be captured in a CUDA graph
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+        config.set_flag(flags.EXCLUDE_LEAN_RUNTIME)  # code of the host, which no plan of ours brings along
     config.builder_optimization_level = options.optimization_level
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(tensorrt.module.MemoryPoolType.WORKSPACE, options.workspace_mib * _MIB)
@@ -56,8 +73,8 @@ def configuration(tensorrt: TensorRt, builder: Any, options: EngineOptions) -> A
     if "hardware_compatibility" not in lacks:
         levels = tensorrt.module.HardwareCompatibilityLevel
         config.hardware_compatibility_level = getattr(levels, options.hardware_compatibility.upper())
-    if options.timing_cache is not None:
-        _read_timing_cache(tensorrt, config, options.timing_cache)
+    if "timing_cache" not in lacks:
+        timings.lend(tensorrt, config)
     return config
 
 
@@ -77,14 +94,38 @@ def compute_capabilities(tensorrt: TensorRt, targets: tuple[str, ...]) -> list[A
     return [known[target] for target in targets]
 
 
-def _read_timing_cache(tensorrt: TensorRt, config: Any, path: Path) -> None:  # noqa: ANN401
-    try:
-        content = path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise RequestError(f"could not read the timing cache {path}: {error.strerror}") from error
-    cache = config.create_timing_cache(content)
-    if cache is None or not config.set_timing_cache(cache, False):
-        raise RequestError(
-            f"{path} is no timing cache of {tensorrt} for this GPU "
-            f"({tensorrt.messages.reason()}); delete it, or name another --timing-cache"
-        )
+class TimingCache:
+    """What TensorRT has measured: given from one engine of a build to the next, and kept in a file if asked.
+
+    The graphs of bins differ in their weights alone, so that all but the first find everything measured.
+    """
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._content: bytes | None = None
+
+    def lend(self, tensorrt: TensorRt, config: Any) -> None:  # noqa: ANN401
+        """Let a build use it. Raises `RequestError` when the file is another TensorRT's or GPU's."""
+        if self._content is None:
+            self._content = self._read()
+        cache = config.create_timing_cache(self._content)
+        if cache is None or not config.set_timing_cache(cache, False):
+            raise RequestError(
+                f"{self._file} is no timing cache of {tensorrt} for this GPU "
+                f"({tensorrt.messages.reason()}); delete it, or name another --timing-cache"
+            )
+
+    def take_back(self, config: Any) -> None:  # noqa: ANN401
+        """Keep what a build has added. Raises `JobError` when the disk refuses."""
+        self._content = bytes(memoryview(config.get_timing_cache().serialize()))
+        if self._file is not None:
+            with replacing(self._file) as temporary:
+                temporary.write_bytes(self._content)
+
+    def _read(self) -> bytes:
+        if self._file is None or not self._file.exists():
+            return b""
+        try:
+            return self._file.read_bytes()
+        except OSError as error:
+            raise RequestError(f"could not read the timing cache {self._file}: {error.strerror}") from error

@@ -6,22 +6,28 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s3diff_export.engines.api import compute_capabilities, configuration, require_version, typed_network
+from s3diff_export.engines.api import (
+    TimingCache,
+    compute_capabilities,
+    configuration,
+    require_version,
+    typed_network,
+)
 from s3diff_export.engines.options import EngineOptions
 from s3diff_runtime.bundle.engine_records import Shapes
 from s3diff_runtime.bundle.manifest import Stage
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, BuilderFlavour
 from s3diff_runtime.engines.interface import tensor_problem
 from s3diff_runtime.engines.tensorrt.api import TensorRt, dtype_name
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.messages import join_reasons
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
-from s3diff_runtime.files import replacing
 from s3diff_runtime.progress import Steps
+from s3diff_runtime.vocabulary import Precision
 
 _POLL = 0.1  # seconds
 _STATM = Path("/proc/self/statm")
@@ -29,13 +35,19 @@ _STATM = Path("/proc/self/statm")
 
 @dataclass(frozen=True)
 class EngineSource:
-    """What an engine is built from: a graph with its weights beside it, and the shapes of all its inputs."""
+    """What an engine is built from: a graph with its weights beside it, and the shapes of all its inputs.
+
+    Sets of shapes in `exact` get profiles of their own, before the one for all of `shapes`.
+    """
 
     graph: Path
     stage: Stage
     shapes: Mapping[str, Shapes]
     name: str
     """How progress and errors call it."""
+    precision: Precision
+    """Of the bundle."""
+    exact: tuple[Mapping[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,7 @@ class EngineBuilder:
     tensorrt: TensorRt
     gpu: Gpu | None
     options: EngineOptions
+    timings: TimingCache = field(compare=False)
 
     def build(self, source: EngineSource, path: Path, progress: Steps = lambda _: None) -> BuildCost:
         """Build the engine of one graph and write its plan to `path`.
@@ -88,9 +101,11 @@ class EngineBuilder:
         self._parse(network, source)
         _compare(network, source)
         parsed = time.monotonic() - start
-        config = configuration(tensorrt, builder, self.options)
-        self._add_profile(builder, config, source)
+        tensorrt.messages.clear()
+        config = configuration(tensorrt, builder, self.options, source.precision, self.timings)
+        self._add_profiles(builder, config, source)
         config.progress_monitor = monitor.of_tensorrt
+        tensorrt.messages.clear()
         plan = builder.build_serialized_network(network, config)
         if monitor.cancelled.is_set():
             return parsed  # nobody waits for the result
@@ -98,7 +113,8 @@ class EngineBuilder:
             raise self._failure(source)
         with path.open("wb") as file:
             file.write(memoryview(plan))
-        self._keep_timing_cache(config)
+        if "timing_cache" not in tensorrt.flavour.lacks:
+            self.timings.take_back(config)
         return parsed
 
     def _parse(self, network: Any, source: EngineSource) -> None:  # noqa: ANN401
@@ -116,19 +132,16 @@ class EngineBuilder:
             "inspect BUNDLE --check, or update TensorRT"
         )
 
-    def _add_profile(self, builder: Any, config: Any, source: EngineSource) -> None:  # noqa: ANN401
+    def _add_profiles(self, builder: Any, config: Any, source: EngineSource) -> None:  # noqa: ANN401
         inputs = source.stage.inputs
         free = [spec.name for spec in inputs if any(isinstance(axis, str) for axis in spec.shape)]
-        profile = builder.create_optimization_profile()
-        for tensor in free:
-            profile.set_shape(tensor, *source.shapes[tensor])
-        if free and config.add_optimization_profile(profile) < 0:
-            raise self._failure(source)
-
-    def _keep_timing_cache(self, config: Any) -> None:  # noqa: ANN401
-        if self.options.timing_cache is not None:
-            with replacing(self.options.timing_cache) as temporary:
-                temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        exact = [{name: (shape,) * 3 for name, shape in shapes.items()} for shapes in source.exact]
+        for number, shapes in enumerate([*exact, source.shapes] if free else []):
+            profile = builder.create_optimization_profile()
+            for tensor in free:
+                profile.set_shape(tensor, *shapes[tensor])
+            if config.add_optimization_profile(profile) != number:
+                raise self._failure(source)
 
     def _failure(self, source: EngineSource) -> BuildError:
         return BuildError(
@@ -146,21 +159,21 @@ def require_builder(options: EngineOptions) -> EngineBuilder:
             the flavour knows no such target.
     """
     if options.flavour is None:
-        raise RequestError(f"no engine was chosen; pass --engine {' or '.join(COMPILED_FLAVOURS)}")
+        raise RequestError(f"no engine was chosen; pass --engine {' or '.join(BUILDER_FLAVOURS)}")
     tensorrt = TensorRt(options.flavour)
     gpu = None if options.targets else _find_gpu(options.flavour)
     require_version(tensorrt)
     if options.targets:
         compute_capabilities(tensorrt, options.targets)
-    return EngineBuilder(tensorrt, gpu, options)
+    return EngineBuilder(tensorrt, gpu, options, TimingCache(options.timing_cache))
 
 
-def _find_gpu(flavour: CompiledFlavour) -> Gpu:
+def _find_gpu(flavour: BuilderFlavour) -> Gpu:
     """The GPU that TensorRT builds for: the first. Without one its library would end the process."""
     try:
         return Cuda(load_runtime()).gpu
     except S3DiffError as error:
-        others = " or ".join(name for name in COMPILED_FLAVOURS if FLAVOURS[name].targets)
+        others = " or ".join(name for name in BUILDER_FLAVOURS if FLAVOURS[name].targets)
         raise RequestError(
             f"--engine {flavour} builds on the GPU that is to run the engines: {error}; "
             f"--engine {others} builds without one, for RTX cards"

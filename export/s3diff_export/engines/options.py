@@ -1,15 +1,16 @@
 """What may be asked of the engines of a bundle, and the shapes of tensors that follow from it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from s3diff_runtime.bundle.engine_records import HardwareCompatibility, Profile, Range, Shapes
 from s3diff_runtime.bundle.manifest import Manifest, Stage
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS, FLAVOURS, CompiledFlavour, FlavourTraits
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, BuilderFlavour, FlavourTraits
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import Options, group, option
+from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import SCALE
 
 _USUAL_SIDE = 128  # the runtime's tiles
@@ -82,7 +83,7 @@ class BatchRange(Options):
 class EngineOptions(Options):
     """Which engines to build, and how; none without a flavour."""
 
-    flavour: CompiledFlavour | None = option(
+    flavour: BuilderFlavour | None = option(
         None,
         "Builds engines: tensorrt on a GPU and for it, tensorrt-rtx without.",
         flags=("--engine",),
@@ -97,6 +98,9 @@ class EngineOptions(Options):
     hardware_compatibility: HardwareCompatibility = option(
         "none", "Other GPUs that the engines run on too, slower. tensorrt."
     )
+    version_compatible: bool = option(
+        False, "Engines for the lean runtime of this TensorRT and later ones, maybe slower. tensorrt."
+    )
     compute_capabilities: tuple[str, ...] = option(
         (),
         "GPUs to build for. tensorrt-rtx.",
@@ -109,7 +113,7 @@ class EngineOptions(Options):
         if self.flavour is None:
             idle = [*self.sizes.flags_of(), *self.batch.flags_of(), *self.flags_of()]
             if idle:
-                flavours = " or ".join(COMPILED_FLAVOURS)
+                flavours = " or ".join(BUILDER_FLAVOURS)
                 yield f"{', '.join(idle)} without an engine; add --engine {flavours}"
             return
         for capability in self.compute_capabilities:
@@ -129,6 +133,17 @@ class EngineOptions(Options):
         """The compute capabilities to build for, ascending, each once; none where a GPU decides."""
         chosen = self.compute_capabilities or self.traits.targets
         return tuple(sorted(set(chosen), key=lambda target: tuple(map(int, target.split(".")))))
+
+    @property
+    def exact_batches(self) -> tuple[int, ...]:
+        """Numbers of images of the tuned size that get a profile of their own: one, and the runtime's batch.
+
+        TensorRT tunes its kernels for the middle of a profile alone, and knows most of an exact one.
+        """
+        if self.traits.compiles_on_device:
+            return ()
+        usual = (1, UpscaleOptions.batch)
+        return tuple(sorted({min(max(count, self.batch.min), self.batch.max) for count in usual}))
 
     def profile(self, multiple: int) -> Profile:
         """What the engines serve of a bundle that pads both sides to a multiple of high-resolution pixels.
@@ -153,19 +168,21 @@ def _side_problems(sides: dict[str, tuple[int, int, int]], padding: int) -> Iter
             yield f"{name} {size} is no multiple of {padding}; take {near} or {near + padding}"
 
 
-def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str, Shapes]:
+def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile, scale: int = SCALE) -> dict[str, Shapes]:
     """The shapes of all inputs of a stage, by name; a fixed axis has one size in all three.
 
     An image may be smaller than the sides of the profile by less than one multiple, because the graphs pad it
-    up. Latent and decoded sides are those of the padded image.
+    up. Latent and decoded sides are those of the padded image. At another scale, images are those whose
+    results have the same sizes.
 
     Raises:
         KeyError: for an axis that no stage of this version has.
     """
-    padding = manifest.multiple // SCALE
     axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        axes[name] = side.min - padding + 1, side.opt, side.max
+        first = side.min * SCALE - manifest.multiple + 1
+        axes[name] = -(-first // scale), side.opt * SCALE // scale, side.max * SCALE // scale
+        axes[f"upscaled_{name}"] = first, side.opt * SCALE, side.max * SCALE
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())
         axes[f"decoded_{name}"] = tuple(size * SCALE for size in side.sizes())
     shapes: dict[str, Shapes] = {}
@@ -174,3 +191,17 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile) -> dict[str
         least, tuned, largest = (tuple(size[which] for size in sizes) for which in range(3))
         shapes[spec.name] = least, tuned, largest
     return shapes
+
+
+def exact_shapes(
+    manifest: Manifest, stage: Stage, profile: Profile, batches: Iterable[int], scale: int = SCALE
+) -> tuple[dict[str, tuple[int, ...]], ...]:
+    """The shapes of all inputs of a stage at the tuned size, for each of `batches`; equal ones once."""
+    found: list[dict[str, tuple[int, ...]]] = []
+    for count in batches:
+        batch = Range(min=count, opt=count, max=count)
+        shapes = stage_shapes(manifest, stage, profile.model_copy(update={"batch": batch}), scale)
+        tuned = {name: sizes[1] for name, sizes in shapes.items()}
+        if tuned not in found:
+            found.append(tuned)
+    return tuple(found)

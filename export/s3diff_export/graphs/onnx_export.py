@@ -80,7 +80,12 @@ def _simplify(model: ir.Model) -> None:
     onnxscript's `optimize` does this and matches rewrite rules, which finds nothing more here and takes a
     minute.
     """
-    fold_constants(model, input_size_limit=sys.maxsize, output_size_limit=sys.maxsize)
+    fold_constants(
+        model,
+        input_size_limit=sys.maxsize,
+        output_size_limit=sys.maxsize,
+        should_fold=lambda node: node.op_type == "ConstantOfShape" or None,
+    )
     clean = ir.passes.Sequential(
         common.DeduplicateInitializersPass(),
         common.CommonSubexpressionEliminationPass(),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +14,20 @@ from s3diff_export.graphs import merged
 from s3diff_export.graphs.attention import derive_coder
 from s3diff_export.graphs.derive import LayerMaker, derive
 from s3diff_export.graphs.options import GraphOptions
-from s3diff_export.graphs.unet import OneStepUNet
-from s3diff_runtime.bundle.manifest import Bin
+from s3diff_export.graphs.passes import pass_layers, x0_of_pass
+from s3diff_export.graphs.unet import OneStepUNet, unet_factor
+from s3diff_runtime.bundle.manifest import SHARED, Bin
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, finish_of
-from s3diff_runtime.vocabulary import COLOR_FIXES, ColorFix
+from s3diff_runtime.stages import STAGES, TENSORS, finish_of, scale_key
+from s3diff_runtime.strengths import PASSES, PassName
+from s3diff_runtime.vocabulary import COLOR_FIXES, SCALES, ColorFix
+from s3diff_training.families.pisasr import PiSASR
 from s3diff_training.network.base import guide
 from s3diff_training.network.lora import ModulationSlot, lora_layers
-from s3diff_training.network.model import S3Diff
+from s3diff_training.network.one_step_network import OneStepNetwork
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _EXAMPLE_BATCH = 2  # what a graph is traced with; batch 1 would be specialised
@@ -36,8 +40,8 @@ class StageGraph:
     """A stage ready for export."""
 
     stage: str
-    bin: str | None
-    """The bin whose weights are in it; None for a stage that serves all."""
+    key: str
+    """The bin whose weights are in it, the scale that it enlarges by, or `SHARED` for one that serves all."""
     module: nn.Module
     """In evaluation mode; takes the inputs in their order."""
     inputs: tuple[TensorSpec, ...]
@@ -49,16 +53,18 @@ class StageGraph:
         """Random inputs of the right types, with every free axis at a size of its own where it may differ."""
         sizes = {"batch": _EXAMPLE_BATCH, "height": 12, "width": 28, "prompts": 2}
         sizes |= {"latent_height": self.multiple, "latent_width": 2 * self.multiple}
+        sizes |= {"upscaled_height": 48, "upscaled_width": 112}
         sizes |= {"decoded_height": 64, "decoded_width": 128}
         generator = torch.Generator().manual_seed(0)
         return tuple(_example(spec, sizes, generator) for spec in self.inputs)
 
 
 def stage_graphs(
-    network: S3Diff,
+    network: OneStepNetwork,
     options: GraphOptions,
     bins: Sequence[Bin] = (),
     color_fixes: Sequence[ColorFix] = COLOR_FIXES,
+    scales: Sequence[int] = SCALES,
 ) -> Iterator[StageGraph]:
     """All stages in their order, made one at a time as the caller asks for them; the network stays as it is.
 
@@ -67,6 +73,7 @@ def stage_graphs(
         options: mode, precision, prompts, guidance.
         bins: the points to merge at, for modes that have bins.
         color_fixes: the corrections to make stages for.
+        scales: to make graphs for that enlarge.
 
     Raises:
         RequestError: for a network that adds noise or has skip connections, and for a mode without its bins.
@@ -77,20 +84,41 @@ def stage_graphs(
     if network.skips is not None:
         problems.append("it has skip connections between encoder and decoder")
     refuse(problems, "this checkpoint cannot be exported")
-    if LORA_MODES[options.lora_mode].has_bins and not bins:
+    if has_bins(network, options.lora_mode) and not bins:
         raise RequestError(f"lora mode {options.lora_mode} needs one bin or more")
     maker, vae = _StageMaker(network, options, bins), network.vae
     if options.prompts == "runtime":
         yield maker.text_encoder()
-    yield maker.estimator()
+    if network.estimator is not None:
+        yield maker.estimator(network.estimator)
     if maker.modulations and LORA_MODES[options.lora_mode].takes_modulation:
         yield maker.modulation()
+    for scale in scales:
+        yield maker.enlarge(scale)
     yield from map(maker.encoder, maker.layers_of("vae", vae.encoder, vae.quant_conv))
-    yield from map(maker.unet, maker.layers_of("unet", network.unet))
+    if is_adjustable(network, options):
+        yield from map(maker.unet_of_pass, PASSES)
+    else:
+        yield from map(maker.unet, maker.layers_of("unet", network.unet))
     yield from map(maker.decoder, maker.layers_of("vae", vae.decoder, vae.post_quant_conv))
     for fix in COLOR_FIXES:
         if fix in color_fixes:
             yield maker.finish(fix)
+
+
+def has_bins(network: OneStepNetwork, mode: LoraMode) -> bool:
+    """Whether a mode's bins are for this network; one that reads no degradation is merged once."""
+    return LORA_MODES[mode].has_bins and network.estimator is not None
+
+
+def is_adjustable(network: OneStepNetwork, options: GraphOptions) -> bool:
+    """Whether the strengths of a family that has some are inputs; else they are merged in as 1."""
+    return FAMILIES[network.family].adjusts and LORA_MODES[options.lora_mode].takes_modulation
+
+
+def is_guided(network: OneStepNetwork, options: GraphOptions) -> bool:
+    """Whether the UNet's stage is guided away from a negative prompt."""
+    return options.guidance == "on" and FAMILIES[network.family].guides
 
 
 def layers_of_mode(mode: LoraMode) -> Callable[[ModulationSlot, torch.dtype], LayerMaker]:
@@ -112,8 +140,8 @@ class _PartLayers:
     """That the new layers read while the graph runs."""
     modulation: str | None
     """The input that holds their matrices; None where they need none."""
-    bin: str | None
-    """Whose weights they have; None for all."""
+    key: str
+    """See `StageGraph.key`."""
 
 
 class _Stage(nn.Module):
@@ -142,8 +170,9 @@ class _Stage(nn.Module):
 class _StageMaker:
     """Makes the stages of one network under one set of options."""
 
-    def __init__(self, network: S3Diff, options: GraphOptions, bins: Sequence[Bin]) -> None:
+    def __init__(self, network: OneStepNetwork, options: GraphOptions, bins: Sequence[Bin]) -> None:
         self.network, self.options, self.bins = network, options, bins
+        self.guided = is_guided(network, options)
         self.dtype, self.traits = _DTYPES[options.precision], LORA_MODES[options.lora_mode]
         heads = {part: getattr(network.modulation, part) for part in _PARTS}
         self.modulations = tuple(f"{part}_modulation" for part, head in heads.items() if head is not None)
@@ -165,7 +194,7 @@ class _StageMaker:
         has_lora = any(module is not None and lora_layers(module) for module in modules)
         if modulation not in self.modulations or not has_lora:
             slot = ModulationSlot()
-            yield _PartLayers(merged.make_layers(slot, self.dtype), slot, None, None)
+            yield _PartLayers(merged.make_layers(slot, self.dtype), slot, None, SHARED)
             return
         if not self.traits.takes_modulation:
             modulation = None
@@ -173,17 +202,16 @@ class _StageMaker:
             slot = ModulationSlot()
             with slot.holding(None if bin is None else self._matrices(part, bin)):
                 make = layers_of_mode(self.options.lora_mode)(slot, self.dtype)
-            yield _PartLayers(make, slot, modulation, None if bin is None else bin.name)
+            yield _PartLayers(make, slot, modulation, SHARED if bin is None else bin.name)
 
     @torch.no_grad()
     def _matrices(self, part: str, bin: Bin) -> Tensor:
         """C of a part at a bin's centre: `[1, blocks, r, r]`."""
-        point = torch.tensor([[getattr(bin, axis) for axis in self.network.config.degradation_axes]])
+        point = torch.tensor([[getattr(bin, axis) for axis in self.network.degradation_axes]])
         matrices: Tensor = getattr(self.network.modulation(point), part)
         return matrices
 
-    def estimator(self) -> StageGraph:
-        estimator = self.network.estimator
+    def estimator(self, estimator: nn.Module) -> StageGraph:
         return self._graph("estimator", lambda image: estimator(_unit(image)), [estimator])
 
     def modulation(self) -> StageGraph:
@@ -195,30 +223,30 @@ class _StageMaker:
             extra=self.modulations,
         )
 
+    def enlarge(self, scale: int) -> StageGraph:
+        graph = self._graph("enlarge", lambda image: self.network.enlarge(_unit(image), scale), [])
+        return replace(graph, key=scale_key(scale))
+
     def encoder(self, layers: _PartLayers) -> StageGraph:
-        vae, prepare = self.network.vae, self.network.prepare
+        vae, pad = self.network.vae, self.network.pad
         encoder = derive_coder(vae.encoder, self.dtype, layers.make)
         quantise = derive(vae.quant_conv or nn.Identity(), self.dtype, layers.make)  # some VAEs have none
         scale, channels = vae.config.scaling_factor, vae.config.latent_channels
 
-        def compute(image: Tensor) -> Tensor:
-            moments = quantise(encoder(prepare(_unit(image)).to(self.dtype)))
+        def compute(enlarged: Tensor) -> Tensor:
+            moments = quantise(encoder(pad(enlarged).to(self.dtype)))
             latent: Tensor = moments[:, :channels].float() * scale  # the mode of the posterior
             return latent
 
-        return self._graph("vae_encoder", compute, [encoder, quantise], layers)
+        return self._graph("vae_encoder", compute, [encoder, quantise], layers, ["enlarged"])
 
     def unet(self, layers: _PartLayers) -> StageGraph:
         network, options = self.network, self.options
-        texts = [network.config.positive_prompt, network.config.negative_prompt]
-        extra = ["guidance"] if options.guidance == "on" else []
-        count = 2 if options.guidance == "on" else 1
-        prompts = network.encode_prompts(texts[:count]) if options.prompts == "folded" else None
+        extra = ["guidance"] if self.guided else []
+        count = 2 if self.guided else 1
+        prompts = network.encode_prompts(network.prompts[:count]) if options.prompts == "folded" else None
         by_image = None if self.traits.one_degradation else layers.slot
-        with torch.no_grad():
-            unet = OneStepUNet(
-                network.unet, network.one_step.timestep, layers.make, by_image, self.dtype, prompts
-            )
+        unet = self._one_step_unet(layers.make, by_image, prompts)
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()
@@ -229,6 +257,26 @@ class _StageMaker:
 
         extra += ["prompts"] if prompts is None else []
         return self._graph("unet", compute, [unet], layers, extra, {"prompts": count})
+
+    def unet_of_pass(self, name: PassName) -> StageGraph:
+        network, slot = cast(PiSASR, self.network), ModulationSlot()
+        layers = _PartLayers(pass_layers(network, name, slot, self.dtype), slot, None, name)
+        folded = network.encode_prompts(network.prompts) if self.options.prompts == "folded" else None
+        unet = self._one_step_unet(layers.make, slot, folded)
+        extra = ["pixel_scale", "semantic_scale", *(["prompts"] if folded is None else [])]
+        return self._graph(
+            "unet", x0_of_pass(network, name, slot, unet), [unet], layers, extra, {"prompts": 1}
+        )
+
+    @torch.no_grad()
+    def _one_step_unet(
+        self, make: LayerMaker, by_image: ModulationSlot | None, prompts: Tensor | None
+    ) -> OneStepUNet:
+        network = self.network
+        any_size = bool(network.multiple % (network.vae_factor * unet_factor(network.unet)))
+        return OneStepUNet(
+            network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts, any_size
+        )
 
     def decoder(self, layers: _PartLayers) -> StageGraph:
         vae = self.network.vae
@@ -245,11 +293,11 @@ class _StageMaker:
         return self._graph("vae_decoder", compute, [decoder, quantise], layers, ["contrast"])
 
     def finish(self, fix: ColorFix) -> StageGraph:
-        def compute(decoded: Tensor, image: Tensor) -> Tensor:
-            levels = (self.network.finish(decoded, _unit(image), fix) * 255).round()
+        def compute(decoded: Tensor, enlarged: Tensor) -> Tensor:
+            levels = (self.network.finish(decoded, enlarged, fix) * 255).round()
             return levels.permute(0, 2, 3, 1).to(torch.uint8)  # TensorRT takes uint8 only next to a Cast
 
-        return self._graph(finish_of(fix), compute, [])
+        return self._graph(finish_of(fix), compute, [], extra=["enlarged"])
 
     def text_encoder(self) -> StageGraph:
         encoder = self.network.text_encoder
@@ -271,12 +319,13 @@ class _StageMaker:
         def specs(*names: str) -> tuple[TensorSpec, ...]:
             return tuple(self._spec(name, sizes, name == modulation) for name in names)
 
-        inputs = specs(*kind.reads, *(name for name in kind.may_read if name in optional))
+        may_read = (*kind.reads_one_of, *kind.may_read)
+        inputs = specs(*kind.reads, *(name for name in may_read if name in optional))
         outputs = specs(*kind.gives, *(name for name in kind.may_give if name in optional))
         module = _Stage([spec.name for spec in inputs], compute, parts, layers).eval().requires_grad_(False)
         multiple = self.network.multiple // self.network.vae_factor
-        bin = layers.bin if layers else None
-        return StageGraph(stage, bin, module, inputs, outputs, multiple)
+        key = layers.key if layers else SHARED
+        return StageGraph(stage, key, module, inputs, outputs, multiple)
 
     def _spec(self, name: str, sizes: Mapping[int | str, int], read_by_layers: bool) -> TensorSpec:
         known = {**self.sizes, **sizes}

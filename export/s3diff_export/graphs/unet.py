@@ -37,6 +37,8 @@ class OneStepUNet(nn.Module):
             called) and must be repeated where the batch splits.
         dtype: of weights and activations.
         prompts: constant embeddings `[P, T, W]`, or None to be given on each call.
+        any_size: whether latents come with sides that the UNet cannot halve at every level; the up blocks
+            then meet the sizes of the down blocks, as diffusers has it.
 
     Raises:
         RequestError: for a UNet that is not of Stable Diffusion's kind.
@@ -59,6 +61,7 @@ class OneStepUNet(nn.Module):
         slot: ModulationSlot | None,
         dtype: torch.dtype,
         prompts: Tensor | None,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         _require_stable_diffusion(unet)
@@ -68,7 +71,7 @@ class OneStepUNet(nn.Module):
             twin = derive(getattr(unet, name), dtype, make_layer)
             _fold_time(getattr(unet, name), twin, emb, dtype)
             self.add_module(name, twin)
-        self.dtype = dtype
+        self.dtype, self.any_size = dtype, any_size
         self.register_buffer("prompts", None if prompts is None else prompts.to(dtype))
         blocks = [*self.down_blocks, self.mid_block, *self.up_blocks]
         attentive = [block for block in blocks if getattr(block, "has_cross_attention", False)]
@@ -95,10 +98,16 @@ class OneStepUNet(nn.Module):
                 skips += states
         for block in self.up_blocks:
             count = len(block.resnets)
-            x = block(x, res_hidden_states_tuple=tuple(skips[-count:]), **_conditions(block, context))
-            del skips[-count:]
+            joined, skips = tuple(skips[-count:]), skips[:-count]
+            size = {"upsample_size": skips[-1].shape[2:]} if skips and self.any_size else {}
+            x = block(x, res_hidden_states_tuple=joined, **size, **_conditions(block, context))
         noise: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return noise
+
+
+def unet_factor(unet: UNet2DConditionModel) -> int:
+    """What the sides of a latent are multiples of where every level can halve them."""
+    return int(2 ** (len(unet.config.block_out_channels) - 1))
 
 
 class Widening(nn.Module):

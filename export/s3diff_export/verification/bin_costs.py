@@ -10,7 +10,8 @@ from torch import Tensor
 
 from s3diff_export.bins import grid
 from s3diff_runtime.bundle.manifest import Bin, nearest_bin
-from s3diff_training.network.model import Restored, S3Diff
+from s3diff_training.network.model import ForwardPass, S3Diff
+from s3diff_training.network.one_step_network import Restored
 
 MEASURED_GRIDS = (1, 2, 3, 4, 6)
 """Sides of the square grids that `bin_costs` compares."""
@@ -49,7 +50,7 @@ def bin_costs(
     prompts = network.encode_prompts([network.config.positive_prompt, network.config.negative_prompt])
 
     @cache  # sets of bins share centres, and points share their nearest one
-    def restored(noise: float, blur: float) -> Restored:
+    def restored(noise: float, blur: float) -> Restored[ForwardPass]:
         return network.restore(
             image, noise=noise, blur=blur, positive_prompt=prompts[:1], negative_prompt=prompts[1:]
         )

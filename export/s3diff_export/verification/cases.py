@@ -1,15 +1,20 @@
 """What a bundle is checked on: pictures, real ones or drawn, each with a degradation to restore it with."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import AXES, Axis, Pixels
+from s3diff_runtime.families import FAMILIES, FamilyName
+from s3diff_runtime.stages import scale_key
+from s3diff_runtime.strengths import Strengths
+from s3diff_runtime.vocabulary import AXES, SCALE, Axis, Pixels
 from s3diff_training.data import PhotographFolder
 from s3diff_training.drawn_pictures import draw_picture
 
@@ -17,6 +22,11 @@ _DRAWN_SIZES = ((48, 64), (37, 53), (64, 32))  # heights and widths: multiples o
 _LARGEST_SIDE = 64
 _COUNT = 3
 _CORNERS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0))  # noise and blur
+
+_STRENGTHS = tuple(
+    Strengths(*pair) for pair in ((1.0, 1.0), (1.0, 0.0), (1.2, 0.6), (0.5, 1.5), (0.0, 1.0), (0.7, 0.7))
+)
+"""One at least for each pass."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +36,36 @@ class CheckCase:
     image: Pixels
     """LR, `[H, W, 3]`."""
     scores: dict[Axis, float]
-    """Noise and blur in [0, 1]; empty for the estimator's."""
+    """Noise and blur in [0, 1]; empty for the estimator's, and for families that read none."""
     bin: str | None = None
     """The bin whose centre the scores are."""
+    scale: int = SCALE
+    strengths: Strengths | None = None
+    """Of bundles that can be adjusted."""
+
+    @property
+    def choices(self) -> set[str]:
+        """What decides which graph of a stage serves, see `Bundle.key`."""
+        passes = {self.strengths.passes} if self.strengths else set[str]()
+        return {scale_key(self.scale), *passes} | ({self.bin} if self.bin else set())
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The same for the network in PyTorch."""
+        strengths = self.strengths._asdict() if self.strengths else {}
+        return {"scale": self.scale, **strengths} | {str(axis): at for axis, at in self.scores.items()}
+
+    @property
+    def given(self) -> dict[str, NDArray[np.float32]]:
+        """What the host gives to the stages for it, besides the picture."""
+        strengths = self.strengths._asdict() if self.strengths else {}
+        return {f"{name}_scale": np.array([value], np.float32) for name, value in strengths.items()}
 
     def __str__(self) -> str:
         height, width = self.image.shape[:2]
-        scores = ", ".join(f"{axis} {score:.2f}" for axis, score in self.scores.items()) or "estimated"
-        return f"picture of {width}x{height}, degradation {scores}"
+        named = [*self.scores.items(), *(self.strengths._asdict().items() if self.strengths else ())]
+        scores = ", ".join(f"{name} {value:.2f}" for name, value in named)
+        return ", ".join(filter(None, (f"picture of {width}x{height}", f"x{self.scale}", scores)))
 
 
 def check_pictures(folder: Path | None) -> list[Pixels]:
@@ -61,10 +93,24 @@ def check_pictures(folder: Path | None) -> list[Pixels]:
     return [np.ascontiguousarray(image) for image in cut]
 
 
-def check_cases(images: Sequence[Pixels], bins: Sequence[Bin]) -> list[CheckCase]:
-    """Every bin once, with the pictures in turn; without bins, every picture as estimated and at extremes."""
+def check_cases(
+    images: Sequence[Pixels],
+    family: FamilyName,
+    bins: Sequence[Bin] = (),
+    scales: Sequence[int] = (SCALE,),
+    adjustable: bool = False,
+) -> list[CheckCase]:
+    """Every bin, or pair of strengths, once, with the pictures in turn; else every picture, and at extremes.
+
+    Further scales are checked on the first picture, as the first case has it.
+    """
     turns = cycle(images)
     if bins:
-        return [CheckCase(next(turns), {"noise": bin.noise, "blur": bin.blur}, bin.name) for bin in bins]
-    estimated = [CheckCase(image, {}) for image in images]
-    return estimated + [CheckCase(next(turns), dict(zip(AXES, corner, strict=True))) for corner in _CORNERS]
+        cases = [CheckCase(next(turns), {"noise": bin.noise, "blur": bin.blur}, bin.name) for bin in bins]
+    else:
+        cases = [CheckCase(image, {}) for image in images]
+        corners = _CORNERS if FAMILIES[family].estimates else ()
+        cases += [CheckCase(next(turns), dict(zip(AXES, corner, strict=True))) for corner in corners]
+    if adjustable:
+        cases = [CheckCase(next(turns), {}, strengths=strengths) for strengths in _STRENGTHS]
+    return cases + [replace(cases[0], scale=scale) for scale in scales if scale != SCALE]

@@ -27,7 +27,7 @@ class Chain:
 
     def __init__(self, folder: Path, manifest: Manifest, case: CheckCase) -> None:
         self.manifest, self.case = manifest, case
-        self.tensors: dict[str, Array] = {"image": case.image[None]}
+        self.tensors: dict[str, Array] = {"image": case.image[None], **case.given}
         if manifest.prompts.tokenizer is not None:
             tokenizer = Tokenizer.from_file(str(folder / manifest.prompts.tokenizer))
             encoded = tokenizer.encode_batch([manifest.prompts.positive, manifest.prompts.negative])
@@ -70,7 +70,7 @@ def run_chains(
         progress(stage)
         spec = bundle.manifest.stages[stage]
         for key in spec.graphs:
-            served = [number for number, case in enumerate(cases) if key in (SHARED, case.bin)]
+            served = [number for number, case in enumerate(cases) if key in (SHARED, *case.choices)]
             if served:
                 session = engine.open(bundle.folder / bundle.graph(stage, key), spec)
                 for number in served:

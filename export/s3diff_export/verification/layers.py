@@ -29,8 +29,9 @@ from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of
 from s3diff_export.verification.reference import Array
-from s3diff_runtime.bundle.manifest import SHARED, Manifest
-from s3diff_runtime.engines.flavours import FLAVOURS, CompiledFlavour
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines.flavours import FLAVOURS, BuilderFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
@@ -90,7 +91,7 @@ def compare_layers(
     manifest: Manifest,
     image: Pixels,
     gates: Gates,
-    engine: CompiledFlavour | None = None,
+    engine: BuilderFlavour | None = None,
     progress: Steps = lambda _: None,
 ) -> list[LayerReport]:
     """Compare the layers of every stage that computes in fp16; with an engine, of every stage.
@@ -114,12 +115,11 @@ def compare_layers(
     if engine is not None:
         _require_gpu(engine)
     limit = gates.limits(manifest.precision).stage
-    case = check_cases([image[:_SIDE, :_SIDE]], manifest.bins)[0]
-    chain, reports = Chain(folder, manifest, case), []
+    case = check_cases([image[:_SIDE, :_SIDE]], manifest.family, manifest.bins, (), manifest.is_adjustable)[0]
+    chain, reports, bundle = Chain(folder, manifest, case), [], Bundle(folder, manifest)
     for stage, _ in manifest.ordered_stages():
-        graphs = manifest.stages[stage].graphs
-        key = SHARED if SHARED in graphs else str(case.bin)
-        path = folder / graphs[key]
+        key = bundle.key(stage, case.choices)
+        path = folder / bundle.graph(stage, key)
         feed = stage_inputs(manifest, stage, chain.tensors)
         if engine is not None or _computes_in_fp16(path):
             progress(f"comparing the layers of {stage}")
@@ -180,7 +180,7 @@ def raised_to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:
 # --- an engine against ONNX Runtime ---------------------------------------------------------------
 
 
-def _require_gpu(flavour: CompiledFlavour) -> None:
+def _require_gpu(flavour: BuilderFlavour) -> None:
     """TensorRT-RTX builds without a GPU and runs on none; here both must run."""
     require_builder(EngineOptions(flavour))
     try:
@@ -189,7 +189,7 @@ def _require_gpu(flavour: CompiledFlavour) -> None:
         raise RequestError(f"--layers --engine {flavour} runs engines: {error}") from error
 
 
-def _engine_errors(path: Path, feed: Tensors, flavour: CompiledFlavour) -> Iterator[LayerError]:
+def _engine_errors(path: Path, feed: Tensors, flavour: BuilderFlavour) -> Iterator[LayerError]:
     """Build an engine for the shapes of `feed` that gives every layer, and run it."""
     given = _run_engine(path, feed, flavour)
     with tempfile.TemporaryDirectory() as scratch:
@@ -202,7 +202,7 @@ def _engine_errors(path: Path, feed: Tensors, flavour: CompiledFlavour) -> Itera
         yield from _compared(path, run)
 
 
-def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str, Array]:
+def _run_engine(path: Path, feed: Tensors, flavour: BuilderFlavour) -> dict[str, Array]:
     trt = _polygraphy_backend(flavour)
     network, settings = engine_of_all_layers(path, feed, flavour)
     try:
@@ -213,7 +213,7 @@ def _run_engine(path: Path, feed: Tensors, flavour: CompiledFlavour) -> dict[str
         raise BuildError(f"{flavour} cannot run {path.name} with all layers as outputs: {error}") from error
 
 
-def engine_of_all_layers(path: Path, feed: Tensors, flavour: CompiledFlavour) -> tuple[Any, Any]:
+def engine_of_all_layers(path: Path, feed: Tensors, flavour: BuilderFlavour) -> tuple[Any, Any]:
     """Polygraphy's loaders of a network whose layers are all outputs, and of its configuration.
 
     The engine takes the shapes of `feed` alone.
@@ -227,7 +227,7 @@ def engine_of_all_layers(path: Path, feed: Tensors, flavour: CompiledFlavour) ->
     return marked, trt.CreateConfig(profiles=[profile])
 
 
-def _polygraphy_backend(flavour: CompiledFlavour) -> ModuleType:
+def _polygraphy_backend(flavour: BuilderFlavour) -> ModuleType:
     """Polygraphy for a flavour: the one that a process uses first stays."""
     config.USE_TENSORRT_RTX = FLAVOURS[flavour].package == "tensorrt_rtx"
     from polygraphy.backend import trt

@@ -28,13 +28,14 @@ class Limits:
     """The largest errors that a bundle may have."""
 
     epsilon: float
-    """Norm of the error of ε over the norm of ε, of every prompt."""
+    """Norm of the error of what the UNet predicts (ε, of every prompt) over its norm."""
     psnr: float
     """Lowest PSNR of the final image against PyTorch's, in dB."""
     stage: float
     """Relative error of any other stage on PyTorch's own inputs."""
 
 
+_NOTHING = np.zeros((1, 0), np.float32)  # the degradation, for families that read none
 LIMITS: dict[str, Limits] = {
     "fp32": Limits(1e-4, 60.0, 1e-3),
     "fp16": Limits(5e-3, 40.0, 3e-2),
@@ -152,10 +153,11 @@ def verify(
         lambda stage: progress(f"verifying {stage}"),
         compare,
     )
+    predictions = {name for reference in references for name in reference.probes}
     rows = []
     for quantity, found in errors.items():
         relative, largest, mean = (max(column) for column in zip(*found, strict=True))
-        limit = limits.epsilon if quantity.startswith("epsilon") else limits.stage
+        limit = limits.epsilon if quantity in predictions else limits.stage
         rows.append(Parity(quantity, relative, largest, mean, limit, len(found)))
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -186,18 +188,17 @@ def _quantities(
 
     Pictures are left out, and the contrast, which the network in PyTorch does not measure.
 
-    A stage that predicts noise gives that of the positive prompt at guidance 1, of the negative one at 0.
+    What the UNet predicts is found by the probes that the reference brings.
     """
     kind = STAGES[stage]
     if kind.color_fix is not None:
         return
-    given = {**reference.tensors, "degradation": reference.tensors["applied"]}
+    given = {**reference.tensors, "degradation": reference.tensors.get("applied", _NOTHING)}
     if "x0" in kind.gives:
-        scales = {"positive": 1.0, "negative": 0.0} if manifest.guidance.mode == "on" else {"positive": 1.0}
-        for prompt, scale in scales.items():
-            guided = {**given, "guidance": np.asarray(scale, np.float32)}
-            x0 = run_stage(manifest, stage, session, guided)["x0"]
-            yield f"epsilon_{prompt}", reference.epsilon_of(x0)
+        for quantity, inputs in reference.probes.items():
+            probed = {name: np.asarray(value, np.float32) for name, value in inputs.items()}
+            x0 = run_stage(manifest, stage, session, {**given, **probed})["x0"]
+            yield quantity, reference.prediction_of(x0)
     outputs = run_stage(manifest, stage, session, given)
     yield from ((name, value) for name, value in outputs.items() if name != "contrast")
 

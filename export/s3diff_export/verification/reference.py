@@ -1,17 +1,19 @@
 """What PyTorch computes in fp32, stage by stage: the truth that a bundle is verified against."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from s3diff_export.verification.cases import CheckCase
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
-from s3diff_training.network.model import S3Diff
+from s3diff_training.network.base import OneStep, ResidualStep
+from s3diff_training.network.one_step_network import OneStepNetwork
 
 Array = NDArray[np.generic]
 
@@ -22,60 +24,36 @@ class Reference:
 
     case: CheckCase
     tensors: dict[str, Array]
-    """`image` uint8 `[1, H, W, 3]`; float32: `degradation` (the estimate), `applied` (what was used),
-    `vae_modulation`, `unet_modulation`, `prompts`, `latent`, `epsilon_positive`, `x0`, `decoded`, and where
-    the network is guided `epsilon_negative`; `tokens` int64; `upscaled_<fix>` uint8."""
-    alpha_cumprod: float
+    """`image` uint8 `[1, H, W, 3]`; `CheckCase.given`; what `OneStepNetwork.computed` names; `upscaled_<fix>`
+    uint8."""
+    one_step: OneStep | ResidualStep
+    probes: Mapping[str, Mapping[str, Any]]
+    """See `OneStepNetwork.probes`; of what was predicted in this case."""
 
-    def epsilon_of(self, x0: Array) -> Array:
-        """The ε behind an x0 `[1, c, h, w]` of this case's latent, in float64."""
-        signal = math.sqrt(self.alpha_cumprod)
-        noise = math.sqrt(1 - self.alpha_cumprod)
+    def prediction_of(self, x0: Array) -> Array:
+        """What the UNet predicted where this case's latent became x0 `[1, c, h, w]`, in float64."""
         latent, result = (np.asarray(value, np.float64) for value in (self.tensors["latent"], x0))
-        return np.asarray((latent - signal * result) / noise)
+        return np.asarray(self.one_step.prediction(latent, result))
 
 
 @torch.no_grad()
 def references(
-    network: S3Diff, cases: Sequence[CheckCase], color_fixes: Sequence[ColorFix], guided: bool = True
+    network: OneStepNetwork, cases: Sequence[CheckCase], color_fixes: Sequence[ColorFix], guided: bool = True
 ) -> Iterator[Reference]:
     """Run every case in fp32, with the mode of the posterior and the checkpoint's prompts.
 
     `guided` is at the checkpoint's guidance; False takes the positive prompt alone, as a bundle without
     guidance does.
     """
-    texts = [network.config.positive_prompt, network.config.negative_prompt]
-    prompts = network.encode_prompts(texts)
-    positive, negative = prompts[:1], prompts[1:]
+    unguided = {"guidance": 1.0} if FAMILIES[network.family].guides and not guided else {}
     for case in cases:
         image = from_uint8(case.image)[None]
-        restored = network.restore(
-            image,
-            noise=case.scores.get("noise"),
-            blur=case.scores.get("blur"),
-            guidance=None if guided else 1.0,
-            color_fix="none",
-            positive_prompt=positive,
-            negative_prompt=negative,
-        )
-        found = restored.forward
-        computed = {
-            "degradation": network.degradation(image),
-            "applied": restored.degradation,
-            "vae_modulation": found.modulation.vae,
-            "unet_modulation": found.modulation.unet,
-            "tokens": network.tokenize(texts),
-            "prompts": prompts,
-            "latent": found.latent,
-            "epsilon_positive": found.epsilon_positive,
-            "epsilon_negative": found.epsilon_negative,
-            "x0": found.x0,
-            "decoded": found.decoded,
-        }
-        if guided and found.epsilon_negative is None:  # at a scale of 1, where the bundle takes any scale
-            computed["epsilon_negative"] = network.predict_noise(found.latent, negative, found.modulation)
+        restored = network.restore(image, **{"color_fix": "none", **case.asked, **unguided})
+        computed = network.computed(image, restored, guided)
         for fix in color_fixes:
-            levels = (network.finish(found.decoded, image, fix) * 255).round().to(torch.uint8)
-            computed[f"upscaled_{fix}"] = levels.permute(0, 2, 3, 1)
+            levels = network.finish(restored.forward.decoded, restored.enlarged, fix) * 255
+            computed[f"upscaled_{fix}"] = levels.round().to(torch.uint8).permute(0, 2, 3, 1)
         tensors = {name: tensor.numpy() for name, tensor in computed.items() if tensor is not None}
-        yield Reference(case, {"image": case.image[None], **tensors}, network.one_step.alpha_cumprod)
+        found: dict[str, Array] = {"image": case.image[None], **case.given, **tensors}
+        probes = {name: probe for name, probe in network.probes(guided).items() if name in tensors}
+        yield Reference(case, found, network.one_step, probes)

@@ -57,10 +57,10 @@ class Fleet:
         """What the engines compute in; several where they differ."""
         return ",".join(dict.fromkeys(upscaler.precision for upscaler in self.upscalers))
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int, scale: int | None = None) -> None:
         """Raise `RequestError` when one of the devices takes no image of this size, in pixels."""
         for upscaler in self.upscalers:
-            upscaler.check_size(height, width)
+            upscaler.check_size(height, width, scale)
 
     def drain(self, items: Iterator[T], work: Callable[[Upscaler, T], None]) -> None:
         """Do `work` for every item; each upscaler takes the next one as soon as it is free.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
+from s3diff_runtime.batch.each import merged
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
@@ -25,7 +26,7 @@ from s3diff_runtime.pictures.photograph import (
     result_needs,
 )
 from s3diff_runtime.pictures.reading import opened
-from s3diff_runtime.settings import PictureSettings
+from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscaler import Result, Upscaler
 
 Status = Literal["done", "skipped", "failed", "not done"]
@@ -48,7 +49,9 @@ class BatchOptions:
     """What is done to every picture of a batch."""
 
     settings: PictureSettings = field(default_factory=PictureSettings)
-    """Degradation, guidance, prompts, colour correction."""
+    """Degradation, guidance, prompts, colour correction, scale."""
+    each: Mapping[Path, UpscaleSettings] = field(default_factory=dict)
+    """Settings of single pictures over these, by `Job.source`."""
     quality: int = QUALITY
     """Of JPEG and WebP results, 1 to 100."""
     resume: bool = False
@@ -135,7 +138,7 @@ class Batch:
     ) -> None:
         self.outcomes = [Outcome(job) for job in jobs]
         self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
-        self._scale, self._batch = fleet.manifest.scale, fleet.options.batch
+        self._scale, self._batch = options.settings.scale or fleet.manifest.scale, fleet.options.batch
         self._chunk_length = self._batch
         self._waiting: deque[tuple[Future[None], int]] = deque()  # writes, with their result pixels
         self._making_room = Lock()
@@ -192,7 +195,8 @@ class Batch:
                 self._settle(number, replace(outcome, status="skipped"))
                 return None
             photograph = open_photograph(outcome.job.source, self._options.max_pixels)
-            self._fleet.check_size(*photograph.pixels.shape[:2])
+            height, width = photograph.pixels.shape[:2]
+            self._fleet.check_size(height, width, self._scale)
             width, height = (side * self._scale for side in photograph.size)
             require_fit(outcome.job.target, width, height, photograph.transparent)
         except S3DiffError as error:
@@ -227,7 +231,11 @@ class Batch:
         """The results of a chunk; when it fails, its pictures are tried one by one."""
         try:
             pixels = [picture.photograph.pixels for picture in chunk]
-            results = upscaler.upscale_pixels(pixels, **asdict(self._options.settings))
+            each = [
+                self._options.each.get(self.outcomes[picture.number].job.source, UpscaleSettings())
+                for picture in chunk
+            ]
+            results = upscaler.upscale_pixels(pixels, each, **merged(self._options.settings, {}))
         except JobError as error:
             if len(chunk) == 1:
                 number = chunk[0].number

@@ -6,7 +6,7 @@ import json
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from s3diff_runtime.batch.each import read_each, require_able
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job, Jobs, output_folder, plan_jobs, refuse_existing
 from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole, size_of_result
@@ -40,7 +41,7 @@ from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import QUALITY, Format
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
-from s3diff_runtime.settings import Conditions, PictureSettings
+from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 
 
@@ -54,6 +55,9 @@ class UpscaleRequest(Options):
     format: Format | None = option(None, "Of the results; as the input by default.")
     quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
     settings: PictureSettings = group(PictureSettings)
+    each: Path | None = option(
+        None, "CSV of settings for single pictures: a column input, and one for each setting."
+    )
     engine: str = option(
         "auto",
         "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
@@ -78,7 +82,7 @@ class UpscaleRequest(Options):
 
 
 def run_upscale(request: UpscaleRequest) -> None:
-    """Upscale every INPUT ×4: files, folders (at any depth) and glob patterns of pictures.
+    """Upscale every INPUT (×4, or by --scale): files, folders (at any depth) and glob patterns of pictures.
 
     One bad image is reported and skipped, and the exit code is then 1. Ctrl-C leaves only whole results;
     --resume goes on from there.
@@ -93,23 +97,24 @@ def run_upscale(request: UpscaleRequest) -> None:
         refuse_existing(jobs)
     if request.report:
         _require_own_file(request.report, jobs)
+    each = read_each(request.each, jobs) if request.each else {}
     bundle = request.bundle or Path()  # never None: the request checked it
     with _every_size_allowed():
         if request.dry_run:
             manifest = Manifest.read(bundle)
-            Conditions.of(manifest, request.settings)
-            _show_plan(request, jobs, manifest.scale)
+            require_able(manifest, request.settings, each)
+            _show_plan(request, jobs, request.settings.scale or manifest.scale)
             return
         with Fleet.open(bundle, request.engine, listed_devices(request.device), request.options) as fleet:
-            Conditions.of(fleet.manifest, request.settings)
+            require_able(fleet.manifest, request.settings, each)
             if request.report:
                 _require_writable(request.report.parent)
             _require_writable(output_folder(request.output))
-            _run(request, fleet, jobs)
+            _run(request, fleet, jobs, each)
 
 
-def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs) -> None:
-    options = BatchOptions(request.settings, request.quality, request.resume, request.max_pixels)
+def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs, each: Mapping[Path, UpscaleSettings]) -> None:
+    options = BatchOptions(request.settings, each, request.quality, request.resume, request.max_pixels)
     started, start = datetime.now(UTC), perf_counter()
     ending: BaseException | None = None
     with _progress(len(jobs)) as show:

@@ -47,8 +47,9 @@ class EngineIdentity(Part):
     """What decides whether an engine may be loaded, and whether an equal one exists already."""
 
     flavour: CompiledFlavour
+    """What runs it."""
     version: str
-    """Of the TensorRT that built it; engines load in no other one."""
+    """Of the TensorRT that built it; engines load in no other one, version-compatible ones in later ones."""
     targets: tuple[str, ...] = Field(min_length=1)
     """Compute capabilities, such as `8.9`, that it was built for."""
     hardware_compatibility: HardwareCompatibility = "none"
@@ -59,6 +60,8 @@ class EngineIdentity(Part):
     """Version of the driver at the build; None without a GPU."""
     precision: Precision
     profile: Profile
+    exact_batches: tuple[int, ...] = ()
+    """Numbers of images of the tuned size for which it has a profile, and so kernels, of their own."""
     options: dict[str, int | str | None]
     """The builder's other options that change the result, such as the optimisation level."""
 
@@ -100,7 +103,9 @@ class EngineSidecar(Part):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     shapes: dict[str, Shapes]
-    """Of every input."""
+    """Of every input, in the profile that serves all of them: the last."""
+    exact: tuple[dict[str, tuple[int, ...]], ...] = ()
+    """Shapes of every input that have a profile of their own, in the order of the profiles."""
     sha256: Sha256
     """Of the engine."""
     size: int = Field(ge=1)

@@ -9,10 +9,12 @@ import click
 from rich.console import Console
 
 from s3diff_runtime.bundle.engine_records import EngineSet
-from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, argument, option
 from s3diff_runtime.progress import show_table
+from s3diff_runtime.stages import STAGES
 
 _LONGEST_LIST = 6
 
@@ -61,15 +63,19 @@ def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
     yield "built", f"{manifest.created} by {manifest.producer}"
     for role, source in manifest.sources.items():
         yield role, f"{source.name} (sha256 {source.sha256[:12]}…)"
+    yield "family", FAMILIES[manifest.family].title
     yield "LoRA mode", manifest.lora_mode
     yield "precision", manifest.precision
-    yield "scale", f"×{manifest.scale}; results are padded to a multiple of {manifest.multiple} pixels inside"
+    yield "scales", ", ".join(f"×{scale}" for scale in manifest.scales)
+    yield "padding", f"to a multiple of {manifest.multiple} pixels of the result, inside"
     yield "latent", f"{manifest.latent_channels} channels at 1/{manifest.vae_factor} of the size"
-    yield "degradation", f"{', '.join(manifest.degradation_axes)} (the estimator's order)"
+    axes = ", ".join(manifest.degradation_axes)
+    yield "degradation", f"{axes} (the estimator's order)" if axes else "none is read or taken"
     yield "guidance", guidance.mode if guidance.mode == "off" else f"on, {guidance.default:g} by default"
     yield "prompts", "folded into the graphs" if prompts.mode == "folded" else "any text"
     yield "positive prompt", prompts.positive
-    yield "negative prompt", prompts.negative
+    if guidance.mode == "on":
+        yield "negative prompt", prompts.negative
     yield "colour corrections", ", ".join(manifest.color_fixes)
     total = sum(record.size for record in manifest.files.values())
     how = "every hash compared" if checked else "all sizes and the hashes of small files compared"
@@ -80,7 +86,8 @@ def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for name, stage in manifest.stages.items():
         files = ChainMap(*(manifest.graph_files(graph) for graph in stage.graphs.values()))
         size = sum(record.size for record in files.values())
-        graphs = "1, shared" if "shared" in stage.graphs else f"{len(stage.graphs)}, one per bin"
+        per = "scale" if STAGES[name].by_scale else "bin"
+        graphs = "1, shared" if SHARED in stage.graphs else f"{len(stage.graphs)}, one per {per}"
         yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
 
 

@@ -20,10 +20,12 @@ from s3diff_runtime.bundle.records import (
     UtcTime,
 )
 from s3diff_runtime.errors import BundleError
+from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind
-from s3diff_runtime.vocabulary import SCALE, Axis, ColorFix, Precision
+from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, scale_key
+from s3diff_runtime.strengths import PASSES
+from s3diff_runtime.vocabulary import SCALE, SCALES, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
 REVISION: Final = 1
@@ -37,7 +39,8 @@ _MOST_BYTES = 64 * 2**20
 class Stage(Part):
     """One step of the network: its tensors, in the order of the graph, and its ONNX files.
 
-    `graphs` maps a bin's name to a graph; a stage that serves all bins has the one key `shared`.
+    `graphs` maps a bin's name to a graph, or of the stage `enlarge` a scale's, or of an adjustable UNet a
+    pass's; a stage that serves all has the one key `shared`.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -91,6 +94,7 @@ class Manifest(Part):
     """Everything that a runtime must know of a bundle. Consistent in itself once it exists.
 
     `multiple` is the number of high-resolution pixels that the encoder pads both sides to a multiple of.
+    `degradation_axes` is empty for families that read no degradation.
     `files` names every file of the bundle but the manifest. `reports` is free-form JSON by the exporter.
     """
 
@@ -98,6 +102,7 @@ class Manifest(Part):
     revision: Literal[1] = REVISION
     producer: str
     created: UtcTime
+    family: FamilyName = "s3diff"
     sources: dict[str, Source]
     lora_mode: LoraMode
     precision: Precision
@@ -105,7 +110,7 @@ class Manifest(Part):
     multiple: int = Field(ge=SCALE, multiple_of=SCALE)
     vae_factor: int = Field(ge=1)
     latent_channels: int = Field(ge=1)
-    degradation_axes: tuple[Axis, Axis]
+    degradation_axes: tuple[Axis, ...] = Field(max_length=2)
     bins: tuple[Bin, ...] = ()
     prompts: Prompts
     guidance: Guidance
@@ -137,6 +142,18 @@ class Manifest(Part):
         """Write the manifest into `folder`, atomically. Raises `JobError` when the disk refuses."""
         with replacing(folder / MANIFEST_NAME) as temporary:
             temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The scales that the bundle has graphs for, ascending."""
+        if "enlarge" not in self.stages:
+            return (self.scale,)
+        return tuple(scale for scale in SCALES if scale_key(scale) in self.stages["enlarge"].graphs)
+
+    @property
+    def is_adjustable(self) -> bool:
+        """Whether pictures can have pixel and semantic strengths; the UNet then has a graph for each pass."""
+        return FAMILIES[self.family].adjusts and LORA_MODES[self.lora_mode].takes_modulation
 
     def ordered_stages(self) -> Iterator[tuple[str, StageKind]]:
         """The stages that the bundle has, in the order in which they feed each other."""
@@ -197,9 +214,12 @@ class Manifest(Part):
         return self
 
     def _field_problems(self) -> Iterator[str]:
-        if len(set(self.degradation_axes)) != 2:
-            yield f"degradation_axes is {list(self.degradation_axes)}, expected noise and blur, each once"
-        if LORA_MODES[self.lora_mode].has_bins != bool(self.bins):
+        estimates = FAMILIES[self.family].estimates
+        axes = set(self.degradation_axes)
+        if not len(axes) == len(self.degradation_axes) == (2 if estimates else 0):
+            expected = "noise and blur, each once" if estimates else f"none for {self.family}"
+            yield f"degradation_axes is {list(self.degradation_axes)}, expected {expected}"
+        if (estimates and LORA_MODES[self.lora_mode].has_bins) != bool(self.bins):
             alone = " and ".join(mode for mode, traits in LORA_MODES.items() if traits.has_bins)
             yield f"lora_mode {self.lora_mode} with {len(self.bins)} bins, expected bins for {alone} alone"
         names = [bin.name for bin in self.bins]
@@ -211,23 +231,31 @@ class Manifest(Part):
             yield f"prompts.tokenizer {self.prompts.tokenizer!r} is missing in files"
 
     def _stage_problems(self) -> Iterator[str]:
-        modulations = STAGES["modulation"].may_give
-        modulated = any(
-            tensor.name in modulations for stage in self.stages.values() for tensor in stage.inputs
-        )
+        read = {tensor.name for stage in self.stages.values() for tensor in stage.inputs}
+        wanted = {
+            "text_encoder": self.prompts.mode == "runtime",
+            "estimator": FAMILIES[self.family].estimates,
+            "modulation": not read.isdisjoint(STAGES["modulation"].may_give),
+            "enlarge": "enlarged" in read,
+        }
         expected = {
             name
             for name, kind in STAGES.items()
-            if not kind.optional or kind.color_fix in self.color_fixes or (name == "modulation" and modulated)
+            if not kind.optional or kind.color_fix in self.color_fixes or wanted.get(name)
         }
-        if self.prompts.mode == "runtime":
-            expected.add("text_encoder")
         for name in sorted(expected ^ set(self.stages)):
             yield f"stage {name} is {'missing' if name in expected else 'not expected'}"
-        bins = {bin.name for bin in self.bins}
+        bins, scales = {bin.name for bin in self.bins}, {scale_key(scale) for scale in SCALES}
         for name, stage in self.stages.items():
-            if set(stage.graphs) not in ({SHARED}, bins) or not stage.graphs:
-                yield f"stage {name} has graphs for {sorted(stage.graphs)}, expected {SHARED!r} or every bin"
+            keys = set(stage.graphs)
+            if name in STAGES and STAGES[name].by_scale:
+                if not scale_key(self.scale) in keys <= scales:
+                    yield f"stage {name} has graphs for {sorted(keys)}, expected some of {sorted(scales)}"
+            elif (
+                keys != set(PASSES) if self.is_adjustable and name == "unet" else keys not in ({SHARED}, bins)
+            ):
+                every = f"each of {sorted(PASSES)}" if self.is_adjustable and name == "unet" else "every bin"
+                yield f"stage {name} has graphs for {sorted(keys)}, expected {SHARED!r} or {every}"
             for graph in stage.graphs.values():
                 if graph not in self.files:
                     yield f"graph {graph!r} of stage {name} is missing in files"
@@ -240,6 +268,8 @@ class Manifest(Part):
         for name, kind in self.ordered_stages():
             stage = self.stages[name]
             inputs, outputs = ({tensor.name for tensor in part} for part in (stage.inputs, stage.outputs))
+            if kind.reads_one_of and inputs.isdisjoint(kind.reads_one_of):
+                yield f"stage {name} lacks the input {' or '.join(kind.reads_one_of)}"
             for what, missing in (
                 ("the input", set(kind.reads) - inputs),
                 ("the output", set(kind.gives) - outputs),
@@ -257,6 +287,8 @@ class Manifest(Part):
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
             ("guidance", self.guidance.mode == "on"),
+            ("pixel_scale", self.is_adjustable),
+            ("semantic_scale", self.is_adjustable),
             ("prompts", self.prompts.mode == "runtime"),
         ):
             if unet and (tensor in unet) != wanted:
@@ -286,6 +318,14 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def place_of(stage: str, key: str) -> str:
+    """Where a stage's graph of that key lies, below the folder of graphs or of engines; without suffix."""
+    if key == SHARED:
+        return stage
+    folder = "scales" if STAGES[stage].by_scale else "passes" if key in PASSES else "bins"
+    return f"{folder}/{key}/{stage}"
 
 
 def recorded(folder: Path) -> dict[str, FileRecord]:

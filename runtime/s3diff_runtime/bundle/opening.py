@@ -1,14 +1,20 @@
 """An opened bundle: its checked manifest, where its graphs are, and which bin serves a degradation."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal, Self
 
 from s3diff_runtime.bundle.engine_records import EngineSet
 from s3diff_runtime.bundle.external_weights import external_files
 from s3diff_runtime.bundle.integrity import checked_content
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
+from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.errors import BundleError
+
+
+def cuda_form_of(graph: str) -> str:
+    """Path of a graph's form for ONNX Runtime on CUDA: beside it, reading the same weights."""
+    return f"{graph.removesuffix('.onnx')}.cuda.onnx"
 
 
 @dataclass(frozen=True)
@@ -19,20 +25,25 @@ class Bundle:
     manifest: Manifest
     engines: EngineSet | None = None
     """The engines that take the place of the ONNX graphs; None runs the graphs."""
+    cuda_forms: bool = False
+    """Whether graphs run in their form for ONNX Runtime on CUDA, where they have one."""
 
     @classmethod
     def open(cls, folder: Path, check: Literal["sizes", "hashes"] = "sizes") -> Self:
         """Check the bundle in `folder`, see `Manifest.read`. Raises `BundleError`, naming all problems."""
         return cls(folder, Manifest.read(folder, check))
 
-    def key(self, stage: str, bin: Bin | None) -> str:
-        """Under which name `stage` keeps the graph that serves `bin`."""
-        return SHARED if bin is None or SHARED in self.manifest.stages[stage].graphs else bin.name
+    def key(self, stage: str, choices: Collection[str] = ()) -> str:
+        """Under which name `stage` keeps the graph that serves the bin and the scale that were chosen."""
+        return next((key for key in self.manifest.stages[stage].graphs if key in choices), SHARED)
 
     def graph(self, stage: str, key: str) -> str:
         """Name of the file that runs: an ONNX graph or an engine."""
-        graphs = self.engines.graphs[stage] if self.engines else self.manifest.stages[stage].graphs
-        return graphs[key]
+        if self.engines:
+            return self.engines.graphs[stage][key]
+        graph = self.manifest.stages[stage].graphs[key]
+        form = cuda_form_of(graph)
+        return form if self.cuda_forms and form in self.manifest.files else graph
 
     def checked_graph(self, stage: str, key: str) -> Path:
         """Path of what runs, after the weights that a graph reads were found in the manifest.
@@ -57,7 +68,8 @@ class Bundle:
 
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""
-        return sum(record.size for record in self.manifest.graph_files(self.graph(stage, key)).values())
+        plain = replace(self, cuda_forms=False).graph(stage, key)  # a form reads the same weights
+        return sum(record.size for record in self.manifest.graph_files(plain).values())
 
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""

@@ -1,9 +1,10 @@
 """The sessions of a bundle: opened when first asked for, those of the bins within a budget of memory."""
 
 from collections import OrderedDict
+from collections.abc import Collection
 from threading import RLock
 
-from s3diff_runtime.bundle.manifest import SHARED, Bin
+from s3diff_runtime.bundle.manifest import SHARED
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.interface import Engine, Session
 from s3diff_runtime.errors import OutOfMemory
@@ -22,9 +23,13 @@ class SessionPool:
         self._binned: OrderedDict[tuple[str, str], Session] = OrderedDict()
         self._lock = RLock()
 
-    def get(self, stage: str, bin: Bin | None = None) -> Session:
-        """The session of `stage` that serves `bin`. Raises `BundleError` when its graph cannot be loaded."""
-        key = self._bundle.key(stage, bin)
+    def get(self, stage: str, choices: Collection[str] = ()) -> Session:
+        """The session of `stage` that serves what was chosen, see `Bundle.key`.
+
+        Raises:
+            BundleError: when its graph cannot be loaded.
+        """
+        key = self._bundle.key(stage, choices)
         with self._lock:
             if key == SHARED:
                 if stage not in self._shared:

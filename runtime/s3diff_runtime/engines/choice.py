@@ -81,4 +81,5 @@ def _opened(bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
         )
     module = importlib.import_module(flavour.opened_by)
     engine, engines = module.open_engine(bundle, flavour, device, cpu)
-    return engine, replace(bundle, engines=engines)
+    cuda_forms = flavour.reads_cuda_forms and Device.parse(device).kind == "cuda"
+    return engine, replace(bundle, engines=engines, cuda_forms=cuda_forms)

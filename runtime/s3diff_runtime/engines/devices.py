@@ -4,8 +4,8 @@ import re
 from typing import NamedTuple, Self
 
 from s3diff_runtime.engines.flavours import DeviceKind
-from s3diff_runtime.engines.tensorrt.cuda import count_gpus, load_runtime
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.engines.tensorrt.cuda import Cuda, count_gpus, load_runtime
+from s3diff_runtime.errors import RequestError, S3DiffError
 
 _DEVICE = re.compile(r"(cpu|cuda)|cuda:(\d{1,3})")
 
@@ -24,6 +24,17 @@ class Device(NamedTuple):
         if not match:
             raise RequestError(f"unknown device {name!r}; expected cpu, cuda, or cuda:N")
         return cls("cpu" if match[1] == "cpu" else "cuda", int(match[2] or 0))
+
+    def free_memory(self) -> int | None:
+        """Bytes of a GPU that nobody holds; None for the CPU, and where CUDA's bindings cannot tell."""
+        if self.kind == "cpu":
+            return None
+        try:
+            cuda = Cuda(load_runtime(), self.number)
+            cuda.activate()
+            return cuda.free_memory()
+        except S3DiffError:
+            return None
 
 
 def listed_devices(names: str) -> list[str]:

@@ -10,7 +10,10 @@ from types import MappingProxyType
 from typing import Literal, get_args
 
 DeviceKind = Literal["cpu", "cuda"]
-CompiledFlavour = Literal["tensorrt", "tensorrt-rtx"]
+BuilderFlavour = Literal["tensorrt", "tensorrt-rtx"]
+"""Flavours that compile engines."""
+BUILDER_FLAVOURS: tuple[BuilderFlavour, ...] = get_args(BuilderFlavour)
+CompiledFlavour = Literal[BuilderFlavour, "tensorrt-lean"]
 """Flavours whose engines are compiled for a machine, and lie in the bundle."""
 COMPILED_FLAVOURS: tuple[CompiledFlavour, ...] = get_args(CompiledFlavour)
 Flavour = Literal[CompiledFlavour, "openvino", "onnx"]
@@ -31,6 +34,12 @@ class FlavourTraits:
     """The module whose `open_engine(bundle, flavour, device, cpu)` gives an `Engine`, and the `EngineSet`
     that it runs, if any; it raises `RequestError` where this machine or bundle does not serve."""
     devices: tuple[DeviceKind, ...]
+    built_with: str = ""
+    """Options of `s3diff-export engines` that build what it runs."""
+    runs_older: bool = False
+    """Whether it runs engines that an older version has built."""
+    version_compatible: CompiledFlavour | None = None
+    """What runs the version-compatible engines that it builds."""
     oldest: tuple[int, int] = (0, 0)
     """First two numbers of the oldest version that serves."""
     typed_since: int = 0
@@ -41,6 +50,9 @@ class FlavourTraits:
     """Whether kernels are compiled on the GPU that runs them, for each new shape."""
     chooses_precision: bool = False
     """Whether it takes `CpuOptions.cpu_precision`; else it computes in the types of the graphs."""
+    reads_cuda_forms: bool = False
+    """Whether on CUDA it runs the graphs in the form that has its own operators, where there is one."""
+    """Whether kernels are compiled on the GPU that runs them, for each new shape; no build tunes them."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
 
@@ -61,6 +73,8 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="tensorrt",
                 opened_by="s3diff_runtime.engines.tensorrt.engine",
                 devices=("cuda",),
+                built_with="--engine tensorrt",
+                version_compatible="tensorrt-lean",
                 oldest=(10, 12),
                 typed_since=11,
                 lacks={
@@ -75,6 +89,7 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="tensorrt-rtx",
                 opened_by="s3diff_runtime.engines.tensorrt.engine",
                 devices=("cuda",),
+                built_with="--engine tensorrt-rtx",
                 oldest=(1, 2),
                 targets=("8.6", "8.9", "12.0"),  # RTX 30, 40 and 50 series; every version builds for them
                 compiles_on_device=True,
@@ -84,7 +99,20 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                     "hardware_compatibility": "TensorRT-RTX ignores hardware compatibility, its engines "
                     "serve every GPU of their targets; name those with --compute-capability instead of "
                     "--hardware-compatibility",
+                    "version_compatible": "TensorRT-RTX runs engines of its own version alone; leave out "
+                    "--version-compatible",
                 },
+            ),
+            FlavourTraits(
+                "tensorrt-lean",
+                title="TensorRT's lean runtime",
+                package="tensorrt_lean",
+                extra="tensorrt-lean",
+                opened_by="s3diff_runtime.engines.tensorrt.engine",
+                devices=("cuda",),
+                built_with="--engine tensorrt --version-compatible",
+                runs_older=True,
+                oldest=(10, 13),
             ),
             FlavourTraits(
                 "openvino",
@@ -102,6 +130,7 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 extra="cpu",
                 opened_by="s3diff_runtime.engines.onnx",
                 devices=("cpu", "cuda"),
+                reads_cuda_forms=True,
             ),
         )
     }

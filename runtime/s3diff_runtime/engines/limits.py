@@ -8,6 +8,7 @@ from s3diff_runtime.bundle.engine_records import Profile
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.vocabulary import SCALE
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,25 @@ class Limits:
         refuse(self._problems(fitted))
         return fitted
 
-    def check_size(self, height: int, width: int, tile: int | None) -> None:
-        """Raise `RequestError` when an image, cut into tiles of `tile` (0 or None: never), fits no engine."""
+    def check_size(self, height: int, width: int, tile: int | None, scale: int = SCALE) -> None:
+        """Raise `RequestError` when an image, cut into tiles of `tile` (0 or None: never), fits no engine.
+
+        Engines know the sizes of results, whatever the scale; tiles and profiles count pixels enlarged by 4.
+        """
         if self.profile is None:
             return
-        for name, side, range in (("high", height, self.profile.height), ("wide", width, self.profile.width)):
-            piece = min(side, tile) if tile and max(height, width) > tile else side
+        longest = max(height, width) * scale / SCALE
+        for name, pixels, range in (
+            ("high", height, self.profile.height),
+            ("wide", width, self.profile.width),
+        ):
+            side = -(-pixels * scale // SCALE)
+            piece = min(side, tile) if tile and longest > tile else side
             padded = -(-piece // self.multiple) * self.multiple
             if not range.min <= padded <= range.max:
                 remedy = "use --tile" if padded > range.max else "build engines with a smaller --min-size"
                 raise RequestError(
-                    f"image is {side} pixels {name}, and the engines take from "
+                    f"image is {pixels} pixels {name}, and the engines take from "
                     f"{range.min - self.multiple + 1} to {range.max}; {remedy}, or use engine onnx"
                 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -20,8 +19,10 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
-from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+from s3diff_runtime.engines.interface import LANES, Lane, Session, Value, tensor_problem
+from s3diff_runtime.engines.onnx_cuda import CudaSide
+from s3diff_runtime.engines.onnx_failures import failure, line
+from s3diff_runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -34,18 +35,13 @@ _ORT_TYPES = {
     "float16": "tensor(float16)",
     "float32": "tensor(float)",
 }
-_NO_MEMORY = re.compile(
-    r"out of memory|failed to allocate memory|smaller than requested bytes|bad[ _]alloc|ALLOC_FAILED",
-    re.IGNORECASE,
-)
-"""What ONNX Runtime and the CUDA libraries below it say when memory runs out; it has no error of its own."""
 
 
 def open_engine(
     bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
 ) -> tuple[OnnxEngine, None]:
     """Open ONNX Runtime, which runs the graphs of any bundle. Raises `RequestError`, see `OnnxEngine`."""
-    return OnnxEngine(device, cpu.threads), None
+    return OnnxEngine(device, cpu.threads, exact=bundle.manifest.precision == "fp32"), None
 
 
 class OnnxEngine:
@@ -54,6 +50,7 @@ class OnnxEngine:
     Args:
         device: `cpu`, `cuda`, or `cuda:N` for the GPU of that number.
         threads: that work on one operator; None takes the machine's cores. For the CPU.
+        exact: whether float32 is computed as such on CUDA; else in TF32, as the matrix units have it.
 
     Raises:
         RequestError: for an unknown device, or one that the installed ONNX Runtime does not serve.
@@ -62,33 +59,32 @@ class OnnxEngine:
     name = "onnx"
     precision: str | None = None
 
-    def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
+    def __init__(self, device: str = "cpu", threads: int | None = None, exact: bool = True) -> None:
         self._kind, self._index = Device.parse(device)
         self.device = device
         self._provider = _PROVIDERS[self._kind]
         self._ort = _import_onnxruntime()
         self._require(self._ort.get_available_providers(), "install s3diff-export[gpu] in place of [cpu]")
-        if self._kind == "cuda":
-            self._ort.preload_dlls()  # finds CUDA and cuDNN where pip put them
+        self._cuda = CudaSide(self._ort, self._index, exact) if self._kind == "cuda" else None
         self._options = self._session_options(threads)
-        self._turns = BoundedSemaphore(LANES)
+        self._turns = BoundedSemaphore(1 if self._cuda else LANES)
 
     @contextmanager
-    def lane(self, clock: Clock) -> Iterator[OnnxLane]:
+    def lane(self, clock: Clock) -> Iterator[Lane]:
         """See `Engine.lane`."""
         with self._turns:
-            yield OnnxLane(self._ort, self._kind, self._index, clock)
+            yield self._cuda.lane(clock) if self._cuda else OnnxLane(clock)
 
-    def open(self, graph: Path, stage: Stage) -> OnnxSession:
+    def open(self, graph: Path, stage: Stage) -> Session:
         """See `Engine.open`."""
-        settings = {"device_id": self._index} if self._kind == "cuda" else {}
         try:
-            session = self._ort.InferenceSession(
-                str(graph), self._options, providers=[(self._provider, settings)]
-            )
+            if self._cuda:
+                session, captures = self._cuda.load(graph, self._options)
+            else:
+                session = self._ort.InferenceSession(str(graph), self._options, providers=[self._provider])
         except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
             raise BundleError(
-                f"ONNX Runtime {self._ort.__version__} cannot load {graph} ({_line(error)}); "
+                f"ONNX Runtime {self._ort.__version__} cannot load {graph} ({line(error)}); "
                 "update ONNX Runtime, or rebuild the bundle with s3diff-export build"
             ) from error
         self._require(
@@ -102,7 +98,9 @@ class OnnxEngine:
             problem = tensor_problem(side, has, (f"{spec.name} {_ORT_TYPES[spec.dtype]}" for spec in specs))
             if problem:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
-        return OnnxSession(session, graph.stem, self._kind, self._index)
+        if self._cuda:
+            return self._cuda.session(session, graph.name.partition(".")[0], captures)
+        return OnnxSession(session, graph.stem)
 
     def _require(self, providers: list[str], remedy: str) -> None:
         """ONNX Runtime falls back to the CPU without an error; refuse that."""
@@ -125,29 +123,21 @@ class OnnxEngine:
 
 
 class OnnxLane:
-    """A chain of stages in ONNX Runtime, which waits for each of them. Values go to GPU number `index`."""
+    """A chain of stages in ONNX Runtime on the CPU, where every tensor is an array."""
 
-    def __init__(self, ort: ModuleType, device: str, index: int, clock: Clock) -> None:
-        self._ort, self._device, self._index = ort, device, index
+    def __init__(self, clock: Clock) -> None:
         self.timed = clock.running
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
-        """See `Lane.upload`; on the CPU there is nothing to do."""
-        if self._device == "cpu":
-            return array
-        try:
-            value: Value = self._ort.OrtValue.ortvalue_from_numpy(array, self._device, self._index)
-        except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
-            raise _failure(f"copying {name} to {self._device} failed", error) from error
-        return value
+        """See `Lane.upload`; there is nothing to do."""
+        return array
 
 
 class OnnxSession:
-    """A graph in ONNX Runtime. Outputs stay on the device until `numpy.asarray` fetches them."""
+    """A graph in ONNX Runtime on the CPU."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, stage: str, device: str, index: int) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, stage: str) -> None:
         self._session, self._stage = session, stage
-        self._device, self._index = device, index
         self._outputs = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
@@ -160,11 +150,11 @@ class OnnxSession:
                 else:
                     binding.bind_ortvalue_input(name, value)
             for name in self._outputs:
-                binding.bind_output(name, self._device, self._index)
+                binding.bind_output(name, "cpu")
             self._session.run_with_iobinding(binding)
             return dict(zip(self._outputs, binding.get_outputs(), strict=True))
         except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
-            raise _failure(f"stage {self._stage} failed on {self._device}", error) from error
+            raise failure(f"stage {self._stage} failed on cpu", error) from error
 
 
 def _import_onnxruntime() -> ModuleType:
@@ -183,13 +173,3 @@ def _share_cpu_arena() -> None:
     ort = _import_onnxruntime()
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)
-
-
-def _failure(what: str, error: Exception) -> JobError:
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        return OutOfMemory(f"{what} for want of memory ({_line(error)}); smaller tiles or batches need less")
-    return JobError(f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

@@ -33,9 +33,13 @@ def read_checkpoint(path: Path, estimator: Path | None = None) -> Checkpoint:
         CheckpointError: when the file is missing, damaged, inconsistent, of a newer revision or of neither
             format.
     """
-    file = open_tensor_file(path)
+    return checkpoint_of(open_tensor_file(path), estimator)
+
+
+def checkpoint_of(file: TensorFile, estimator: Path | None = None) -> Checkpoint:
+    """`read_checkpoint` of a file that is open."""
     checkpoint = released_checkpoint(file) if file.metadata is None else _native(file, file.metadata)
-    checkpoint = require_consistent(checkpoint, str(path))
+    checkpoint = require_consistent(checkpoint, str(file.path))
     if estimator is None:
         return checkpoint
     kept = {name: t for name, t in checkpoint.tensors.items() if not name.startswith("estimator.")}

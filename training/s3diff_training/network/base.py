@@ -161,6 +161,27 @@ class OneStep:
         signal, noise = math.sqrt(self.alpha_cumprod), math.sqrt(1 - self.alpha_cumprod)
         return (latent.float() - noise * noise_prediction.float()) / signal
 
+    def prediction(self, latent: Any, x0: Any) -> Any:  # noqa: ANN401 - of tensors, and of arrays
+        """The inverse of `denoise`: what was predicted for a latent `[N, c, h, w]` that became x0."""
+        signal, noise = math.sqrt(self.alpha_cumprod), math.sqrt(1 - self.alpha_cumprod)
+        return (latent - signal * x0) / noise
+
+
+@dataclass(frozen=True)
+class ResidualStep:
+    """A step whose prediction is taken off the latent as it is (PiSA-SR, eq. 4), at the same interface."""
+
+    timestep: int
+    adds_noise = False
+
+    def denoise(self, latent: Tensor, residual: Tensor) -> Tensor:
+        """x0 in float32."""
+        return latent.float() - residual.float()
+
+    def prediction(self, latent: Any, x0: Any) -> Any:  # noqa: ANN401 - of tensors, and of arrays
+        """The inverse of `denoise`."""
+        return latent - x0
+
 
 def guide(positive: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance in float32 (eq. 5): `negative + scale (positive - negative)`."""

@@ -19,9 +19,9 @@ def bicubic_upscale(image: Tensor, scale: int = SCALE) -> Tensor:
     return F.interpolate(image, (scale * height, scale * width), mode="bicubic", align_corners=False)
 
 
-def bicubic(image: Tensor) -> Tensor:
-    """The baseline restorer, and whose colours results get: `[N, 3, h, w]` in [0, 1] to x4, clamped."""
-    return bicubic_upscale(image).clamp(0, 1)
+def bicubic(image: Tensor, scale: int = SCALE) -> Tensor:
+    """The baseline restorer, and whose colours results get: `[N, 3, h, w]` in [0, 1], enlarged, clamped."""
+    return bicubic_upscale(image, scale).clamp(0, 1)
 
 
 def crop_padding(decoded: Tensor, image: Tensor) -> Tensor:

@@ -1,24 +1,19 @@
 """The S3Diff network: degradation, modulation, encoder, one UNet step, decoder (paper section 3)."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor, nn
+from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.vocabulary import ColorFix
+from s3diff_runtime.stages import finish_of
+from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep, guide
-from s3diff_training.network.color import (
-    bicubic,
-    bicubic_upscale,
-    correct_color,
-    crop_padding,
-    reflect_to_multiple,
-)
+from s3diff_training.network.color import bicubic
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import (
@@ -29,10 +24,8 @@ from s3diff_training.network.lora import (
     vae_blocks,
 )
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
+from s3diff_training.network.one_step_network import Around, OneStepNetwork, Restored, Sampled, vae_factor
 from s3diff_training.network.skips import SkipConnections
-
-Around = Callable[[str], AbstractContextManager[object]]
-"""Called with the name of each stage (of `s3diff_runtime.stages`) for a context to compute it in."""
 
 
 class Encoded(NamedTuple):
@@ -45,38 +38,32 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ForwardPass:
+class ForwardPass(Sampled):
     """All that the network computes from the prepared image to the decoded one."""
 
     modulation: Modulation
-    latent: Tensor
-    """`[N, c, h, w]` in the UNet's latent space, as the encoder gives it."""
     skips: list[Tensor]
     """See `Encoded`."""
-    epsilon_positive: Tensor
-    """`[N, c, h, w]`: the noise predicted under the positive prompt."""
-    epsilon_negative: Tensor | None
-    """Under the negative one; None where it was not evaluated."""
-    x0: Tensor
-    """`[N, c, h, w]` float32: the denoised latent, in the UNet's latent space."""
-    decoded: Tensor
-    """`[N, 3, H, W]` in [-1, 1], with the padding of `prepare`."""
+
+    @property
+    def epsilon_positive(self) -> Tensor:
+        """`[N, c, h, w]`: the noise predicted under the positive prompt."""
+        return self.predictions["epsilon_positive"]
+
+    @property
+    def epsilon_negative(self) -> Tensor | None:
+        """Under the negative one; None where it was not evaluated."""
+        return self.predictions.get("epsilon_negative")
 
 
 @dataclass(frozen=True)
-class Restored:
-    """A batch of super-resolved images and how they came about."""
+class RestoredByDegradation(Restored[ForwardPass]):
+    """See `Restored`; there always is a degradation."""
 
-    image: Tensor
-    """`[N, 3, 4H, 4W]` float32 in [0, 1]."""
     degradation: Tensor
-    """`[N, 2]` in [0, 1], in the order of `NetworkConfig.degradation_axes`."""
-    prepared: Tensor
-    """`[N, 3, H, W]` in [-1, 1]: what `prepare` made of the input."""
-    forward: ForwardPass
 
 
-class S3Diff(nn.Module):
+class S3Diff(OneStepNetwork):
     """A base model adapted by degradation-guided LoRA. Computes what the released code computes.
 
     Where the released code samples the posterior and runs the prompts one after the other, this takes the
@@ -87,21 +74,20 @@ class S3Diff(nn.Module):
         config: what is added to it.
     """
 
-    def __init__(self, base: BaseModel, config: NetworkConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = config or NetworkConfig()
-        self.tokenizer = base.tokenizer
-        self.text_encoder = base.text_encoder.requires_grad_(False).eval()
-        self.vae = base.vae
-        self.unet = base.unet
-        self.estimator = DegradationEstimator()
-        self.skips = SkipConnections(base.vae) if config.skip_connections else None
+    family = "s3diff"
+    estimator: DegradationEstimator
+    one_step: OneStep
 
+    def __init__(self, base: BaseModel, config: NetworkConfig | None = None) -> None:
         vae_levels = len(base.vae.config.block_out_channels)
         unet_levels = len(base.unet.config.block_out_channels)
-        self.vae_factor = 2 ** (vae_levels - 1)
-        self.multiple = self.vae_factor * 2 ** (unet_levels - 1)
-        """Sides that the network accepts, in high-resolution pixels, are multiples of this: 64 for SD."""
+        super().__init__(base, multiple=vae_factor(base) * 2 ** (unet_levels - 1))  # 64 for SD
+        self.config = config = config or NetworkConfig()
+        self.prompts = (config.positive_prompt, config.negative_prompt)
+        self.guidance = config.guidance
+        self.degradation_axes = config.degradation_axes
+        self.estimator = DegradationEstimator()
+        self.skips = SkipConnections(base.vae) if config.skip_connections else None
         timestep = FIRST_TIMESTEP if config.start_step is None else config.start_step
         self.one_step = OneStep(
             timestep, float(base.alphas_cumprod[timestep]), adds_noise=config.start_step is not None
@@ -116,7 +102,7 @@ class S3Diff(nn.Module):
         self.modulation = ModulationNetwork(*sizes, config.fourier_features, config.modulation)
 
     def trainable_names(self) -> set[str]:
-        """Names, in this module's state, of what a checkpoint holds besides the estimator.
+        """See `OneStepNetwork.trainable_names`; a checkpoint holds the estimator besides.
 
         LoRA, modulation, skip connections and, where the UNet has LoRA, its whole `conv_in`.
         """
@@ -128,30 +114,9 @@ class S3Diff(nn.Module):
         ]
         return {name for name in self.state_dict() if name.startswith(tuple(own))}
 
-    def prepare(self, image: Tensor) -> Tensor:
-        """Low-resolution `[N, 3, H, W]` in [0, 1] to the encoder's input.
-
-        Bicubic x4, to [-1, 1], clamped, reflect-padded right and bottom to `multiple`.
-        """
-        return reflect_to_multiple((bicubic_upscale(image) * 2 - 1).clamp(-1, 1), self.multiple)
-
-    def tokenize(self, prompts: Sequence[str]) -> Tensor:
-        """Token ids `[len(prompts), 77]` int64, padded and truncated."""
-        tokens: Tensor = self.tokenizer(
-            list(prompts),
-            max_length=self.tokenizer.model_max_length,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return tokens
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings `[len(prompts), 77, width]` float32 of the text encoder's last layer."""
-        tokens = self.tokenize(prompts).to(self.text_encoder.device)
-        embeddings: Tensor = self.text_encoder(tokens)[0]
-        return embeddings
+    def enlarge(self, image: Tensor, scale: int = SCALE) -> Tensor:
+        """Bicubic (`align_corners=False`), see `OneStepNetwork.enlarge`."""
+        return bicubic(image, scale)
 
     def encode(
         self, image: Tensor, modulation: Modulation, generator: torch.Generator | None = None
@@ -255,7 +220,10 @@ class S3Diff(nn.Module):
             x0 = self.one_step.denoise(start, epsilon)
         with around("vae_decoder"):
             decoded = self.decode(x0.to(image.dtype), modulation, skips)
-        return ForwardPass(modulation, latent, skips, epsilon_positive, epsilon_negative, x0, decoded)
+        predictions = {"epsilon_positive": epsilon_positive}
+        if epsilon_negative is not None:
+            predictions["epsilon_negative"] = epsilon_negative
+        return ForwardPass(latent, predictions, x0, decoded, modulation, skips)
 
     @torch.no_grad()
     def restore(
@@ -265,59 +233,81 @@ class S3Diff(nn.Module):
         noise: float | None = None,
         blur: float | None = None,
         guidance: float | None = None,
-        color_fix: ColorFix = "wavelet",
+        scale: int = SCALE,
+        color_fix: ColorFix | None = None,
         positive_prompt: str | Sequence[str] | Tensor | None = None,
         negative_prompt: str | Sequence[str] | Tensor | None = None,
         seed: int | None = None,
         one_batch: bool = True,
         around: Around = nullcontext,
-    ) -> Restored:
-        """Upscale low-resolution images x4.
+    ) -> RestoredByDegradation:
+        """Restore low-resolution images, see `OneStepNetwork.restore`; more arguments are this family's own.
 
         Args:
             image: `[N, 3, H, W]` float32 in [0, 1].
             noise: replaces the estimated noise score, in [0, 1] (section 4.4).
             blur: replaces the estimated blur score, in [0, 1].
             guidance: scale of eq. 5; None takes the checkpoint's.
-            color_fix: colour correction against the bicubic image.
-            positive_prompt: one prompt, or one per image (Table 9), or what `encode_prompts` made of them;
-                None takes the checkpoint's.
-            negative_prompt: likewise.
+            positive_prompt, negative_prompt: as there (Table 9).
             seed: samples the posterior and the starting noise; None is deterministic.
-            one_batch, around: see `forward`; here `around` gets estimator and finish too.
+            scale, color_fix, one_batch, around: as there.
 
         Raises:
             RequestError: for scores outside [0, 1] or a wrong number of prompts.
         """
         dtype = next(self.vae.parameters()).dtype
-        positive = self._prompts(positive_prompt, self.config.positive_prompt, len(image))
-        negative = self._prompts(negative_prompt, self.config.negative_prompt, len(image))
+        positive = self.embedded(positive_prompt, self.config.positive_prompt, len(image))
+        negative = self.embedded(negative_prompt, self.config.negative_prompt, len(image))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        scale = self.config.guidance if guidance is None else guidance
+        guidance = self.config.guidance if guidance is None else guidance
         with around("estimator"):
             degradation = self.degradation(image.to(dtype), noise=noise, blur=blur)
-        prepared = self.prepare(image)
+        with around("enlarge"):
+            enlarged = self.enlarge(image, scale)
         forward: ForwardPass = self(
-            prepared.to(dtype),
+            self.pad(enlarged).to(dtype),
             degradation,
             positive,
             negative,
-            scale,
+            guidance,
             generator,
             one_batch=one_batch,
             around=around,
         )
-        with around(f"finish_{color_fix}"):
-            finished = self.finish(forward.decoded, image, color_fix)
-        return Restored(finished, degradation, prepared, forward)
+        color_fix = self.usual_color_fix(color_fix)
+        with around(finish_of(color_fix)):
+            finished = self.finish(forward.decoded, enlarged, color_fix)
+        return RestoredByDegradation(finished, enlarged, forward, degradation)
 
-    def finish(self, decoded: Tensor, image: Tensor, color_fix: ColorFix) -> Tensor:
-        """From the decoded image `[N, 3, H, W]` in [-1, 1] to the result `[N, 3, 4h, 4w]` float32 in [0, 1].
+    def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
+        """The noise of each prompt, at a guidance of 1 and of 0."""
+        if not guided:
+            return {"epsilon_positive": {}}
+        return {"epsilon_positive": {"guidance": 1.0}, "epsilon_negative": {"guidance": 0.0}}
 
-        Crops the padding and brings the colours back to those of the low-resolution `image` `[N, 3, h, w]`.
-        """
-        upscaled = (crop_padding(decoded, image).float() + 1) / 2
-        return correct_color(upscaled, bicubic(image), color_fix)
+    @torch.no_grad()
+    def computed(
+        self, image: Tensor, restored: Restored[Any], guided: bool = True
+    ) -> dict[str, Tensor | None]:
+        """See `OneStepNetwork.computed`; `applied` is the degradation that was used, beside the estimate."""
+        forward: ForwardPass = restored.forward
+        left_out: dict[str, Tensor | None] = {}
+        if guided and forward.epsilon_negative is None:  # at a scale of 1, where a bundle takes any scale
+            negative = self.encode_prompts(self.prompts[1:])
+            left_out["epsilon_negative"] = self.predict_noise(forward.latent, negative, forward.modulation)
+        return {
+            "degradation": self.degradation(image),
+            "applied": restored.degradation,
+            "vae_modulation": forward.modulation.vae,
+            "unet_modulation": forward.modulation.unet,
+            **left_out,
+            **super().computed(image, restored, guided),
+        }
+
+    def matrices(self, image: Tensor) -> Modulation:
+        """Of the images' estimated degradations."""
+        modulation: Modulation = self.modulation(self.degradation(image))
+        return modulation
 
     @torch.no_grad()
     def degradation(self, image: Tensor, *, noise: float | None = None, blur: float | None = None) -> Tensor:
@@ -338,10 +328,3 @@ class S3Diff(nn.Module):
             if value is not None:
                 degradation[:, column] = value
         return degradation
-
-    def _prompts(self, prompt: str | Sequence[str] | Tensor | None, default: str, images: int) -> Tensor:
-        prompt = default if prompt is None else prompt  # "" is a prompt too
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if len(prompts) not in (1, images):
-            raise RequestError(f"{len(prompts)} prompts for {images} images; expected one, or one per image")
-        return prompts if isinstance(prompts, Tensor) else self.encode_prompts(prompts)

@@ -23,6 +23,7 @@ from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.new_base import save_base
 from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.pairs import HeldOut, TrainingPairs
+from s3diff_training.train.residual_stream import ResidualStream
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,12 @@ class BaseLosses(Options):
     lambda_l1: float = option(1.0, "Weight of L1.", least=0)
     # The correction hides low frequencies, and the decoder must still paint them.
     lambda_low: float = option(0.1, "Weight of L1 on low frequencies, before the colour correction.", least=0)
-    lambda_lpips: float = option(0.15, "Weight of LPIPS; 0 trains without it.", least=0)
+    lambda_lpips: float = option(0.5, "Weight of LPIPS; 0 trains without it.", least=0)
+    lambda_lpips_early: float = option(0.1, "Weight of LPIPS at first, while shapes are learnt.", least=0)
+    early_fraction: float = option(0.4, "Fraction of the run that counts as early.", least=0, most=1)
+    lambda_stream: float = option(
+        0.01, "Weight of what keeps activations within float16; see `ResidualStream`.", least=0
+    )
 
 
 class BaseTrainer:
@@ -54,6 +60,7 @@ class BaseTrainer:
         self._network.requires_grad_(False)
         base.vae.requires_grad_(True)
         base.unet.requires_grad_(True)
+        self._stream = ResidualStream((base.vae, base.unet)) if losses.lambda_stream else None
         self.modules = {"network": TrainableModule(self._network)}
         self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
 
@@ -86,6 +93,9 @@ class BaseTrainer:
             "low": self._losses.lambda_low * low_frequencies,
         }
         if self._lpips is not None:
-            distance = self._lpips.shifted(restored, truth, loop.generator).mean()
-            terms["lpips"] = self._losses.lambda_lpips * distance
+            early = loop.progress < self._losses.early_fraction
+            weight = self._losses.lambda_lpips_early if early else self._losses.lambda_lpips
+            terms["lpips"] = weight * self._lpips.shifted(restored, truth, loop.generator).mean()
+        if self._stream is not None:
+            terms["stream"] = self._losses.lambda_stream * self._stream.excess()
         return terms

@@ -39,7 +39,8 @@ ESTIMATOR_LOOP = BASE_LOOP.but(
 LORA_LOOP = LoopOptions(accumulate=16)
 """64 images an update on one GPU, the paper's batch."""
 SMALL_CROPS = PairOptions(Path(), crop=128)
-_PAIRS = ("crop", "validation", "validation_crop")
+_CROPS = ("crop", "validation", "halved_fraction", "candidates", "workers")
+_PAIRS = (*_CROPS, "validation_crop", "drawn_fraction")
 
 LoraOn = Literal["unet", "encoder", "unet+encoder", "unet+decoder", "unet+encoder+decoder"]
 _VAE_TARGETS: Mapping[str, str] = {
@@ -84,7 +85,7 @@ class BaseRequest(RunRequest):
 class EstimatorRequest(RunRequest):
     """What `train estimator` is asked for."""
 
-    pairs: PairOptions = group(SMALL_CROPS, only=("crop", "validation"))
+    pairs: PairOptions = group(SMALL_CROPS, only=_CROPS)
     loop: LoopOptions = group(ESTIMATOR_LOOP)
 
 
@@ -100,9 +101,9 @@ class InitialWeights(ModelSource):
         return iter(())
 
     def network(self, config: NetworkConfig) -> S3Diff:
-        """The checkpoint's network, or a new one; raises as `ModelSource.load`."""
+        """The checkpoint's network, or a new one; raises as `ModelSource.load_s3diff`."""
         if self.checkpoint is not None:
-            return self.load()
+            return self.load_s3diff("training")
         network = S3Diff(load_base(str(self.base)), config)
         if self.estimator is not None:
             load_estimator(network.estimator, self.estimator)
@@ -237,7 +238,7 @@ def _run(
 ) -> None:
     """Train, and say where the product is; `parts` and `sources` are recorded in the run folder."""
     config = {name: asdict(part) for name, part in parts.items()} | ({"sources": sources} if sources else {})
-    changeable = ("pairs.validation", "pairs.validation_crop")
+    changeable = ("pairs.validation", "pairs.validation_crop", "pairs.workers")
     folder = loop.run(trainer, request.output, config, request.on_existing, changeable)
     if loop.accelerator.is_main_process:
         product = folder.path / trainer.product

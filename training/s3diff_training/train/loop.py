@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
@@ -34,6 +34,7 @@ Samples = tuple[Sequence[Sequence[Tensor]], Sequence[str]]
 """What a trainer shows of its work: rows of images `[3, H, W]` in [0, 1], and one caption per column."""
 _LOG = logging.getLogger(__name__)
 _PLAIN_INTERVAL = 30.0  # seconds
+_WHOLE = 10_000  # parts of a progress bar
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class LoopOptions(Options):
     """How long, how fast and how often. The defaults are the released training's (FACTS)."""
 
     steps: int = option(30_000, "Updates in all.", least=1)
+    minutes: float | None = option(
+        None, "End after so many minutes of training, not after --steps; the schedule goes by them.", above=0
+    )
     batch: int = option(4, "Images of a micro-batch, on each process.", least=1)
     accumulate: int = option(4, "Micro-batches of an update.", least=1)
     lr: float = option(2e-5, "Learning rate.", above=0)
@@ -61,24 +65,33 @@ class LoopOptions(Options):
     seed: int = option(0, "Of weights, crops and degradations.", least=0)
     # No fp16: the step to x0 multiplies errors by 14.6, and without its loss scaling runs resume exactly.
     mixed_precision: MixedPrecision = option("no", "bf16 computes in bfloat16 where torch's autocast does.")
+    channels_last: bool = option(False, "Keep weights and activations of convolutions channels last.")
     threads: int | None = option(None, "CPU threads; torch's choice by default.", least=1)
 
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of step `step`, counted from 0."""
-        warmup = self.warmup_fraction * self.steps
-        if step < warmup:
-            return self.lr * (step + 1) / math.ceil(warmup)
+    def problems(self) -> Iterator[str]:
+        """Two ends."""
+        if self.minutes is not None and "steps" in self.given:
+            yield "--minutes and --steps both say when to end; pass one of them"
+
+    def progress(self, step: int, seconds: float) -> float:
+        """How much of the run is done, 0 to 1, after so many steps and seconds of training."""
+        return step / self.steps if self.minutes is None else min(seconds / (60 * self.minutes), 1.0)
+
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate of the next step when `progress` (0 to 1) of the run is done."""
+        if progress < self.warmup_fraction:
+            return self.lr * min((progress + 1 / self.steps) / self.warmup_fraction, 1.0)
         if self.schedule == "constant":
             return self.lr
-        progress = (step - warmup) / (self.steps - warmup)
-        return self.lr_final + (self.lr - self.lr_final) * (1 + math.cos(math.pi * progress)) / 2
+        through = (progress - self.warmup_fraction) / (1 - self.warmup_fraction)
+        return self.lr_final + (self.lr - self.lr_final) * (1 + math.cos(math.pi * through)) / 2
 
     @property
     def changeable(self) -> frozenset[str]:
         """Names of the options that a resumed run may change, because the weights do not depend on them."""
         names = {"log_every", "save_every", "sample_every", "validate_every", "keep", "threads"}
         if self.schedule == "constant" and self.warmup_fraction == 0:
-            names.add("steps")
+            names.update(("steps", "minutes"))
         return frozenset(names)
 
 
@@ -117,9 +130,11 @@ class TrainLoop:
     Attributes:
         options: of the loop.
         device: where the trained modules live and where trainers put their frozen ones and their batches.
-        generator: on the CPU, this process's own; for drawing crops.
-        device_generator: the same on `device` (the same object on the CPU); for drawing there.
+        entropy: what this process's random numbers follow from.
+        generator: on the CPU, this process's own.
         step: steps done.
+        progress: how much of the run is done, 0 to 1.
+        learning_rate: of the step that is being done.
     """
 
     def __init__(self, options: LoopOptions) -> None:
@@ -131,15 +146,13 @@ class TrainLoop:
             gradient_accumulation_steps=options.accumulate, mixed_precision=options.mixed_precision
         )
         self.device: torch.device = self.accelerator.device
-        entropy = np.random.SeedSequence([options.seed, self.accelerator.process_index])
-        seeds = entropy.generate_state(3).tolist()
+        self.entropy = (options.seed, self.accelerator.process_index)
+        seeds = np.random.SeedSequence(self.entropy).generate_state(2).tolist()
         self._own_seed = seeds[0]
         torch.manual_seed(options.seed)
-        self.generator = self.device_generator = torch.Generator().manual_seed(seeds[1])
-        if self.device.type != "cpu":
-            self.device_generator = torch.Generator(self.device).manual_seed(seeds[2])
-        self.step = 0
-        self._generators = [self.generator, self.device_generator, torch.default_generator]  # dropout's
+        self.generator = torch.Generator().manual_seed(seeds[1])
+        self.step, self.progress, self.learning_rate = 0, 0.0, 0.0
+        self._generators = [self.generator, torch.default_generator]  # dropout's
         if self.device.type != "cpu":
             place = torch.cuda.current_device()  # initialises CUDA, which makes its generators
             self._generators.append(torch.cuda.default_generators[place])
@@ -177,24 +190,26 @@ class TrainLoop:
         folder = RunFolder(path)
         decay = self.options.ema_decay
         self._modules = {
-            name: OptimisedModule(name, module, self.accelerator, decay)
+            name: OptimisedModule(name, module, self.accelerator, decay, self.options.channels_last)
             for name, module in trainer.modules.items()
         }
         torch.manual_seed(self._own_seed)  # from here on processes differ, in dropout for example
         if on_existing == "resume":
             self._resume(folder)
-        progress = _progress(self.step, self.options.steps) if main else nullcontext()
-        with progress as show:
-            while self.step < self.options.steps:
+        self.progress = self.options.progress(self.step, self._seconds)
+        with _progress(self.step, self.progress) if main else nullcontext() as show:
+            while self.progress < 1:
                 began = time.monotonic()
+                self.learning_rate = self.options.learning_rate(self.progress)
                 losses = dict(trainer.step(self))
                 self.step += 1
                 for module in self._modules.values():
                     module.update_average(self.step)
-                self._seconds += time.monotonic() - began
+                self._seconds = self._agreed(self._seconds + time.monotonic() - began)
+                self.progress = self.options.progress(self.step, self._seconds)
                 self._unlogged.append(losses)
                 if show:
-                    show(self.step, _means(self._unlogged))
+                    show(self.step, self.progress, _means(self._unlogged))
                 self._after_step(trainer, folder)
         return folder
 
@@ -229,7 +244,7 @@ class TrainLoop:
                     terms = losses(batch)
                 values.append(self._finite(name, terms))
                 self.accelerator.backward(torch.stack([term.float() for term in terms.values()]).sum())
-        module.step(self.options.learning_rate(self.step), self.options.grad_clip)
+        module.step(self.learning_rate, self.options.grad_clip)
         return _means(values)
 
     @contextmanager
@@ -277,7 +292,13 @@ class TrainLoop:
         self.accelerator.wait_for_everyone()
 
     def _due(self, every: int) -> bool:
-        return every > 0 and (self.step % every == 0 or self.step == self.options.steps)
+        return every > 0 and (self.step % every == 0 or self.progress >= 1)
+
+    def _agreed(self, seconds: float) -> float:
+        """The main process's clock, where several go by it: they have to end together."""
+        if self.options.minutes is None or self.accelerator.num_processes == 1:
+            return seconds
+        return float(broadcast(torch.tensor(seconds, device=self.device)))
 
     def _log_losses(self, folder: RunFolder) -> None:
         """One line: means over the steps since the last line and over the processes."""
@@ -287,7 +308,7 @@ class TrainLoop:
             record = {
                 "step": self.step,
                 "seconds": round(self._seconds, 3),
-                "learning_rate": self.options.learning_rate(self.step - 1),
+                "learning_rate": self.learning_rate,
                 "losses": means,
             }
             folder.log("losses", record)
@@ -328,29 +349,31 @@ class TrainLoop:
 
 
 @contextmanager
-def _progress(start: int, steps: int) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A progress bar on a terminal, a log line now and then elsewhere, from step `start` of `steps`.
+def _progress(start: int, before: float) -> Iterator[Callable[[int, float, Mapping[str, float]], None]]:
+    """A progress bar on a terminal, a log line now and then elsewhere, of a run that has done `start` steps.
 
-    Yields a function to call when a step is done, with the means of the losses since the last logged ones.
+    `before` is its progress then. Yields a function to call when a step is done, with the steps, the progress
+    and the means of the losses since the last logged ones.
     """
     console = Console(stderr=True)
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     bar = Progress(
         *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
     )
-    task = bar.add_task("training", total=steps, completed=start, note="")
+    task = bar.add_task("training", total=_WHOLE, completed=round(before * _WHOLE), note="")
     began = spoke = time.monotonic()
 
-    def done(step: int, losses: Mapping[str, float]) -> None:
+    def done(step: int, progress: float, losses: Mapping[str, float]) -> None:
         nonlocal spoke
         now = time.monotonic()
         rate = (step - start) / max(now - began, 1e-9)
-        note = "  ".join([f"{rate:.2f} steps/s", *(f"{name} {value:.4f}" for name, value in losses.items())])
-        bar.update(task, completed=step, note=note)
-        if bar.disable and (now - spoke >= _PLAIN_INTERVAL or step == steps):
+        means = (f"{name} {value:.4f}" for name, value in losses.items())
+        note = "  ".join([f"step {step}", f"{rate:.2f} steps/s", *means])
+        bar.update(task, completed=progress * _WHOLE, note=note)
+        if bar.disable and (now - spoke >= _PLAIN_INTERVAL or progress >= 1):
             spoke = now
-            minutes = (steps - step) / max(rate, 1e-9) / 60
-            _LOG.info("step %d of %d, %.0f min left, %s", step, steps, minutes, note)
+            minutes = (1 - progress) * (now - began) / max(progress - before, 1e-9) / 60
+            _LOG.info("%.0f %% done, %.0f min left, %s", 100 * progress, minutes, note)
 
     with bar:
         yield done

@@ -30,11 +30,18 @@ class OptimisedModule:
     """
 
     def __init__(
-        self, name: str, trainable: TrainableModule, accelerator: Accelerator, ema_decay: float
+        self,
+        name: str,
+        trainable: TrainableModule,
+        accelerator: Accelerator,
+        ema_decay: float,
+        channels_last: bool,
     ) -> None:
         self.name, self.module = name, trainable.module
         self._accelerator, self._decay = accelerator, ema_decay if trainable.averaged else 0.0
         self.module.to(accelerator.device)
+        if channels_last:
+            nn.utils.convert_conv2d_weight_memory_format(self.module, torch.channels_last)
         self._named = {key: value for key, value in self.module.named_parameters() if value.requires_grad}
         if not self._named:
             raise JobError(f"{name} has no parameter that requires gradients; nothing to train")

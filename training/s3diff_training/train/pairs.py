@@ -1,14 +1,17 @@
 """What the trainers learn from and what they are judged on: training pairs, and held-out ones."""
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
@@ -26,6 +29,11 @@ SIDE_MULTIPLE = 32
 Restore = Callable[[Tensor], Tensor]
 """From LR `[1, 3, h, w]` to SR `[1, 3, 4h, 4w]`, both in [0, 1]."""
 _SHOWN = 4  # rows of a contact sheet
+_TOGETHER = 2**18
+"""Pixels degraded at a time: one size drawn for all of them, and more leave a processor's cache."""
+_AHEAD = 4  # micro-batches of every worker
+Array = np.ndarray[Any, Any]
+_FIELDS = tuple(field.name for field in fields(DegradedBatch))
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,20 @@ class PairOptions(Options):
         None, "Folder of photographs never trained on, to score; without it there are no scores."
     )
     validation_crop: int = option(512, "Largest side of the validation images, in pixels.")
+    halved_fraction: float = option(
+        0.0,
+        "Fraction of the crops taken at twice the side and halved, so that soft photographs get sharp.",
+        least=0,
+        most=1,
+    )
+    drawn_fraction: float = option(
+        0.0,
+        "Fraction of the crops that are one flat colour, or two along a straight edge, drawn.",
+        least=0,
+        most=1,
+    )
+    candidates: int = option(1, "Crops drawn for every one taken, which is the most detailed.", least=1)
+    workers: int = option(0, "Processes that make pairs ahead; with 0 training waits for them.", least=0)
 
     def problems(self) -> Iterator[str]:
         """Sides that are too small or no multiples."""
@@ -66,20 +88,116 @@ class LpipsOptions(Options):
 
 
 class TrainingPairs:
-    """Random crops of a folder of photographs, degraded anew every time."""
+    """Random crops of a folder of photographs, degraded anew every time.
+
+    Every micro-batch follows from the run's seed and its own number: a resumed run goes on with the same
+    ones, and on a CPU they are the same in whatever process they are made.
+    """
 
     def __init__(self, options: PairOptions) -> None:
-        self._photographs = PhotographFolder(options.data, options.crop)
-        self._crop = options.crop
+        largest = options.crop * (2 if options.halved_fraction else 1)
+        self._photographs, self._options = PhotographFolder(options.data, largest), options
         self._pipeline = DegradationPipeline()
+        self._ahead: Iterator[list[Array]] | None = None
 
     def draw(self, loop: TrainLoop) -> list[DegradedBatch]:
-        """The micro-batches of one update, on the loop's device, from the loop's generators."""
-        batches = []
-        for _ in range(loop.options.accumulate):
-            crops = self._photographs.crops(loop.options.batch, self._crop, loop.generator)
-            batches.append(self._pipeline(crops.to(loop.device).float() / 255, loop.device_generator))
-        return batches
+        """The micro-batches of one update, on the loop's device."""
+        count = loop.options.accumulate
+        first, size, entropy = loop.step * count, loop.options.batch, loop.entropy
+        if not self._options.workers:
+            return [self.made(n, size, entropy, loop.device) for n in range(first, first + count)]
+        if self._ahead is None:
+            self._ahead = self._start_workers(_MadeElsewhere(self, size, entropy), first)
+        return [_unpacked(next(self._ahead), loop.device) for _ in range(count)]
+
+    def made(self, number: int, size: int, entropy: Sequence[int], device: torch.device) -> DegradedBatch:
+        """Micro-batch `number` of `size` pairs, degraded on `device`; `entropy` is the run's."""
+        seeds = np.random.SeedSequence([*entropy, number]).generate_state(2).tolist()
+        generator, on_device = torch.Generator().manual_seed(seeds[0]), torch.Generator(device)
+        on_device.manual_seed(seeds[1])
+        hr = torch.stack([self._crop(generator) for _ in range(size)])
+        drawn, clean = torch.rand(2, size, generator=generator)
+        rows = (drawn < self._options.drawn_fraction).nonzero().flatten().tolist()
+        for row in rows:
+            hr[row] = drawn_crop(self._options.crop, generator)
+        together = max(1, _TOGETHER // self._options.crop**2)
+        parts = [self._pipeline(p.to(device).float() / 255, on_device) for p in hr.split(together)]
+        batch = DegradedBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in _FIELDS))
+        for row in rows:
+            if clean[row] < 0.5:
+                batch.lr[row] = (F.avg_pool2d(batch.hr[row], SCALE) * 255).round() / 255
+                batch.noise[row] = batch.blur[row] = 0
+        return batch
+
+    def _crop(self, generator: torch.Generator) -> Tensor:
+        """Photographs are out of focus for the most part, and from that nothing is learnt."""
+        crops = [self._candidate(generator) for _ in range(self._options.candidates)]
+        return crops[0] if len(crops) == 1 else max(crops, key=_detail)
+
+    def _candidate(self, generator: torch.Generator) -> Tensor:
+        side = self._options.crop
+        if torch.rand((), generator=generator) >= self._options.halved_fraction:
+            return self._photographs.crops(1, side, generator)[0]
+        return F.avg_pool2d(self._photographs.crops(1, 2 * side, generator)[0].float(), 2).round().byte()
+
+    def _start_workers(self, batches: "_MadeElsewhere", first: int) -> Iterator[list[Array]]:
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=itertools.count(first),
+            num_workers=self._options.workers,
+            collate_fn=list,
+            prefetch_factor=_AHEAD,
+            generator=torch.Generator(),  # its own: the default one is dropout's
+        )
+        return iter(loader)
+
+
+@dataclass(frozen=True)
+class _MadeElsewhere(Dataset[list[Array]]):
+    """Micro-batches by number, as arrays with the images in uint8, to come out of another process.
+
+    Arrays go through a pipe; tensors would take shared memory, of which a container has 64 MB by default.
+    """
+
+    pairs: TrainingPairs
+    size: int
+    entropy: Sequence[int]
+
+    def __getitem__(self, number: int) -> list[Array]:
+        made = self.pairs.made(number, self.size, self.entropy, torch.device("cpu"))
+        images = [(image * 255).round().byte() for image in (made.lr, made.hr)]
+        return [tensor.numpy() for tensor in (*images, made.noise, made.blur)]
+
+
+def _detail(crop: Tensor) -> float:
+    """Sum of the mean differences of vertical and of horizontal neighbours."""
+    levels = crop.float()
+    return float(levels.diff(dim=1).abs().mean() + levels.diff(dim=2).abs().mean())
+
+
+def _unpacked(arrays: Sequence[Array], device: torch.device) -> DegradedBatch:
+    lr, hr, noise, blur = (torch.from_numpy(array).to(device) for array in arrays)
+    return DegradedBatch(lr.float() / 255, hr.float() / 255, noise, blur)
+
+
+def drawn_crop(side: int, generator: torch.Generator) -> Tensor:
+    """One flat colour, or two that meet in a straight edge, as often; uint8 `[3, side, side]`.
+
+    Half of the colours are grey, and half have every channel at an end of its range: white, black and pure
+    colours, which photographs hardly have.
+    """
+    colours = torch.rand(2, 3, generator=generator)
+    grey, pure, flat, angle, at = torch.rand(5, generator=generator)
+    if grey < 0.5:
+        colours = colours[:, :1].expand(2, 3)
+    if pure < 0.5:
+        colours = colours.round()
+    line = torch.arange(side) - side * at
+    across = line * torch.cos(2 * math.pi * angle) + line[:, None] * torch.sin(2 * math.pi * angle)
+    share = (across + 0.5).clamp(0, 1) if flat < 0.5 else torch.zeros(side, side)
+    one, other = colours[..., None, None]
+    return (255 * torch.lerp(one, other, share)).round().byte()
 
 
 class Pair(NamedTuple):

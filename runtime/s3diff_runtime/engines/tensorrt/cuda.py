@@ -9,6 +9,26 @@ from typing import Any
 
 from s3diff_runtime.errors import JobError, OutOfMemory, RequestError
 
+_FATAL = frozenset(
+    f"cudaError{name}"
+    for name in (
+        "Assert",
+        "Contained",
+        "ExternalDevice",
+        "HardwareStackError",
+        "IllegalAddress",
+        "IllegalInstruction",
+        "InvalidAddressSpace",
+        "InvalidPc",
+        "LaunchFailure",
+        "LaunchTimeout",
+        "MisalignedAddress",
+        "MpsClientTerminated",
+        "TensorMemoryLeak",
+    )
+)
+"""Errors after which every call of the process fails, CUDA says. By name: older bindings lack some."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -94,6 +114,10 @@ class Cuda:
         self._call("cudaSetDevice", self.gpu.index)
 
     # --- memory -----------------------------------------------------------------------------------
+
+    def free_memory(self) -> int:
+        """Bytes of device memory that nobody holds."""
+        return int(self._call("cudaMemGetInfo")[0])
 
     def allocate(self, size: int) -> Handle:
         """Device memory of `size` bytes, aligned to 256. Raises `OutOfMemory` when there is not as much."""
@@ -191,9 +215,14 @@ class Cuda:
             )
         _, text = self._runtime.cudaGetErrorString(error)
         reason = text.decode(errors="replace") if isinstance(text, bytes) else text
+        again = (
+            "restart the process, which CUDA serves no more"
+            if error.name in _FATAL
+            else "open the bundle again"
+        )
         return JobError(
             f"the GPU failed in {name}: {error.name} ({reason}); check nvidia-smi and the kernel log for "
-            "faults, and open the bundle again"
+            f"faults, and {again}"
         )
 
     def _owned(self, value: Any, free: str) -> Handle:  # noqa: ANN401
@@ -201,7 +230,8 @@ class Cuda:
 
         def freeing() -> None:
             (error,) = getattr(runtime, free)(value)
-            if error != runtime.cudaError_t.cudaSuccess:  # nobody up there could do anything about it
+            # Nobody up there could do anything about it; after a fatal one everything is lost anyway.
+            if error != runtime.cudaError_t.cudaSuccess and error.name not in _FATAL:
                 _logger.warning("%s failed: %s", free, error.name)
 
         return Handle(value, freeing)

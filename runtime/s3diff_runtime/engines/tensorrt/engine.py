@@ -1,6 +1,7 @@
 """The engine of TensorRT and TensorRT-RTX: finds engines of a bundle that fit the machine, and loads them."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -9,13 +10,15 @@ from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, Engi
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
-from s3diff_runtime.engines.flavours import FlavourTraits
+from s3diff_runtime.engines.flavours import FLAVOURS, FlavourTraits
 from s3diff_runtime.engines.interface import tensor_problem
 from s3diff_runtime.engines.tensorrt.api import TensorRt, version_numbers
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
-from s3diff_runtime.engines.tensorrt.lanes import LanePool
+from s3diff_runtime.engines.tensorrt.kernels import KernelCache, kernels_file
+from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
 from s3diff_runtime.engines.tensorrt.session import TensorRtSession
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
@@ -65,7 +68,10 @@ def _loadable(identity: EngineIdentity, cuda: Cuda) -> TensorRt | str:
 
 def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[str]:
     """Everything that keeps an engine from being loaded by a GPU and the TensorRT of its flavour."""
-    if version != identity.version:
+    if FLAVOURS[identity.flavour].runs_older:
+        if version_numbers(version) < version_numbers(identity.version):
+            yield f"expected {identity.flavour} {identity.version} or later, found {version}"
+    elif version != identity.version:
         yield f"expected {identity.flavour} {identity.version}, found {version}"
     if identity.hardware_compatibility == "ampere_plus":
         if version_numbers(gpu.compute_capability) < _AMPERE:
@@ -80,7 +86,7 @@ def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[st
 
 
 def _build_command(bundle: Bundle, flavour: str) -> str:
-    return f"s3diff-export engines {bundle.folder} --engine {flavour}"
+    return f"s3diff-export engines {bundle.folder} {FLAVOURS[flavour].built_with}"
 
 
 class TensorRtEngine:
@@ -93,8 +99,17 @@ class TensorRtEngine:
         self.device = f"cuda:{cuda.gpu.index}"
         self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
         self._lanes = LanePool(cuda)
-        self.lane = self._lanes.lane
+        if api.flavour.compiles_on_device:
+            api.kernels = KernelCache(kernels_file(engines.name, cuda.gpu.name))
         self._rebuild = f"build engines on this machine with {_build_command(bundle, self.name)}"
+
+    @contextmanager
+    def lane(self, clock: Clock) -> Iterator[Lane]:
+        """See `Engine.lane`, and `LanePool.lane`."""
+        with self._lanes.lane(clock) as lane:
+            yield lane
+        if self._api.kernels is not None:
+            self._api.kernels.save()
 
     def open(self, graph: Path, stage: Stage) -> TensorRtSession:
         """Load an engine: `graph` is the path of its `.engine`, which lies in the bundle.

@@ -14,8 +14,9 @@ from s3diff_runtime.engines.tensorrt.cuda import Cuda, Handle
 from s3diff_runtime.engines.tensorrt.lanes import DeviceTensor, Lane
 from s3diff_runtime.errors import JobError
 
-MOST_GRAPHS = 8
-"""Of one stage in one lane; the least recently used leaves. Each holds a context, and with it memory."""
+MOST_GRAPHS = 4
+"""Of one stage in one lane: tiles, those at the edges, pictures that are not cut, another batch. The least
+recently used leaves. Each holds a context, and with it memory."""
 
 _logger = logging.getLogger(__name__)
 
@@ -40,19 +41,23 @@ class Bindings:
 
 
 class StageContext:
-    """An execution context on the stream of a lane. It holds one set of shapes at a time."""
+    """An execution context on the stream of a lane. It holds one profile, and one set of shapes at a time."""
 
-    def __init__(self, api: TensorRt, engine: Any, lane: Lane) -> None:  # noqa: ANN401
+    def __init__(self, api: TensorRt, engine: Any, lane: Lane, profile: int) -> None:  # noqa: ANN401
         self._api, self._stream = api, lane.stream
-        self._context = api.make_context(engine)
+        self._context = api.make_context(engine, profile, int(lane.stream))
+        self._most_scratch = engine.get_device_memory_size_for_profile_v2(profile)
 
     def set_shapes(self, inputs: Mapping[str, DeviceTensor]) -> int:
         """Set the shapes of the inputs; bytes of scratch memory that they lead to."""
         for name, tensor in inputs.items():
-            self._api.require(
-                self._context.set_input_shape(name, tensor.shape), f"setting {name} to {list(tensor.shape)}"
-            )
-        return int(self._context.update_device_memory_size_for_shapes())
+            doing = f"setting {name} to {list(tensor.shape)}"
+            self._api.ask(doing, self._context.set_input_shape, name, tensor.shape)
+        doing = "finding the memory that the shapes need"
+        size = self._api.ask(doing, self._context.update_device_memory_size_for_shapes)
+        if not size and self._most_scratch:  # how TensorRT says that it failed
+            raise self._api.failure(doing)
+        return int(size)
 
     def shape_of(self, tensor: str) -> Shape:
         """Of an output, once those of the inputs are set."""
@@ -63,13 +68,17 @@ class StageContext:
         self.set_shapes(bindings.inputs)
         self._context.set_device_memory(bindings.scratch, bindings.scratch_size)
         for name, tensor in bindings.tensors():
-            self._api.require(
-                self._context.set_tensor_address(name, tensor.address), f"binding the tensor {name}"
-            )
+            doing = f"binding the tensor {name}"
+            self._api.ask(doing, self._context.set_tensor_address, name, tensor.address)
 
     def enqueue(self) -> None:
         """Queue the stage, as it was bound."""
-        self._api.require(self._context.execute_async_v3(int(self._stream)), "queueing the stage")
+        self._api.ask("queueing the stage", self._context.execute_async_v3, int(self._stream))
+
+    def require_capturable(self) -> None:
+        """Raise `JobError` where TensorRT says that the stage, as it was bound, cannot be captured."""
+        if self._api.flavour.compiles_on_device:
+            self._api.ask("asking for a capture", self._context.is_stream_capturable, int(self._stream))
 
 
 class GraphCache:
@@ -124,6 +133,7 @@ class GraphCache:
     def capture(self, key: Hashable, context: StageContext) -> None:
         """Keep a graph of the work that a context of its own has just run; it must not change any more."""
         try:
+            context.require_capturable()
             graph = self._cuda.capture(self._stream, context.enqueue)
         except JobError as error:
             self._refuse(error)

@@ -1,0 +1,120 @@
+"""Settings of single pictures, from a CSV file: the tags that a tagger found, or whatever else differs."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import cast
+
+from s3diff_runtime.batch.jobs import Job
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.options import types_of
+from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
+
+_INPUT = "input"
+_FOR_ALL = ("scale",)
+"""What a batch has in common, as it decides the sizes of results."""
+_SHOWN = 3
+COLUMNS = tuple(each.name for each in fields(PictureSettings) if each.name not in _FOR_ALL)
+
+
+def read_each(path: Path, jobs: Sequence[Job]) -> dict[Path, UpscaleSettings]:
+    """The settings of a CSV file by `Job.source`; an empty cell leaves a setting as it is for all.
+
+    A picture is named by its path, from the file's folder or from the working one, or by its name alone where
+    only one input has it.
+
+    Args:
+        path: has the column `input`, and any of `COLUMNS`.
+        jobs: pictures that may be named.
+
+    Raises:
+        RequestError: for a file that cannot be read, columns and values that are none, and pictures that are
+            named twice or are no inputs; names the first few of all.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            columns, rows = list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise RequestError(f"--each {path} cannot be read ({error}); expected a CSV file in UTF-8") from error
+    strange = [name for name in columns if name not in (_INPUT, *COLUMNS)]
+    if strange or _INPUT not in columns or len(set(columns)) != len(columns):
+        found = ", ".join(map(str, columns)) or "none"
+        raise RequestError(
+            f"--each {path} has the columns {found}; expected {_INPUT}, and some of {', '.join(COLUMNS)}"
+        )
+    found_settings: dict[Path, UpscaleSettings] = {}
+    problems: list[str] = []
+    inputs = _Inputs(path, jobs)
+    for number, row in enumerate(rows, start=2):
+        try:
+            source = inputs.named(row[_INPUT])
+            if source in found_settings:
+                raise RequestError(f"{row[_INPUT]} is named twice")
+            found_settings[source] = _settings(row)
+        except RequestError as error:
+            problems.append(f"line {number}: {error}")
+    more = [f"{len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+    refuse([*problems[:_SHOWN], *more], f"--each {path}")
+    return found_settings
+
+
+def require_able(manifest: Manifest, settings: PictureSettings, each: Mapping[Path, UpscaleSettings]) -> None:
+    """Raise `RequestError` where a bundle cannot do what is asked for all pictures, or for a single one."""
+    Conditions.of(manifest, settings)
+    for source, own in each.items():
+        try:
+            Conditions.of(manifest, PictureSettings(**merged(settings, own)))
+        except RequestError as error:
+            raise RequestError(f"{source}: {error}") from error
+
+
+def merged(settings: PictureSettings, own: UpscaleSettings) -> UpscaleSettings:
+    """What is asked for all pictures, and over it what is asked for one."""
+    both = {each.name: getattr(settings, each.name) for each in fields(settings)} | dict(own)
+    return cast(UpscaleSettings, both)
+
+
+class _Inputs:
+    """Finds inputs by what a row calls them."""
+
+    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+        self._folder = path.parent
+        self._by_path = {job.source.resolve(): job.source for job in jobs}
+        self._by_name: dict[str, list[Path]] = {}
+        for job in jobs:
+            self._by_name.setdefault(job.source.name, []).append(job.source)
+
+    def named(self, text: str | None) -> Path:
+        found = list(dict.fromkeys(self._candidates(text or "")))
+        if len(found) != 1:
+            what = "is the name of several inputs" if found else "is none of the inputs"
+            raise RequestError(f"{text or 'an empty cell'} {what}; expected the path of one")
+        return found[0]
+
+    def _candidates(self, text: str) -> Iterator[Path]:
+        paths = [(folder / text).resolve() for folder in (self._folder, Path())] if text else []
+        known = [self._by_path[path] for path in paths if path in self._by_path]
+        yield from known[:1] or self._by_name.get(text, [])
+
+
+def _settings(row: Mapping[str | None, str | None]) -> UpscaleSettings:
+    if None in row or None in row.values():
+        raise RequestError("more or fewer cells than columns")
+    values: dict[str, object] = {}
+    for name in COLUMNS:
+        text = (row.get(name) or "").strip()
+        if text:
+            values[name] = _number(name, text) if types_of(PictureSettings)[name] is float else text
+    settings = cast(UpscaleSettings, values)
+    PictureSettings(**settings)  # refuses what is out of range
+    return settings
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise RequestError(f"{name} is {text!r}, expected a number") from error

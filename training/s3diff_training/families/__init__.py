@@ -1,0 +1,1 @@
+"""The families of checkpoints: a file for each, `table` names them."""

@@ -1,0 +1,98 @@
+"""OSEDiff (`cswry/OSEDiff`): plain LoRA on UNet and encoder, one prompt of each picture's own tags.
+
+The mathematics is that of the released code at commit fcc4f09; where this differs it is said.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.families import FAMILIES
+from s3diff_training.families.family import Family, Loader, has_keys
+from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
+from s3diff_training.families.plain_network import PlainNetwork
+from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep
+from s3diff_training.network.lora import add_lora
+from s3diff_training.tensor_files import TensorFile
+
+CHECKPOINT = "osediff.pkl"
+_EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
+_TRAINED_WHOLE = ("conv_in.base_layer.weight", "conv_in.base_layer.bias")
+
+
+@dataclass(frozen=True)
+class OSEDiffConfig:
+    """What a checkpoint says of the network."""
+
+    rank_unet: int
+    rank_vae: int
+    unet_layers: tuple[str, ...]
+    """Full names of those with LoRA."""
+    vae_layers: tuple[str, ...]
+
+
+class OSEDiff(PlainNetwork):
+    """Stable Diffusion 2.1 with plain LoRA: one step at timestep 999 under one prompt, without guidance.
+
+    See `PlainNetwork` for what differs from the released script.
+    """
+
+    family = "osediff"
+    brings_small_back = False
+    prompts = (FAMILIES["osediff"].tags_prompt.format(tags=""),)
+
+    def __init__(self, base: BaseModel, config: OSEDiffConfig) -> None:
+        super().__init__(base)
+        self.one_step = OneStep(FIRST_TIMESTEP, float(base.alphas_cumprod[FIRST_TIMESTEP]), adds_noise=False)
+        add_lora(self.unet, config.unet_layers, config.rank_unet, ALPHA, lambda _: 0)
+        add_lora(self.vae, config.vae_layers, config.rank_vae, ALPHA, lambda _: 0)
+
+    def trainable_names(self) -> set[str]:
+        """LoRA, and the first convolution of the UNet, which is trained whole."""
+        return super().trainable_names() | {f"unet.{name}" for name in _TRAINED_WHOLE}
+
+    def step(self, latent: Tensor, prompts: Tensor, one_batch: bool) -> tuple[dict[str, Tensor], Tensor]:
+        """Epsilon, and x0 by the formula of DDPM's step."""
+        epsilon = self.predict(latent, prompts)
+        return {"epsilon": epsilon}, self.one_step.denoise(latent, epsilon)
+
+    def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
+        """The only prediction there is."""
+        return {"epsilon": {}}
+
+
+def _read(file: TensorFile, estimator: Path | None) -> Loader:
+    if estimator is not None:
+        raise RequestError("OSEDiff has no degradation estimator; leave out --estimator")
+    parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
+    config = OSEDiffConfig(
+        parts.rank("rank_unet"),
+        parts.rank("rank_vae"),
+        parts.unet_layers(),
+        parts.layers("vae_lora_encoder_modules"),
+    )
+    unet, vae = parts.tensors("state_dict_unet"), parts.tensors("state_dict_vae")
+
+    def load(base: BaseModel) -> OSEDiff:
+        require_layers(base.unet, config.unet_layers, _EXPECTED)
+        require_layers(base.vae, config.vae_layers, _EXPECTED)
+        with torch.device("meta"):  # nothing that training made is ever left as it is initialised
+            network = OSEDiff(base, config)
+        fill(network.unet, unet, _TRAINED_WHOLE, _EXPECTED)
+        fill(network.vae, vae, (), _EXPECTED)
+        frozen_network(network)
+        return network
+
+    return load
+
+
+FAMILY = Family(
+    CHECKPOINT,
+    has_keys("rank_unet", "rank_vae", "unet_lora_encoder_modules", "vae_lora_encoder_modules"),
+    _read,
+)

@@ -1,0 +1,181 @@
+"""PiSA-SR (`csslc/PiSA-SR`): two plain LoRA sets on the UNet, pixel and semantic, and a residual for epsilon.
+
+The mathematics is that of the released code at commit 9c76e12; where this differs it is said.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3diff_runtime.errors import CheckpointError, RequestError
+from s3diff_runtime.strengths import PASSES, Strengths
+from s3diff_runtime.vocabulary import SCALE, ColorFix
+from s3diff_training.families.family import Family, Loader, has_keys
+from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
+from s3diff_training.families.plain_network import PlainNetwork
+from s3diff_training.network.base import BaseModel, ResidualStep
+from s3diff_training.network.lora import add_lora
+from s3diff_training.network.one_step_network import Around, Restored, Sampled
+from s3diff_training.tensor_files import TensorFile, difference
+
+CHECKPOINT = "pisa_sr.pkl"
+_EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
+_TIMESTEP = 1
+_PIXEL, _SEMANTIC = "_pix", "_sem"
+_NAMES = {1.0: "residual_both", 0.0: "residual_pixel"}
+"""Of predictions, by how much of the semantic LoRA they have."""
+
+
+@dataclass(frozen=True)
+class PiSASRConfig:
+    """What a checkpoint says of the network."""
+
+    rank_pixel: int
+    rank_semantic: int
+    layers: tuple[str, ...]
+    """Full names of the UNet's layers with LoRA; both sets have the same."""
+
+
+class PiSASR(PlainNetwork):
+    """Stable Diffusion 2.1 with two LoRA sets on the UNet: one step at timestep 1 under the empty prompt.
+
+    The pixel set is folded into the UNet's weights. The semantic set is LoRA whose matrices C are the
+    identity or zero: with both sets, or with the pixel set alone. See `PlainNetwork` for what differs from
+    the released script.
+    """
+
+    family = "pisasr"
+    prompts = ("",)
+    brings_small_back = True
+    one_step: ResidualStep
+
+    def __init__(self, base: BaseModel, config: PiSASRConfig) -> None:
+        super().__init__(base)
+        self.one_step, self.semantic_rank = ResidualStep(_TIMESTEP), config.rank_semantic
+        self._semantic = add_lora(self.unet, config.layers, config.rank_semantic, ALPHA, lambda _: 0)
+
+    def predict_passes(
+        self, latent: Tensor, prompts: Tensor, shares: Sequence[float], one_batch: bool = True
+    ) -> list[Tensor]:
+        """The residuals `[N, c, h, w]` with these shares of the semantic LoRA, in one batch or one by one."""
+        if not one_batch:
+            return [self.predict_passes(latent, prompts, [share])[0] for share in shares]
+        rows = [switch(share, self.semantic_rank, latent) for share in shares]
+        context = prompts.expand(len(latent), -1, -1).repeat(len(shares), 1, 1)
+        with self._semantic.holding(torch.cat(rows)):
+            return list(self.predict(latent.repeat(len(shares), 1, 1, 1), context).chunk(len(shares)))
+
+    def step(
+        self,
+        latent: Tensor,
+        prompts: Tensor,
+        one_batch: bool,
+        strengths: Strengths = Strengths(),  # noqa: B008 - a tuple
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """One residual or two, and x0 with the strengths of both parts."""
+        shares = PASSES[strengths.passes]
+        found = self.predict_passes(latent, prompts, shares, one_batch)
+        residuals = {share: residual.float() for share, residual in zip(shares, found, strict=True)}
+        taken = weighted(residuals, *strengths)
+        return {_NAMES[share]: r for share, r in residuals.items()}, self.one_step.denoise(latent, taken)
+
+    def restore(
+        self,
+        image: Tensor,
+        *,
+        pixel: float = 1.0,
+        semantic: float = 1.0,
+        scale: int = SCALE,
+        color_fix: ColorFix | None = None,
+        positive_prompt: str | Sequence[str] | Tensor | None = None,
+        seed: int | None = None,
+        one_batch: bool = True,
+        around: Around = nullcontext,
+    ) -> Restored[Sampled]:
+        """See `OneStepNetwork.restore`; `pixel` and `semantic` are the strengths of both parts."""
+        strengths = Strengths(pixel, semantic)
+        return self.restored(
+            image,
+            lambda latent, prompts, together: self.step(latent, prompts, together, strengths),
+            scale,
+            color_fix,
+            positive_prompt,
+            seed,
+            one_batch=one_batch,
+            around=around,
+        )
+
+    def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
+        """Each residual alone: with a semantic strength of 1 and of 0."""
+        return {name: {"pixel_scale": [1.0], "semantic_scale": [share]} for share, name in _NAMES.items()}
+
+
+def switch(share: float, rank: int, latent: Tensor) -> Tensor:
+    """Matrices C `[N, 1, r, r]` that give every image of a latent that share of the semantic LoRA."""
+    return (share * torch.eye(rank).to(latent)).expand(latent.shape[0], 1, -1, -1)
+
+
+def weighted(residuals: Mapping[float, Tensor], pixel: float | Tensor, semantic: float | Tensor) -> Tensor:
+    """`pixel p_pixel + semantic (p_both - p_pixel)`, `[N, c, h, w]`, of residuals by their semantic share.
+
+    With one residual alone, of strengths for which the other counts nothing. Strengths are numbers, or of
+    each image `[N, 1, 1, 1]`.
+    """
+    if 0.0 not in residuals:  # both strengths are equal
+        return (pixel + semantic) / 2 * residuals[1.0]
+    taken = (pixel - semantic) * residuals[0.0]
+    return taken if 1.0 not in residuals else taken + semantic * residuals[1.0]
+
+
+def _read(file: TensorFile, estimator: Path | None) -> Loader:
+    if estimator is not None:
+        raise RequestError("PiSA-SR has no degradation estimator; leave out --estimator")
+    parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
+    pixel_layers, layers = parts.unet_layers(_PIXEL), parts.unet_layers(_SEMANTIC)
+    if set(pixel_layers) != set(layers):
+        raise CheckpointError(f"{file.path} has pixel and semantic LoRA on other layers; expected the same")
+    config = PiSASRConfig(parts.rank("lora_rank_unet_pix"), parts.rank("lora_rank_unet_sem"), layers)
+    pixel, semantic = (parts.tensors("state_dict_unet", suffix) for suffix in (_PIXEL, _SEMANTIC))
+
+    def load(base: BaseModel) -> PiSASR:
+        require_layers(base.unet, config.layers, _EXPECTED)
+        _fold(base.unet, pixel, config.layers, config.rank_pixel)
+        with torch.device("meta"):  # nothing that training made is ever left as it is initialised
+            network = PiSASR(base, config)
+        fill(network.unet, semantic, (), _EXPECTED)
+        frozen_network(network)
+        return network
+
+    return load
+
+
+@torch.no_grad()
+def _fold(unet: nn.Module, tensors: Mapping[str, Tensor], layers: Sequence[str], rank: int) -> None:
+    """Add plain LoRA to weights, `W + 8/r B A`, in float64; raises `CheckpointError` where they differ."""
+    wanted: dict[str, Sequence[int]] = {}
+    for name in layers:
+        rows, *columns = unet.get_submodule(name).weight.shape  # type: ignore[misc]
+        wanted[f"{name}.lora_A.weight"] = (rank, *columns)
+        wanted[f"{name}.lora_B.weight"] = (rows, rank, *(1 for _ in columns[1:]))
+    differing = difference(wanted, tensors)
+    if differing:
+        raise CheckpointError(
+            f"the pixel LoRA does not fit the base model: {differing}; expected {_EXPECTED}"
+        )
+    for name in layers:
+        layer: Any = unet.get_submodule(name)
+        down, up = (tensors[f"{name}.lora_{side}.weight"].double().flatten(1) for side in "AB")
+        update = (ALPHA / rank * (up @ down)).view_as(layer.weight)
+        layer.weight = nn.Parameter((layer.weight.double() + update).float(), requires_grad=False)
+
+
+FAMILY = Family(
+    CHECKPOINT,
+    has_keys("lora_rank_unet_pix", "lora_rank_unet_sem", "state_dict_unet"),
+    _read,
+)
