@@ -20,7 +20,7 @@ from s3diff_export.engines.options import EngineOptions
 from s3diff_export.graphs.cuda_form import write_cuda_form
 from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
-from s3diff_export.graphs.stages import has_bins, is_adjustable, is_guided, stage_graphs
+from s3diff_export.graphs.stages import is_guided, stage_graphs
 from s3diff_export.verification.bin_costs import bin_costs
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
@@ -159,10 +159,10 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     if wants_engines:
         request.engines.profile(network.multiple)  # refuses sizes that do not fit, before hours of work
     request = _fitted(request, network)
-    bins = request.bins if has_bins(network, request.graphs.lora_mode) else ()
+    family, mode = FAMILIES[network.family], request.graphs.lora_mode
+    bins = request.bins if family.has_bins(mode) else ()
     _require_space(network, request, len(bins))
-    adjustable = is_adjustable(network, request.graphs)
-    cases = check_cases(pictures, network.family, bins, request.scales, adjustable)
+    cases = check_cases(pictures, network.family, bins, request.scales, family.is_adjustable(mode))
     reports: dict[str, Any] = {}
     if bins:
         clock("comparing bins with exact modulation")

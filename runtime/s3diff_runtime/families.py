@@ -36,6 +36,14 @@ class FamilyTraits:
     adjusts: bool = False
     """Whether pixel and semantic strengths can be set, see `strengths`."""
 
+    def has_bins(self, mode: LoraMode) -> bool:
+        """Whether a bundle of that mode has bins; what reads no degradation is merged once."""
+        return self.estimates and LORA_MODES[mode].has_bins
+
+    def is_adjustable(self, mode: LoraMode) -> bool:
+        """Whether strengths are inputs of a bundle of that mode; else they are merged in as 1."""
+        return self.adjusts and LORA_MODES[mode].takes_modulation
+
 
 FAMILIES: Mapping[FamilyName, FamilyTraits] = MappingProxyType(
     {

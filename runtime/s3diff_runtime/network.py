@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
+from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage, chosen_keys
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
@@ -101,7 +101,7 @@ class Network:
         stages = [stage for stage in picture_stages(shared.color_fix) if stage in specs]
         read = {tensor.name for stage in stages for tensor in specs[stage].inputs}
         given = self._given(images, degradations, conditions, clock)
-        scale, choices = shared.scale, shared.choices | ({bin.name} if bin else set())
+        scale, choices = shared.scale, chosen_keys(shared.scale, shared.strengths, bin.name if bin else None)
         with self._sessions.engine.lane(clock) as lane:
             tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
             for stage in stages:

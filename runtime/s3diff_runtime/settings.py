@@ -4,12 +4,11 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Self, TypedDict
 
-from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest, chosen_keys
 from s3diff_runtime.errors import refuse
 from s3diff_runtime.families import FAMILIES, FamilyTraits
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, option
-from s3diff_runtime.stages import scale_key
 from s3diff_runtime.strengths import Strengths
 from s3diff_runtime.vocabulary import SCALE, SCALES, ColorFix
 
@@ -107,8 +106,7 @@ class Conditions:
     @property
     def choices(self) -> frozenset[str]:
         """What decides, besides a bin, which graph of a stage serves, see `Bundle.key`."""
-        passes = {self.strengths.passes} if self.strengths else set[str]()
-        return frozenset({scale_key(self.scale), *passes})
+        return chosen_keys(self.scale, self.strengths)
 
     @classmethod
     def of(cls, manifest: Manifest, settings: PictureSettings) -> Self:

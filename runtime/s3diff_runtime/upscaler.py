@@ -335,8 +335,10 @@ def _own_settings(images: Sequence[Pixels], each: Each) -> Iterator[UpscaleSetti
 
 def _bins_budget(options: UpscaleOptions, device: str) -> int:
     """Bytes for the weights of bins. The other half of a GPU is for the stages' own weights and memory."""
-    free = None if options.memory_mib else Device.parse(device).free_memory()
-    return (options.memory_mib or CPU_BUDGET_MIB) * 2**20 if free is None else free // 2
+    if options.memory_mib is not None:
+        return options.memory_mib * 2**20
+    free = Device.parse(device).free_memory()
+    return CPU_BUDGET_MIB * 2**20 if free is None else free // 2
 
 
 def _require_pixels(images: Sequence[Pixels]) -> None:

@@ -25,6 +25,20 @@ class _Operator(OpRun):
     op_domain = DOMAIN
 
 
+def _convolved(
+    x: torch.Tensor,
+    kernel: torch.Tensor,
+    bias: Array | None,
+    attributes: dict[str, Any],
+) -> torch.Tensor:
+    """`[N, C, H, W]` by `[O, C, h, w]`."""
+    top, left, *others = attributes["pads"]
+    assert [top, left] == others
+    shift = None if bias is None else _wide(bias)
+    strides, dilations = attributes["strides"], attributes["dilations"]
+    return F.conv2d(x, kernel, shift, strides, (top, left), dilations, attributes["group"])
+
+
 class NhwcConv(_Operator):
     def _run(
         self,
@@ -33,17 +47,8 @@ class NhwcConv(_Operator):
         bias: Array | None = None,
         **attributes: Any,  # noqa: ANN401
     ) -> tuple[Array]:
-        top, left, *others = attributes["pads"]
-        assert [top, left] == others
-        found = F.conv2d(
-            _wide(x).permute(0, 3, 1, 2),
-            _wide(kernel).permute(0, 3, 1, 2),
-            None if bias is None else _wide(bias),
-            attributes["strides"],
-            (top, left),
-            attributes["dilations"],
-            attributes["group"],
-        )
+        first, turned = (_wide(each).permute(0, 3, 1, 2) for each in (x, kernel))
+        found = _convolved(first, turned, bias, attributes)
         return (found.permute(0, 2, 3, 1).numpy().astype(x.dtype),)
 
 
@@ -97,16 +102,7 @@ class Conv(OpRun):
         bias: Array | None = None,
         **attributes: Any,  # noqa: ANN401
     ) -> tuple[Array]:
-        found = F.conv2d(
-            _wide(x),
-            _wide(kernel),
-            None if bias is None else _wide(bias),
-            attributes["strides"],
-            attributes["pads"][:2],
-            attributes["dilations"],
-            attributes["group"],
-        )
-        return (found.numpy().astype(x.dtype),)
+        return (_convolved(_wide(x), _wide(kernel), bias, attributes).numpy().astype(x.dtype),)
 
 
 def evaluator(path: str) -> ReferenceEvaluator:

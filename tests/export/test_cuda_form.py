@@ -65,9 +65,15 @@ def test_nothing_of_the_plain_operators_is_left(folder: Path) -> None:
         assert (folder / cuda_form_of(f"{stage}.onnx")).stat().st_size < 2**20
 
 
-def test_graphs_in_fp32_have_no_form(folder: Path) -> None:
+def test_graphs_in_fp32_have_no_form(folder: Path, tmp_path: Path) -> None:
     assert (folder / "estimator.onnx").exists()
     assert not (folder / cuda_form_of("estimator.onnx")).exists()
+    for graph in stage_graphs(tiny_network(tiny_base("sd")), GraphOptions("dynamic", "fp32")):
+        if graph.stage == "unet":
+            export_onnx(graph, tmp_path / "unet.onnx")
+            write_cuda_form(tmp_path / "unet.onnx")
+    assert (tmp_path / "unet.onnx").exists()
+    assert not (tmp_path / cuda_form_of("unet.onnx")).exists()
 
 
 def _external(model: onnx.ModelProto) -> list[Any]:

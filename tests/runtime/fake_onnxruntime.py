@@ -82,8 +82,15 @@ class InferenceSession:
 
     captures_allowed = True
 
-    def __init__(self, path: str, options: Any, providers: list[tuple[str, dict[str, Any]]]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        path: str,
+        options: Any,  # noqa: ANN401
+        providers: list[tuple[str, dict[str, Any]]],
+        enable_fallback: int,
+    ) -> None:
         [(provider, self.settings)] = providers
+        assert not enable_fallback  # it would load the graph without the settings
         assert provider == "CUDAExecutionProvider"
         if self.settings["enable_cuda_graph"] and not self.captures_allowed:
             raise RuntimeError("This session cannot use the graph capture feature as requested by the user")

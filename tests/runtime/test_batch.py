@@ -34,10 +34,12 @@ class Enlarger:
         self.before_call: Callable[[], object] = lambda: None
         self._seconds, self._failing = seconds, set(failing)
 
-    def check_size(self, height: int, width: int) -> None:
+    def check_size(self, height: int, width: int, scale: int | None = None) -> None:
         """Takes every size."""
 
-    def upscale_pixels(self, images: Sequence[np.ndarray], **settings: object) -> list[Result]:
+    def upscale_pixels(
+        self, images: Sequence[np.ndarray], each: object = None, **settings: object
+    ) -> list[Result]:
         """Enlarge; a picture whose width is one of the failing ones fails its whole list."""
         self.before_call()
         self.calls.append([(image.shape[1], image.shape[0]) for image in images])
@@ -163,12 +165,12 @@ def test_results_that_wait_for_the_disk_are_bounded(jobs: list[Job], monkeypatch
     save, upscaler = batch_module.save, Enlarger()
     unbounded_call = upscaler.upscale_pixels
 
-    def counted(images: Sequence[np.ndarray], **settings: object) -> list[Result]:
+    def counted(images: Sequence[np.ndarray], each: object, **settings: object) -> list[Result]:
         nonlocal waiting, most
         with lock:
             waiting += len(images)
             most = max(most, waiting)
-        return unbounded_call(images, **settings)
+        return unbounded_call(images, each, **settings)
 
     def slow_save(*given: object) -> tuple[str, ...]:
         nonlocal waiting

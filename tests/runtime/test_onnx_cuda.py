@@ -10,7 +10,7 @@ from tests.runtime import fake_onnxruntime
 
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines import onnx_cuda
-from s3diff_runtime.engines.onnx_cuda import CudaSession, CudaSide
+from s3diff_runtime.engines.onnx_cuda import CudaLane, CudaSession, CudaSide
 
 
 @pytest.fixture
@@ -20,13 +20,13 @@ def side() -> CudaSide:
 
 def opened(side: CudaSide) -> tuple[CudaSession, Any]:
     session, captures = side.load(Path("unet.onnx"), None)
-    return side.session(session, "unet", captures), session
+    return CudaSession(side, session, "unet", captures), session
 
 
 def doubled(side: CudaSide, session: CudaSession, rows: int, seed: int) -> None:
     """Run one chain, and check what it gives."""
     x = np.random.default_rng(seed).random((rows, 3), np.float32)
-    lane = side.lane(Clock())
+    lane = CudaLane(side, Clock())
     found = session.run({"x": lane.upload("x", x)})["y"]
     np.testing.assert_array_equal(np.asarray(found), 2 * x)
 

@@ -115,7 +115,7 @@ def test_silent_fallback_is_refused(fused: Bundle, monkeypatch: pytest.MonkeyPat
     both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     asked: list[Any] = []
 
-    def fall_back(path: str, options: object, providers: list[Any]) -> onnxruntime.InferenceSession:
+    def fall_back(path: str, options: object, providers: list[Any], **_: int) -> onnxruntime.InferenceSession:
         asked.extend(providers)
         return real(path, providers=["CPUExecutionProvider"])
 

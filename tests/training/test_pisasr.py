@@ -65,14 +65,14 @@ def test_every_quantity_is_the_released_one(
         latent = network.encode(network.pad(before))
         assert relative(latent, truth[f"{picture}.latent"]) <= 1e-5, key
         strengths = strengths_of(case)
-        predictions, x0 = network.step(latent, text, True, strengths)
+        predictions, x0 = network.step(latent, text, True, *strengths)
         assert len(predictions) == len(PASSES[strengths.passes])
         for name, kind in (("residual_both", "both"), ("residual_pixel", "pix")):
             if name in predictions:
                 assert relative(predictions[name], truth[f"{picture}.{kind}"]) <= 1e-5, key
         assert relative(latent - x0, truth[f"{key}pred"]) <= 1e-5, key
         assert relative(x0, truth[f"{key}x0"]) <= 1e-5, key
-        _, one_by_one = network.step(latent, text, False, strengths)
+        _, one_by_one = network.step(latent, text, False, *strengths)
         assert relative(one_by_one, x0) <= 1e-5
         if f"{key}decoded" in truth:
             assert relative(network.decode(x0), truth[f"{key}decoded"]) <= 1e-4, key

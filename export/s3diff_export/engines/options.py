@@ -14,6 +14,7 @@ from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.vocabulary import SCALE
 
 _USUAL_SIDE = 128  # the runtime's tiles
+_LEAST_SIDE = 4  # TensorRT-RTX cannot plan memory for an encoder of 4 pixels padded to 8
 _LARGEST_SIDE = 256
 _SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
 _PROMPTS = (1, 2, 2)  # least, tuned and largest number: with guidance, positive and negative
@@ -34,15 +35,15 @@ def parse_size(text: str) -> Size:
 class SizeRange(Options):
     """Height and width of low-resolution images, in pixels: least, tuned, largest. None takes the default.
 
-    The defaults are one multiple of the bundle's padding, 128 (the tiles of the runtime) and 256; where one
-    of them would lie on the wrong side of a size that was given, it is that size.
+    The defaults are one multiple of the bundle's padding (of 4 or more), 128 (the tiles of the runtime) and
+    256; where one of them would lie on the wrong side of a size that was given, it is that size.
     """
 
     min: Size | None = option(
         None,
         "Smallest image. Low-resolution pixels: 128, or HEIGHTxWIDTH such as 96x128.",
         flags=("--min-size",),
-        shown="the bundle's padding",
+        shown="the bundle's padding, 4 or more",
         parse=parse_size,
     )
     opt: Size | None = option(
@@ -59,7 +60,8 @@ class SizeRange(Options):
     def resolved(self, axis: int, multiple: int) -> tuple[int, int, int]:
         """Least, tuned and largest size of axis 0 (height) or 1 (width); unchecked."""
         least, tuned, most = (None if size is None else size[axis] for size in (self.min, self.opt, self.max))
-        low = least or min(multiple, tuned or multiple, most or multiple)
+        smallest = -(-_LEAST_SIDE // multiple) * multiple
+        low = least or min(smallest, tuned or smallest, most or smallest)
         usual = -(-_USUAL_SIDE // multiple) * multiple
         middle = tuned or min(max(usual, low), most or max(usual, low))
         return low, middle, most or max(-(-_LARGEST_SIDE // multiple) * multiple, middle)
@@ -180,7 +182,7 @@ def stage_shapes(manifest: Manifest, stage: Stage, profile: Profile, scale: int 
     """
     axes: dict[int | str, tuple[int, ...]] = {"batch": profile.batch.sizes(), "prompts": _PROMPTS}
     for name, side in (("height", profile.height), ("width", profile.width)):
-        first = side.min * SCALE - manifest.multiple + 1
+        first = side.min * SCALE - manifest.multiple + SCALE
         axes[name] = -(-first // scale), side.opt * SCALE // scale, side.max * SCALE // scale
         axes[f"upscaled_{name}"] = first, side.opt * SCALE, side.max * SCALE
         axes[f"latent_{name}"] = tuple(size * SCALE // manifest.vae_factor for size in side.sizes())

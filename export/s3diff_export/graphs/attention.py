@@ -13,7 +13,6 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, Value, nn
 
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen, shallow
-from s3diff_export.graphs.fused import FusedLoRA
 from s3diff_runtime.errors import RequestError
 from s3diff_training.network.lora import ModulatedLoRA
 
@@ -178,9 +177,10 @@ def _scaled(layer: nn.Module, factor: float) -> nn.Module:
     if isinstance(layer, ModulatedLoRA):
         twin._modules |= {name: _scaled(getattr(layer, name), factor) for name in ("base_layer", "lora_B")}
         return twin
-    for name in ("weight", "bias", *(("up",) if isinstance(layer, FusedLoRA) else ())):
-        tensor = getattr(layer, name)
-        twin._parameters[name] = None if tensor is None else frozen(tensor * factor, tensor.dtype)
+    for name in ("weight", "bias", "up"):  # the last of a layer that computes its weight itself
+        tensor = getattr(layer, name, None)
+        if tensor is not None:
+            twin._parameters[name] = frozen(tensor * factor, tensor.dtype)
     return twin
 
 

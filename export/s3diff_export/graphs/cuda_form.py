@@ -28,10 +28,10 @@ Attributes = dict[str, int | float | str | Sequence[int]]
 
 
 def write_cuda_form(plain: Path) -> None:
-    """Write the form of a graph beside it, if any of it computes in fp16."""
+    """Write the form of a graph beside it, where its weights are fp16."""
     model = ir.load(plain)
-    to_cuda_form(model)
-    if any(node.domain == DOMAIN for node in model.graph):
+    if any(weight.dtype == ir.DataType.FLOAT16 for weight in model.graph.initializers.values()):
+        to_cuda_form(model)
         ir.save(model, plain.with_name(cuda_form_of(plain.name)))
 
 
@@ -81,11 +81,6 @@ def _array(value: ir.Value | None) -> NDArray[np.generic] | None:
     """The elements of a constant."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else tensor.numpy()
-
-
-def _has_half(node: ir.Node) -> bool:
-    """Whether a node reads a constant of fp16."""
-    return any(array is not None and array.dtype == np.float16 for array in map(_array, node.inputs))
 
 
 def _only_user(value: ir.Value, kind: str) -> ir.Node | None:
@@ -226,7 +221,7 @@ class _Layout:
         return self.last[value]
 
     def _convolution(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
-        if len(node.attributes["kernel_shape"].as_ints()) != 2 or not _has_half(node):
+        if len(node.attributes["kernel_shape"].as_ints()) != 2:
             return None
         x = self._channels_last(node.inputs[0], builder)
         turned = builder.op("Transpose", [node.inputs[1]], {"perm": _TO_LAST})
@@ -248,7 +243,7 @@ class _Layout:
         shifted = scaled and _only_user(scaled.outputs[0], "Add")
         if split is None or sides is None or sides.size != 3 or scaled is None or shifted is None:
             return None
-        if any(_array(each.inputs[1]) is None or not _has_half(each) for each in (scaled, shifted)):
+        if any(_array(each.inputs[1]) is None for each in (scaled, shifted)):
             return None
         end, activated = shifted.outputs[0], 0
         kinds = sorted(user.op_type for user in end.consumers())
@@ -298,7 +293,7 @@ class _Layout:
     def _concat(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
         if not all(value in self.last for value in node.inputs):
             return None
-        axis = (0, 3, 1, 2)[node.attributes["axis"].as_int()]
+        axis = _TO_FIRST[node.attributes["axis"].as_int()]
         inputs = [self.last[value] for value in node.inputs if value is not None]
         return self._set(node.outputs[0], builder.op("Concat", inputs, {"axis": axis}))
 

@@ -84,7 +84,8 @@ def stage_graphs(
     if network.skips is not None:
         problems.append("it has skip connections between encoder and decoder")
     refuse(problems, "this checkpoint cannot be exported")
-    if has_bins(network, options.lora_mode) and not bins:
+    family = FAMILIES[network.family]
+    if family.has_bins(options.lora_mode) and not bins:
         raise RequestError(f"lora mode {options.lora_mode} needs one bin or more")
     maker, vae = _StageMaker(network, options, bins), network.vae
     if options.prompts == "runtime":
@@ -96,7 +97,7 @@ def stage_graphs(
     for scale in scales:
         yield maker.enlarge(scale)
     yield from map(maker.encoder, maker.layers_of("vae", vae.encoder, vae.quant_conv))
-    if is_adjustable(network, options):
+    if family.is_adjustable(options.lora_mode):
         yield from map(maker.unet_of_pass, PASSES)
     else:
         yield from map(maker.unet, maker.layers_of("unet", network.unet))
@@ -104,16 +105,6 @@ def stage_graphs(
     for fix in COLOR_FIXES:
         if fix in color_fixes:
             yield maker.finish(fix)
-
-
-def has_bins(network: OneStepNetwork, mode: LoraMode) -> bool:
-    """Whether a mode's bins are for this network; one that reads no degradation is merged once."""
-    return LORA_MODES[mode].has_bins and network.estimator is not None
-
-
-def is_adjustable(network: OneStepNetwork, options: GraphOptions) -> bool:
-    """Whether the strengths of a family that has some are inputs; else they are merged in as 1."""
-    return FAMILIES[network.family].adjusts and LORA_MODES[options.lora_mode].takes_modulation
 
 
 def is_guided(network: OneStepNetwork, options: GraphOptions) -> bool:

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.bundle.manifest import Bin
+from s3diff_runtime.bundle.manifest import Bin, chosen_keys
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.families import FAMILIES, FamilyName
-from s3diff_runtime.stages import scale_key
 from s3diff_runtime.strengths import Strengths
 from s3diff_runtime.vocabulary import AXES, SCALE, Axis, Pixels
 from s3diff_training.data import PhotographFolder
@@ -44,10 +43,9 @@ class CheckCase:
     """Of bundles that can be adjusted."""
 
     @property
-    def choices(self) -> set[str]:
+    def choices(self) -> frozenset[str]:
         """What decides which graph of a stage serves, see `Bundle.key`."""
-        passes = {self.strengths.passes} if self.strengths else set[str]()
-        return {scale_key(self.scale), *passes} | ({self.bin} if self.bin else set())
+        return chosen_keys(self.scale, self.strengths, self.bin)
 
     @property
     def asked(self) -> dict[str, Any]:

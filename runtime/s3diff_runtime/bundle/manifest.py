@@ -24,7 +24,7 @@ from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, scale_key
-from s3diff_runtime.strengths import PASSES
+from s3diff_runtime.strengths import PASSES, Strengths
 from s3diff_runtime.vocabulary import SCALE, SCALES, Axis, ColorFix, Precision
 
 FORMAT: Final = "s3diff-bundle"
@@ -153,7 +153,7 @@ class Manifest(Part):
     @property
     def is_adjustable(self) -> bool:
         """Whether pictures can have pixel and semantic strengths; the UNet then has a graph for each pass."""
-        return FAMILIES[self.family].adjusts and LORA_MODES[self.lora_mode].takes_modulation
+        return FAMILIES[self.family].is_adjustable(self.lora_mode)
 
     def ordered_stages(self) -> Iterator[tuple[str, StageKind]]:
         """The stages that the bundle has, in the order in which they feed each other."""
@@ -214,12 +214,11 @@ class Manifest(Part):
         return self
 
     def _field_problems(self) -> Iterator[str]:
-        estimates = FAMILIES[self.family].estimates
-        axes = set(self.degradation_axes)
-        if not len(axes) == len(self.degradation_axes) == (2 if estimates else 0):
-            expected = "noise and blur, each once" if estimates else f"none for {self.family}"
+        family, axes = FAMILIES[self.family], set(self.degradation_axes)
+        if not len(axes) == len(self.degradation_axes) == (2 if family.estimates else 0):
+            expected = "noise and blur, each once" if family.estimates else f"none for {self.family}"
             yield f"degradation_axes is {list(self.degradation_axes)}, expected {expected}"
-        if (estimates and LORA_MODES[self.lora_mode].has_bins) != bool(self.bins):
+        if family.has_bins(self.lora_mode) != bool(self.bins):
             alone = " and ".join(mode for mode, traits in LORA_MODES.items() if traits.has_bins)
             yield f"lora_mode {self.lora_mode} with {len(self.bins)} bins, expected bins for {alone} alone"
         names = [bin.name for bin in self.bins]
@@ -249,13 +248,13 @@ class Manifest(Part):
         for name, stage in self.stages.items():
             keys = set(stage.graphs)
             if name in STAGES and STAGES[name].by_scale:
-                if not scale_key(self.scale) in keys <= scales:
-                    yield f"stage {name} has graphs for {sorted(keys)}, expected some of {sorted(scales)}"
-            elif (
-                keys != set(PASSES) if self.is_adjustable and name == "unet" else keys not in ({SHARED}, bins)
-            ):
-                every = f"each of {sorted(PASSES)}" if self.is_adjustable and name == "unet" else "every bin"
-                yield f"stage {name} has graphs for {sorted(keys)}, expected {SHARED!r} or {every}"
+                fits, expected_keys = scale_key(self.scale) in keys <= scales, f"some of {sorted(scales)}"
+            elif self.is_adjustable and name == "unet":
+                fits, expected_keys = keys == set(PASSES), f"{SHARED!r} or each of {sorted(PASSES)}"
+            else:
+                fits, expected_keys = keys in ({SHARED}, bins), f"{SHARED!r} or every bin"
+            if not fits:
+                yield f"stage {name} has graphs for {sorted(keys)}, expected {expected_keys}"
             for graph in stage.graphs.values():
                 if graph not in self.files:
                     yield f"graph {graph!r} of stage {name} is missing in files"
@@ -318,6 +317,12 @@ class Manifest(Part):
                 for file in (path, sidecar_path(path)):
                     if file not in self.files:
                         yield f"{file!r} of {where} is missing in files"
+
+
+def chosen_keys(scale: int, strengths: Strengths | None, bin: str | None = None) -> frozenset[str]:
+    """The names of graphs that serve a scale, a picture's strengths, and a bin, see `Bundle.key`."""
+    chosen = (scale_key(scale), strengths and strengths.passes, bin)
+    return frozenset(key for key in chosen if key is not None)
 
 
 def place_of(stage: str, key: str) -> str:

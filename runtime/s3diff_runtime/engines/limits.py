@@ -72,7 +72,8 @@ class Limits:
             side = -(-pixels * scale // SCALE)
             piece = min(side, tile) if tile and longest > tile else side
             padded = -(-piece // self.multiple) * self.multiple
-            if not range.min <= padded <= range.max:
+            too_small = min(pixels * scale // SCALE, piece) <= range.min - self.multiple
+            if too_small or padded > range.max:
                 remedy = "use --tile" if padded > range.max else "build engines with a smaller --min-size"
                 raise RequestError(
                     f"image is {pixels} pixels {name}, and the engines take from "

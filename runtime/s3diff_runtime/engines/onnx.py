@@ -20,7 +20,7 @@ from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Lane, Session, Value, tensor_problem
-from s3diff_runtime.engines.onnx_cuda import CudaSide
+from s3diff_runtime.engines.onnx_cuda import CudaLane, CudaSession, CudaSide
 from s3diff_runtime.engines.onnx_failures import failure, line
 from s3diff_runtime.errors import BundleError, RequestError
 
@@ -73,7 +73,7 @@ class OnnxEngine:
     def lane(self, clock: Clock) -> Iterator[Lane]:
         """See `Engine.lane`."""
         with self._turns:
-            yield self._cuda.lane(clock) if self._cuda else OnnxLane(clock)
+            yield CudaLane(self._cuda, clock) if self._cuda else OnnxLane(clock)
 
     def open(self, graph: Path, stage: Stage) -> Session:
         """See `Engine.open`."""
@@ -99,7 +99,7 @@ class OnnxEngine:
             if problem:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
         if self._cuda:
-            return self._cuda.session(session, graph.name.partition(".")[0], captures)
+            return CudaSession(self._cuda, session, graph.name.partition(".")[0], captures)
         return OnnxSession(session, graph.stem)
 
     def _require(self, providers: list[str], remedy: str) -> None:

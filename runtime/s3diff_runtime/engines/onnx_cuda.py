@@ -44,7 +44,7 @@ class CudaSide:
     """What is different about ONNX Runtime on a GPU; see `OnnxEngine` for the arguments."""
 
     def __init__(self, ort: ModuleType, index: int, exact: bool) -> None:
-        self._ort, self._index = ort, index
+        self._ort, self.index = ort, index
         ort.set_default_logger_severity(3)  # errors; each session would warn that it has no plugin device
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()  # CUDA and cuDNN, where pip put them
@@ -65,33 +65,23 @@ class CudaSide:
         self, graph: Path, options: onnxruntime.SessionOptions
     ) -> tuple[onnxruntime.InferenceSession, bool]:
         """Load a graph, and say whether CUDA graphs of it can be captured: not if a node runs on the CPU."""
-        for captures in (True, False):
+
+        def loaded(captures: bool) -> onnxruntime.InferenceSession:
             provider = ("CUDAExecutionProvider", self._settings | {"enable_cuda_graph": int(captures)})
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):
-                    return self.run(self._session, str(graph), options, provider), captures
-            except Exception:  # the exceptions of ONNX Runtime have no base of their own
-                if not captures:
-                    raise
-        raise AssertionError("unreachable")
+            # Its own fallback would try again without these settings, and say so on standard output.
+            return self._ort.InferenceSession(str(graph), options, providers=[provider], enable_fallback=0)
 
-    def _session(self, graph: str, options: Any, provider: Any) -> Any:  # noqa: ANN401
-        return self._ort.InferenceSession(graph, options, providers=[provider])
-
-    def session(self, session: onnxruntime.InferenceSession, stage: str, captures: bool) -> CudaSession:
-        """Make a loaded graph run as a stage."""
-        return CudaSession(self, session, stage, captures)
-
-    def lane(self, clock: Clock) -> CudaLane:
-        """A chain of stages; one at a time."""
-        return CudaLane(self, clock)
+        try:
+            return self.run(loaded, True), True
+        except Exception:  # the exceptions of ONNX Runtime have no base of their own
+            return self.run(loaded, False), False
 
     def upload(self, name: str, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
         """Copy an array to the buffer of its name and shape, which is made where there is none."""
         array, key = np.ascontiguousarray(array), (name, array.shape, array.dtype.str)
         value = self._uploads.get(key)
         if value is None:
-            value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", self._index)
+            value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.index)
             self._uploads[key] = value
             if len(self._uploads) > _BUFFERS:
                 self._uploads.popitem(last=False)
@@ -163,7 +153,7 @@ class CudaSession:
             binding.bind_ortvalue_input(name, value)
         for number, name in enumerate(self._outputs):
             if place is None:
-                binding.bind_output(name, "cuda", self._side._index)
+                binding.bind_output(name, "cuda", self._side.index)
             else:
                 binding.bind_ortvalue_output(name, place.outputs[number])
         addresses = tuple(value.data_ptr() for value in values)

@@ -24,8 +24,8 @@ class Family:
     read: Callable[[TensorFile, Path | None], Loader]
     """Checks a checkpoint and an estimator's file, and gives what adapts a base model with them.
 
-    Raises `CheckpointError` for a file that is not whole, and `RequestError` for an estimator that the family
-    has no place for."""
+    Raises `CheckpointError` for a file that is not whole. Families that read no degradation get no estimator.
+    """
 
 
 def has_keys(*keys: str) -> Callable[[TensorFile], bool]:

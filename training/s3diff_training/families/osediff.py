@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3diff_runtime.errors import RequestError
 from s3diff_runtime.families import FAMILIES
 from s3diff_training.families.family import Family, Loader, has_keys
 from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
@@ -66,9 +65,7 @@ class OSEDiff(PlainNetwork):
         return {"epsilon": {}}
 
 
-def _read(file: TensorFile, estimator: Path | None) -> Loader:
-    if estimator is not None:
-        raise RequestError("OSEDiff has no degradation estimator; leave out --estimator")
+def _read(file: TensorFile, _: Path | None) -> Loader:
     parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
     config = OSEDiffConfig(
         parts.rank("rank_unet"),

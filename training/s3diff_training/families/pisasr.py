@@ -4,7 +4,6 @@ The mathematics is that of the released code at commit 9c76e12; where this diffe
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s3diff_runtime.errors import CheckpointError, RequestError
+from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.strengths import PASSES, Strengths
-from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.families.family import Family, Loader, has_keys
 from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
 from s3diff_training.families.plain_network import PlainNetwork
 from s3diff_training.network.base import BaseModel, ResidualStep
 from s3diff_training.network.lora import add_lora
-from s3diff_training.network.one_step_network import Around, Restored, Sampled
 from s3diff_training.tensor_files import TensorFile, difference
 
 CHECKPOINT = "pisa_sr.pkl"
@@ -75,40 +72,16 @@ class PiSASR(PlainNetwork):
         latent: Tensor,
         prompts: Tensor,
         one_batch: bool,
-        strengths: Strengths = Strengths(),  # noqa: B008 - a tuple
+        pixel: float = 1.0,
+        semantic: float = 1.0,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """One residual or two, and x0 with the strengths of both parts."""
+        strengths = Strengths(pixel, semantic)
         shares = PASSES[strengths.passes]
         found = self.predict_passes(latent, prompts, shares, one_batch)
         residuals = {share: residual.float() for share, residual in zip(shares, found, strict=True)}
         taken = weighted(residuals, *strengths)
         return {_NAMES[share]: r for share, r in residuals.items()}, self.one_step.denoise(latent, taken)
-
-    def restore(
-        self,
-        image: Tensor,
-        *,
-        pixel: float = 1.0,
-        semantic: float = 1.0,
-        scale: int = SCALE,
-        color_fix: ColorFix | None = None,
-        positive_prompt: str | Sequence[str] | Tensor | None = None,
-        seed: int | None = None,
-        one_batch: bool = True,
-        around: Around = nullcontext,
-    ) -> Restored[Sampled]:
-        """See `OneStepNetwork.restore`; `pixel` and `semantic` are the strengths of both parts."""
-        strengths = Strengths(pixel, semantic)
-        return self.restored(
-            image,
-            lambda latent, prompts, together: self.step(latent, prompts, together, strengths),
-            scale,
-            color_fix,
-            positive_prompt,
-            seed,
-            one_batch=one_batch,
-            around=around,
-        )
 
     def probes(self, guided: bool = True) -> Mapping[str, Mapping[str, Any]]:
         """Each residual alone: with a semantic strength of 1 and of 0."""
@@ -132,9 +105,7 @@ def weighted(residuals: Mapping[float, Tensor], pixel: float | Tensor, semantic:
     return taken if 1.0 not in residuals else taken + semantic * residuals[1.0]
 
 
-def _read(file: TensorFile, estimator: Path | None) -> Loader:
-    if estimator is not None:
-        raise RequestError("PiSA-SR has no degradation estimator; leave out --estimator")
+def _read(file: TensorFile, _: Path | None) -> Loader:
     parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
     pixel_layers, layers = parts.unet_layers(_PIXEL), parts.unet_layers(_SEMANTIC)
     if set(pixel_layers) != set(layers):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import CheckpointError
@@ -104,7 +103,6 @@ def frozen_network(network: nn.Module) -> None:
     network.eval().requires_grad_(False)
 
 
-@torch.no_grad()
 def _lora_tensors(model: nn.Module) -> Iterator[str]:
     for layer in lora_layers(model):
         yield from (f"{layer}.lora_{side}.weight" for side in "AB")

@@ -1,7 +1,7 @@
 """What OSEDiff and the methods that grew from its code share: everything but the step from latent to x0."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar
 
@@ -15,8 +15,6 @@ from s3diff_training.network.base import BaseModel
 from s3diff_training.network.modulation import ModulationNetwork
 from s3diff_training.network.one_step_network import Around, OneStepNetwork, Restored, Sampled, vae_factor
 from s3diff_training.network.pillow import pillow_bicubic
-
-Step = Callable[[Tensor, Tensor, bool], tuple[dict[str, Tensor], Tensor]]
 
 
 class PlainNetwork(OneStepNetwork):
@@ -34,8 +32,18 @@ class PlainNetwork(OneStepNetwork):
         self.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
 
     @abstractmethod
-    def step(self, latent: Tensor, prompts: Tensor, one_batch: bool) -> tuple[dict[str, Tensor], Tensor]:
-        """What the UNet predicts, by the names of `probes`, and x0 `[N, c, h, w]` float32."""
+    def step(
+        self,
+        latent: Tensor,
+        prompts: Tensor,
+        one_batch: bool,
+        *args: Any,  # noqa: ANN401
+        **strengths: Any,  # noqa: ANN401
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """What the UNet predicts, by the names of `probes`, and x0 `[N, c, h, w]` float32.
+
+        Families that can be adjusted take the numbers of `Strengths` too; others take no more than the rest.
+        """
 
     def enlarge(self, image: Tensor, scale: int = SCALE) -> Tensor:
         """Pillow's bicubic at 8 bits, see `OneStepNetwork.enlarge`."""
@@ -59,6 +67,7 @@ class PlainNetwork(OneStepNetwork):
         image: Tensor = self.vae.decode(x0 / self.vae.config.scaling_factor).sample
         return image.clamp(-1, 1)
 
+    @torch.no_grad()
     def restore(
         self,
         image: Tensor,
@@ -69,26 +78,9 @@ class PlainNetwork(OneStepNetwork):
         seed: int | None = None,
         one_batch: bool = True,
         around: Around = nullcontext,
+        **strengths: float,
     ) -> Restored[Sampled]:
-        """See `OneStepNetwork.restore`."""
-        return self.restored(
-            image, self.step, scale, color_fix, positive_prompt, seed, one_batch=one_batch, around=around
-        )
-
-    @torch.no_grad()
-    def restored(
-        self,
-        image: Tensor,
-        step: Step,
-        scale: int,
-        color_fix: ColorFix | None,
-        positive_prompt: str | Sequence[str] | Tensor | None,
-        seed: int | None,
-        *,
-        one_batch: bool,
-        around: Around,
-    ) -> Restored[Sampled]:
-        """`restore` with another `step` in the place of the network's own."""
+        """See `OneStepNetwork.restore`; `strengths` as `step` takes them."""
         dtype = next(self.vae.parameters()).dtype
         prompts = self.embedded(positive_prompt, self.prompts[0], len(image))
         generator = None if seed is None else torch.Generator().manual_seed(seed)
@@ -97,7 +89,7 @@ class PlainNetwork(OneStepNetwork):
         with around("vae_encoder"):
             latent = self.encode(self.pad(enlarged).to(dtype), generator)
         with around("unet"):
-            predictions, x0 = step(latent, prompts, one_batch)
+            predictions, x0 = self.step(latent, prompts, one_batch, **strengths)
         with around("vae_decoder"):
             decoded = self.decode(x0.to(dtype))
         color_fix = self.usual_color_fix(color_fix)

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from s3diff_runtime.errors import CheckpointError
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.families import FAMILIES, FamilyName, FamilyTraits
 from s3diff_runtime.settings import PictureSettings
 from s3diff_training.families.family import Family, Loader
@@ -50,4 +50,6 @@ def read_weights(path: Path, estimator: Path | None, name: FamilyName | None) ->
             f"{family_of(name).checkpoint}, or --family {found}"
         )
     chosen: FamilyName = name or found or "s3diff"
+    if estimator is not None and not FAMILIES[chosen].estimates:
+        raise RequestError(f"{FAMILIES[chosen].title} has no degradation estimator; leave out --estimator")
     return family_of(chosen).read(file, estimator)
