@@ -106,14 +106,20 @@ def test_callers_on_several_threads_get_their_own_results(bundles: dict[LoraMode
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "asked", "expected"),
-    [(["BF16"], "auto", "bf16"), ([], "auto", "f32"), (["BF16"], "f32", "f32"), (["BF16"], "bf16", "bf16")],
+    ("capabilities", "asked", "exact", "expected"),
+    [
+        (["BF16"], "auto", False, "bf16"),
+        (["BF16"], "auto", True, "f32"),
+        ([], "auto", False, "f32"),
+        (["BF16"], "f32", False, "f32"),
+        (["BF16"], "bf16", True, "bf16"),
+    ],
 )
 def test_precision_is_the_processors(
-    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], asked: CpuPrecision, expected: str
+    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], asked: CpuPrecision, exact: bool, expected: str
 ) -> None:
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", *capabilities])
-    assert OpenVinoEngine(CpuOptions(cpu_precision=asked)).precision == expected
+    assert OpenVinoEngine(CpuOptions(cpu_precision=asked), exact).precision == expected
 
 
 def test_bf16_of_a_processor_without(monkeypatch: pytest.MonkeyPatch) -> None:

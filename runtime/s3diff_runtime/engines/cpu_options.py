@@ -14,5 +14,6 @@ class CpuOptions(Options):
 
     threads: int | None = option(None, "CPU threads of the engine.", least=1, shown="all cores")
     cpu_precision: CpuPrecision = option(
-        "auto", "What OpenVINO computes in; auto takes bf16 where the processor has it, else f32."
+        "auto",
+        "What OpenVINO computes in; auto takes bf16 for fp16 bundles where the processor has it, else f32.",
     )

@@ -45,11 +45,15 @@ def open_engine(
             f"{bundle.folder} holds links, which OpenVINO does not follow; copy what they lead to "
             "(cp -rL BUNDLE COPY), or use engine onnx"
         )
-    return OpenVinoEngine(cpu), None
+    return OpenVinoEngine(cpu, exact=bundle.manifest.precision == "fp32"), None
 
 
 class OpenVinoEngine:
     """OpenVINO on the CPU.
+
+    Args:
+        cpu: threads and precision.
+        exact: whether `auto` is f32 on every processor, as bundles in fp32 ask for exactness.
 
     Attributes:
         precision: what it computes in, `bf16` or `f32`; inputs, outputs and what follows the last large
@@ -62,10 +66,10 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, cpu: CpuOptions) -> None:
+    def __init__(self, cpu: CpuOptions, exact: bool = False) -> None:
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
-        self.precision: str | None = self._settled(cpu.cpu_precision)
+        self.precision: str | None = self._settled(cpu.cpu_precision, exact)
         # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
         self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1}
         if cpu.threads:
@@ -100,14 +104,16 @@ class OpenVinoEngine:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
         return OpenVinoSession(self._openvino, compiled, stage, graph.stem)
 
-    def _settled(self, asked: CpuPrecision) -> str:
+    def _settled(self, asked: CpuPrecision, exact: bool) -> str:
         has_bf16 = "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
         if asked == "bf16" and not has_bf16:
             raise RequestError(
                 "cpu_precision is bf16, and this processor has no instructions for it; "
                 "leave it out, or use --cpu-precision f32"
             )
-        return asked if asked != "auto" else "bf16" if has_bf16 else "f32"
+        if asked != "auto":
+            return asked
+        return "bf16" if has_bf16 and not exact else "f32"
 
 
 class OpenVinoLane:
