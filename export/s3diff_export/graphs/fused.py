@@ -1,6 +1,6 @@
 """LoRA mode `fused`: a stage of its own computes the layers' weights, once for each degradation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,17 +18,21 @@ class LayerWeights(nn.Module):
 
     Args:
         layers: whose weights are given, in their order.
+        scales: factors of some of the weights.
         dtype: of the weights.
     """
 
-    def __init__(self, layers: Mapping[str, ModulatedLoRA], dtype: torch.dtype) -> None:
+    def __init__(
+        self, layers: Sequence[ModulatedLoRA], scales: Mapping[ModulatedLoRA, float], dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self.dtype, self.blocks = dtype, [layer.block for layer in layers.values()]
+        self.dtype, self.blocks = dtype, [layer.block for layer in layers]
         self.bases, self.downs, self.ups = (nn.ParameterList() for _ in range(3))
-        for layer in layers.values():
-            self.bases.append(frozen(layer.base_layer.weight, dtype))
+        for layer in layers:
+            weight, scale = layer.base_layer.weight, scales.get(layer, 1.0)
+            self.bases.append(frozen(weight if scale == 1 else weight * scale, dtype))
             self.downs.append(frozen(layer.lora_A.weight.flatten(1), dtype))
-            self.ups.append(frozen(layer.scaling * layer.lora_B.weight.flatten(1), dtype))
+            self.ups.append(frozen(scale * layer.scaling * layer.lora_B.weight.flatten(1), dtype))
 
     def forward(self, modulation: Tensor) -> tuple[Tensor, ...]:
         """The weight of every layer of `[1, blocks, r, r]`."""
@@ -55,7 +59,7 @@ class GivenWeight(nn.Module):
         super().__init__()
         base = layer.base_layer
         self.bias = None if base.bias is None else frozen(base.bias, dtype)
-        self.slot, self.name = slot, name
+        self.slot, self.name, self.width = slot, name, int(base.weight.shape[0])
         self.convolution: dict[str, Any] | None = (
             {"stride": base.stride, "padding": base.padding} if isinstance(base, nn.Conv2d) else None
         )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s3diff_export.graphs import fused, merged
-from s3diff_export.graphs.attention import derive_coder
+from s3diff_export.graphs.attention import derive_coder, query_scales
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.passes import pass_layers, x0_of_pass
@@ -243,11 +243,16 @@ class _StageMaker:
     def weights(self) -> Iterator[StageGraph]:
         """The weights of each part whose layers are given theirs."""
         for part in _PARTS if self.traits.gives_weights else ():
-            layers = self._layers(part)
-            if layers and f"{part}_modulation" in self.modulations:
-                weights, stage = fused.LayerWeights(layers, self.dtype), f"{part}_weights"
-                specs = [self._weight_spec(layer_tensor(stage, name), each) for name, each in layers.items()]
-                yield replace(self._graph(stage, weights, [weights]), outputs=tuple(specs))
+            if f"{part}_modulation" in self.modulations and self._layers(part):
+                yield self._weights_of(part)
+
+    def _weights_of(self, part: str) -> StageGraph:
+        layers, stage = self._layers(part), f"{part}_weights"
+        scales = query_scales(getattr(self.network, part))
+        weights = fused.LayerWeights(tuple(layers.values()), scales, self.dtype)
+        graph = self._graph(stage, lambda **given: weights(given[f"{part}_modulation"]), [weights])
+        specs = (self._weight_spec(layer_tensor(stage, name), layer) for name, layer in layers.items())
+        return replace(graph, outputs=tuple(specs))
 
     def enlarge(self, scale: int) -> StageGraph:
         graph = self._graph("enlarge", lambda image: self.network.enlarge(_unit(image), scale), [])

@@ -21,6 +21,7 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
+from s3diff_runtime.engines.standing import Standing
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
@@ -75,12 +76,13 @@ class OpenVinoEngine:
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
         self._turns = BoundedSemaphore(LANES)
+        self._standing = Standing[Mapping[str, Value]](LANES)
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[OpenVinoLane]:
         """See `Engine.lane`."""
         with self._turns:
-            yield OpenVinoLane(clock)
+            yield OpenVinoLane(self._standing, clock)
 
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""
@@ -119,8 +121,8 @@ class OpenVinoEngine:
 class OpenVinoLane:
     """A chain of stages in OpenVINO. All values are arrays on the host, which nothing copies."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.timed = clock.running
+    def __init__(self, standing: Standing[Mapping[str, Value]], clock: Clock) -> None:
+        self.standing, self.timed = standing.get, clock.running
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """See `Lane.upload`; there is nothing to do."""
@@ -136,7 +138,7 @@ class OpenVinoSession:
         self._openvino, self._compiled, self._name = openvino, compiled, name
         self._inputs = [spec.name for spec in stage.inputs]
         self._outputs = [
-            (spec.name, port.element_type, self._openvino.Shape([0] * len(spec.shape)))
+            (spec.name, port.element_type, self._openvino.Shape(_least(spec.shape)))
             for spec, port in zip(stage.outputs, compiled.outputs, strict=True)
         ]
 
@@ -149,8 +151,8 @@ class OpenVinoSession:
                 array = np.asarray(inputs[name], order="C")
                 request.set_input_tensor(index, self._openvino.Tensor(array, shared_memory=True))
             tensors = {}
-            for index, (name, dtype, empty) in enumerate(self._outputs):
-                tensors[name] = self._openvino.Tensor(dtype, empty)  # OpenVINO gives it its shape
+            for index, (name, dtype, least) in enumerate(self._outputs):
+                tensors[name] = self._openvino.Tensor(dtype, least)  # OpenVINO gives it its shape
                 request.set_output_tensor(index, tensors[name])
             request.infer()
             return {name: tensor.data for name, tensor in tensors.items()}
@@ -171,6 +173,12 @@ def _import_openvino() -> ModuleType:
     except ImportError as error:
         raise RequestError("OpenVINO is not installed: pip install 's3diff-export[cpu]'") from error
     return openvino
+
+
+def _least(shape: Sequence[int | str]) -> list[int]:
+    """A static shape, or an empty one that is grown."""
+    fixed = [side for side in shape if isinstance(side, int)]
+    return fixed if len(fixed) == len(shape) else [0] * len(shape)
 
 
 def _in_words(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> Iterator[str]:
