@@ -14,6 +14,7 @@ from PIL import Image
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.pictures.metadata import encoder_options
+from s3diff_runtime.remote import Place, RemotePath
 
 QUALITY = 95
 """Of JPEG and WebP where none is asked for."""
@@ -80,19 +81,19 @@ def missing_plugin(name: str) -> str:
     return "needs: pip install 's3diff-export[formats]'"
 
 
-def not_read(path: Path) -> str:
+def not_read(path: Place) -> str:
     """Why a file of a folder is not taken for a picture, judging by its name; empty where it is."""
     name = _READ_BY_SUFFIX.get(path.suffix.lower())
     return missing_plugin(name) if name else "not a picture that is read"
 
 
-def holds_transparency(path: Path) -> bool:
+def holds_transparency(path: Place) -> bool:
     """Whether the format of `path` holds it."""
     format = _WRITTEN.get(path.suffix.lower())
     return format is None or format.transparency
 
 
-def require_fit(path: Path, width: int, height: int, transparent: bool) -> None:
+def require_fit(path: Place, width: int, height: int, transparent: bool) -> None:
     """Raise `RequestError` when the format of `path` cannot hold such a picture.
 
     Args:
@@ -121,7 +122,7 @@ def is_transparent(image: Image.Image) -> bool:
     return "A" in image.mode and image.getchannel("A").getextrema() != (255, 255)
 
 
-def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, ...]:
+def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, ...]:
     """Write a picture with the profile and all else that its `info` holds, atomically.
 
     JPEG is written without chroma subsampling, and without an alpha channel that is opaque throughout. TIFF
