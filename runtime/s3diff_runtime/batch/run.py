@@ -11,7 +11,6 @@ from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
 
-from s3diff_runtime.batch.each import merged
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
@@ -243,7 +242,7 @@ class Batch:
                 self._options.each.get(self.outcomes[picture.number].job.source, UpscaleSettings())
                 for picture in chunk
             ]
-            results = upscaler.upscale_pixels(pixels, each, **merged(self._options.settings, {}))
+            results = upscaler.upscale_pixels(pixels, each, **self._options.settings.keywords)
         except JobError as error:
             if len(chunk) == 1:
                 number = chunk[0].number

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from PIL import Image
 
@@ -104,17 +105,18 @@ def require_fit(path: Place, width: int, height: int, transparent: bool) -> None
     format = _WRITTEN.get(path.suffix.lower())
     if format is None:
         raise RequestError(f"{path} names no format; expected a suffix of {', '.join(sorted(_WRITTEN))}")
+    if problem := fit_problem(format, width, height, transparent):
+        raise RequestError(f"{path}: {problem} (--format)")
+
+
+def fit_problem(format: FileFormat, width: int, height: int, transparent: bool) -> str:
+    """Why a format cannot hold a picture, see `require_fit`; empty where it can."""
     if transparent and not format.transparency:
-        raise RequestError(
-            f"{path}: {format.name} holds no transparency; choose png, webp or tiff (--format)"
-        )
+        return f"{format.name} holds no transparency; choose png, webp or tiff"
     too_large = max(width, height) > format.max_side
     if format.name == "TIFF" and width * height * (4 if transparent else 3) > _TIFF_BYTES:
         too_large = True
-    if too_large:
-        raise RequestError(
-            f"{path}: {format.name} cannot hold {width}x{height} pixels; choose png (--format)"
-        )
+    return f"{format.name} cannot hold {width}x{height} pixels; choose png" if too_large else ""
 
 
 def is_transparent(image: Image.Image) -> bool:
@@ -140,9 +142,31 @@ def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, 
         RequestError: when the format cannot hold the picture.
         JobError: when the disk refuses, or the encoder fails.
     """
-    transparent = is_transparent(image)
-    require_fit(path, image.width, image.height, transparent)
-    format = _WRITTEN[path.suffix.lower()]
+    require_fit(path, image.width, image.height, is_transparent(image))
+    with replacing(path) as temporary:
+        return _write(image, temporary, _WRITTEN[path.suffix.lower()], quality, str(path))
+
+
+def encode(image: Image.Image, format: FileFormat, quality: int = QUALITY) -> tuple[bytes, tuple[str, ...]]:
+    """The file that `save` would write, in memory, and the same notes.
+
+    Raises:
+        RequestError: when the format cannot hold the picture.
+        JobError: when the encoder fails.
+    """
+    if problem := fit_problem(format, image.width, image.height, is_transparent(image)):
+        raise RequestError(problem)
+    file = BytesIO()
+    try:
+        notes = _write(image, file, format, quality, "the result")
+    except OSError as error:
+        raise JobError(f"could not encode the result: {error}") from error
+    return file.getvalue(), notes
+
+
+def _write(
+    image: Image.Image, target: Path | BinaryIO, format: FileFormat, quality: int, name: str
+) -> tuple[str, ...]:
     if "A" in image.mode and not format.transparency:
         image = image.convert(image.mode.removesuffix("A"))
     options, notes = encoder_options(image, format.name)
@@ -150,11 +174,10 @@ def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, 
         options |= {"quality": quality, "subsampling": "4:4:4"}
     elif format.name == "WEBP" and not options.get("lossless"):
         options["quality"] = quality
-    with replacing(path) as temporary:
-        try:
-            image.save(temporary, format=format.name, **options)
-        except OSError:
-            raise  # of the disk: `replacing` says what to do
-        except Exception as error:  # encoders raise many kinds, for example for tags they cannot write
-            raise JobError(f"could not encode {path}: {error or type(error).__name__}") from error
+    try:
+        image.save(target, format=format.name, **options)
+    except OSError:
+        raise  # of the disk: `replacing` says what to do
+    except Exception as error:  # encoders raise many kinds, for example for tags they cannot write
+        raise JobError(f"could not encode {name}: {error or type(error).__name__}") from error
     return tuple(notes)

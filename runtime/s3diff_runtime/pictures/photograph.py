@@ -48,6 +48,8 @@ class Photograph:
     """What the result inherits beside pixels."""
     notes: tuple[str, ...] = ()
     """What was lost or converted in decoding, for the user."""
+    format: str = ""
+    """Pillow's name of the file's format, such as `JPEG`; empty for pixels that came without a file."""
 
     @property
     def icc(self) -> bytes | None:
@@ -172,6 +174,7 @@ def _decoded(picture: OpenedPicture) -> Photograph:
         grey=plain.mode in ("L", "LA"),
         metadata=replace(metadata, icc=icc, lossless=picture.lossless),
         notes=(*picture.notes, *notes, *plain_notes, *metadata_notes),
+        format=picture.format,
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, TooLarge
 from s3diff_runtime.pictures import boxes, jpeg, png, tiff, webp
 from s3diff_runtime.pictures.formats import READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
@@ -95,6 +95,8 @@ class OpenedPicture:
     """How the file packs its channels, in Pillow's words, for example `RGB;16B`."""
     lossless: bool = False
     """Whether it is a WebP without loss."""
+    format: str = ""
+    """Pillow's name of what it is; empty for pixels that came without a file."""
     notes: list[str] = field(default_factory=list)
     """What opening it has lost."""
 
@@ -303,6 +305,7 @@ def _from_pillow(
         lambda: exif_of(image),
         depth=_stored_depth(image),
         lossless=file is not None and image.format == "WEBP" and webp.is_lossless(file),
+        format="JPEG" if image.format == "MPO" else image.format or "",
     )
 
 
@@ -339,6 +342,7 @@ def _from_tiff(name: str, file: BinaryIO, max_pixels: int | None) -> OpenedPictu
         tiff.has_alpha(page),
         lambda: tiff.decode(page, name),
         lambda: tiff.tags(page),
+        format="TIFF",
     )
 
 
@@ -359,12 +363,12 @@ def _require_size(name: str, width: int, height: int, max_pixels: int | None) ->
     if max_pixels is None:
         return
     if width * height > max_pixels:
-        raise RequestError(
+        raise TooLarge(
             f"{name} has {size}, more than the limit of {max_pixels} pixels; take it with --max-pixels "
             f"{width * height}, or in Python with open_photograph(…, max_pixels={width * height})"
         )
     if max(width, height) > MAX_SIDE:
-        raise RequestError(f"{name} has {size}, and sides are limited to {MAX_SIDE}; cut it into parts")
+        raise TooLarge(f"{name} has {size}, and sides are limited to {MAX_SIDE}; cut it into parts")
 
 
 def _stored_depth(image: Image.Image) -> str:

@@ -1,0 +1,1 @@
+"""What the HTTP service bears: load, faults and attacks."""

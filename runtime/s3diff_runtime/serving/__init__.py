@@ -1,0 +1,1 @@
+"""Upscaling as a service: thin over `Upscaler`."""

@@ -1,0 +1,101 @@
+"""What a client may ask of the service for a picture: parameters of a query, each a field of `Options`."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, Literal, get_args, get_origin
+
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.options import KEY, OptionInfo, Options, group, infos_of, option, read, types_of
+from s3diff_runtime.pictures.formats import FORMATS, QUALITY, FileFormat, Format
+from s3diff_runtime.settings import PictureSettings
+
+
+@dataclass(frozen=True)
+class PictureRequest(Options):
+    """The query of `POST /v1/upscale`."""
+
+    settings: PictureSettings = group(PictureSettings)
+    format: Format | None = option(None, "Of the result; as the picture came by default, else png.")
+    quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
+
+    def format_for(self, came_as: str) -> FileFormat:
+        """The format of the result, for a picture whose format has this name of Pillow's."""
+        by_name = {format.name: format for format in FORMATS.values()}
+        return FORMATS[self.format] if self.format else by_name.get(came_as, FORMATS["png"])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a query: a field of a class of options, or of one of its groups."""
+
+    path: str
+    """As `options.read` names the field."""
+    info: OptionInfo
+    hint: Any
+    default: Any
+
+    @property
+    def name(self) -> str:
+        """As the query names it."""
+        return self.path.rpartition(".")[2]
+
+    def value_of(self, text: str) -> object:
+        """Read it from the query; raises `RequestError` for what is no number where one must be."""
+        try:
+            return self.hint(text) if self.hint in (int, float) else text
+        except ValueError:
+            expected = "a whole number" if self.hint is int else "a number"
+            raise RequestError(f"{self.name} is {text!r}, expected {expected}") from None
+
+    def described(self) -> dict[str, Any]:
+        """As OpenAPI describes it."""
+        kinds = {int: "integer", float: "number"}
+        schema: dict[str, Any] = {"type": kinds.get(self.hint, "string")}
+        if get_origin(self.hint) is Literal:
+            schema["enum"] = list(get_args(self.hint))
+        bounds = {"minimum": self.info.least, "maximum": self.info.most}
+        schema |= {name: end for name, end in bounds.items() if abs(end) != float("inf")}
+        if self.default is not None and self.default is not MISSING:
+            schema["default"] = self.default
+        return {"name": self.name, "in": "query", "description": self.info.help, "schema": schema}
+
+
+def parameters_of(cls: type[Options], prefix: str = "") -> Iterator[Parameter]:
+    """All parameters of a class of options, in the order of its fields; those of a group where it stands."""
+    infos, hints = infos_of(cls), types_of(cls)
+    for each in fields(cls):
+        if isinstance(each.default, Options) and KEY in each.metadata:
+            yield from parameters_of(type(each.default), f"{each.name}.")
+        elif each.name in infos:
+            yield Parameter(prefix + each.name, infos[each.name], hints[each.name], each.default)
+
+
+def read_query(pairs: Iterable[tuple[str, str]]) -> PictureRequest:
+    """Make a request of the names and values of a query.
+
+    Raises:
+        RequestError: naming everything that is wrong: unknown and repeated names, values out of range.
+    """
+    known = {parameter.name: parameter for parameter in parameters_of(PictureRequest)}
+    given: dict[str, str] = {}
+    problems: list[str] = []
+    for name, text in pairs:
+        if name not in known:
+            problems.append(f"unknown parameter {name!r}, expected {', '.join(known)}")
+        elif name in given:
+            problems.append(f"{name} is given more than once")
+        given[name] = text
+    refuse(problems)
+    return read(PictureRequest, _values(known, given))
+
+
+def _values(known: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    for name, text in given.items():
+        try:
+            values[known[name].path] = known[name].value_of(text)
+        except RequestError as error:
+            problems.append(str(error))
+    refuse(problems)
+    return values

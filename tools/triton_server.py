@@ -1,0 +1,92 @@
+"""Run the real NVIDIA Triton Inference Server on this machine, without Docker and without a GPU.
+
+    python tools/triton_server.py REPOSITORY
+
+The first run sets it up in `.triton/` (120 MiB to download): the server of PyPI's nvidia-pytriton, and
+Triton's own client in an environment apart, since it needs an older protobuf. Models run in the Python that
+runs this script, 3.11 to 3.13. In production the server is NVIDIA's container, see docs/triton.md.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+SERVER, CLIENT = "nvidia-pytriton==0.7.0", "tritonclient[grpc,http]==2.73.0"
+FOLDER = Path(__file__).resolve().parents[1] / ".triton"
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """A server that is set up."""
+
+    folder: Path
+    """An environment with the server's wheel and its client."""
+
+    @property
+    def client_python(self) -> Path:
+        """The interpreter that has `tritonclient`."""
+        return self.folder / "bin" / "python"
+
+    @property
+    def _packages(self) -> Path:
+        return self.folder / "lib" / f"python{_python()}" / "site-packages"
+
+    @property
+    def _tree(self) -> Path:
+        return self._packages / "pytriton" / "tritonserver"
+
+    def command(self, repository: Path, *options: str) -> list[str]:
+        """What starts it; `options` are more of tritonserver's."""
+        return [
+            str(self._tree / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={self.folder / 'backends'}",
+            *options,
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """In which it must be started: models run in the Python that runs this script."""
+        libraries = [str(self._packages / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]
+        path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        return os.environ | {"LD_LIBRARY_PATH": os.pathsep.join(libraries), "PATH": os.pathsep.join(path)}
+
+    def install(self) -> None:
+        """Set it up, unless that is done already. Raises `subprocess.CalledProcessError` or `OSError`."""
+        done = self.folder / ".installed"
+        if done.is_file() and done.read_text() == f"{SERVER} {CLIENT}":
+            return
+        venv.create(self.folder, clear=True, with_pip=True)
+        pip = [str(self.client_python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, CLIENT], check=True)
+        subprocess.run([*pip, "--no-deps", SERVER], check=True)  # of it the server alone is wanted
+        backend = self.folder / "backends" / "python"
+        shutil.copytree(self._tree / "backends" / "python", backend)
+        stub = self._tree / "python_backend_stubs" / _python() / "triton_python_backend_stub"
+        shutil.copy(stub, backend)
+        done.write_text(f"{SERVER} {CLIENT}")
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@click.command(help=(__doc__ or "").partition("\n\n")[0])
+@click.argument("repository", type=click.Path(path_type=Path, exists=True))
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def main(repository: Path, options: tuple[str, ...]) -> None:
+    """Set the server up where it is missing, and become it; OPTIONS are tritonserver's, after `--`."""
+    server = TritonServer(FOLDER)
+    server.install()
+    command = server.command(repository, *options)
+    os.execve(command[0], command, server.environment())
+
+
+if __name__ == "__main__":
+    main()
