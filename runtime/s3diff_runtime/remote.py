@@ -1,8 +1,8 @@
 """Files in object stores, and wherever else fsspec reads and writes, with the manners of paths.
 
-What a URL needs beside itself (keys, a region, an endpoint) comes from where the store's own tools find it: the
-environment, a profile, the role of a machine. URLs that hold a password are refused, and what a store says of
-an error is told without what could be one.
+What a URL needs beside itself (keys, a region, an endpoint) comes from where the store's own tools find it:
+the environment, a profile, the role of a machine. URLs that hold a password are refused, and what a store
+says of an error is told without what could be one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError, first_line
@@ -38,7 +38,7 @@ class RemotePath:
     def __str__(self) -> str:
         return self.url
 
-    def __truediv__(self, relative: str | PurePosixPath) -> RemotePath:
+    def __truediv__(self, relative: str | PurePath) -> RemotePath:
         return RemotePath(f"{self.url}/{relative}")
 
     @property
@@ -108,11 +108,11 @@ class RemotePath:
                     raise
                 return
         for entry in sorted(found, key=lambda entry: entry["name"]):
-            name = entry["name"].rstrip("/")
-            if name != path:  # stores list a folder's own mark, where somebody has made one, and a file itself
-                child = self / name.rpartition("/")[2]
-                is_folder = entry["type"] == "directory"
-                yield (child, True) if is_folder else (replace(child, size=entry["size"] or 0), False)
+            name, is_folder = entry["name"].removesuffix("/"), entry["type"] == "directory"
+            if is_folder:
+                yield self / name.rpartition("/")[2], True
+            elif name != path:  # stores list a file itself, and a folder's own mark where somebody made one
+                yield replace(self / name.rpartition("/")[2], size=entry["size"] or 0), False
 
     def matching(self) -> Iterator[RemotePath]:
         """The files that the URL matches as a pattern. Raises `RequestError` as `children`."""
@@ -159,14 +159,12 @@ class RemotePath:
             if self.url.partition("://")[0] not in _OBJECT_STORES:
                 files.makedirs(path.rpartition("/")[0], exist_ok=True)
             files.pipe_file(path, b"")
-            try:
+            with suppress(PermissionError):  # may write, not remove: it stays, of 0 bytes, for the next run
                 files.rm_file(path)
-            except PermissionError:
-                pass  # may write and not remove; it stays, of 0 bytes, and the next run takes the same name
 
 
 Place = Path | RemotePath
-"""Where a file is."""
+"""Where a file or a folder is."""
 
 
 def place_of(text: str) -> Place:
@@ -184,8 +182,8 @@ def place_of(text: str) -> Place:
     server = rest.partition("/")[0]
     if re.search(r":[^@]*@", server) or (protocol in ("http", "https") and ("@" in server or "?" in rest)):
         raise RequestError(
-            f"a {protocol} URL holds a password or a query, which logs and reports would keep; pass credentials "
-            "as the store's own tools take them, by environment or profile"
+            f"a {protocol} URL holds a password or a query, which logs and reports would keep; pass "
+            "credentials as the store's own tools take them, by environment or profile"
         )
     return RemotePath(f"{protocol}://{rest.rstrip('/')}")
 

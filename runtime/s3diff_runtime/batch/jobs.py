@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from s3diff_runtime.batch.search import LeftOut, Search
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
-from s3diff_runtime.remote import Place, RemotePath, place_of
+from s3diff_runtime.remote import Place, place_of
 
 _SHOWN = 3
 """Problems that an error spells out; of the others it gives the number."""
@@ -117,12 +117,7 @@ def output_folder(output: Place) -> Place:
 
 def refuse_existing(jobs: Iterable[Job]) -> None:
     """Raise `RequestError` when an output exists already."""
-    existing = [
-        path
-        for job in jobs
-        for path in job.outputs
-        if (path.is_file() if isinstance(path, RemotePath) else path.exists())
-    ]
+    existing = [path for job in jobs for path in job.outputs if exists(path)]
     if existing:
         others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
         raise RequestError(
@@ -163,6 +158,11 @@ def _comparisons(targets: Mapping[Place, Place]) -> dict[Place, Place]:
 
 def _names_file(output: Place) -> bool:
     return output.suffix.lower() in WRITTEN_SUFFIXES and not _is_folder(output)
+
+
+def exists(place: Place) -> bool:
+    """Whether something has the name of a result already."""
+    return place.exists() if isinstance(place, Path) else place.is_file()
 
 
 def _is_folder(place: Place) -> bool:

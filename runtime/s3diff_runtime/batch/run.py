@@ -296,7 +296,7 @@ class Batch:
 def _ends_all(job: Job, cause: BaseException | None) -> bool:
     """Whether no other picture can be written either where one could not for this reason."""
     if isinstance(job.target, RemotePath):
-        return isinstance(cause, PermissionError | FileNotFoundError)  # keys that ran out, a bucket that is gone
+        return isinstance(cause, PermissionError | FileNotFoundError)  # expired keys, a bucket that is gone
     return isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
 
 

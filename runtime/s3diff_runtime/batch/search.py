@@ -14,7 +14,6 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES, not_read
 from s3diff_runtime.remote import Place, RemotePath, place_of
 
-
 HOLDS_NONE = f"holds no {', '.join(sorted(SUFFIXES))} files"
 
 
@@ -64,11 +63,11 @@ class Search:
                 self.problems.append(str(error))
                 return
         elif place.is_dir():
-            matches = {picture: picture.relative_to(place) for picture in self._below(place)}
+            matches = dict(self._below(place))
         elif place.exists():
             matches = {place: Path(place.name)}
         else:
-            matches = self._matches(place)
+            matches = dict(self._matches(place))
         if not matches:
             is_folder = isinstance(place, Path) and place.is_dir()
             reason = HOLDS_NONE if is_folder else "does not exist, and matches nothing"
@@ -130,7 +129,7 @@ class Search:
             return False
         return True
 
-    def _below(self, folder: Path) -> Iterator[Path]:
+    def _below(self, folder: Path) -> Iterator[tuple[Path, Path]]:
         for _, files in self._folders(folder):
             for entry in files:
                 path = Path(entry.path)
@@ -143,7 +142,7 @@ class Search:
                 elif reason := not_read(path):
                     self._leave_out(path.suffix.lower() or "no suffix", reason)
                 else:
-                    yield path
+                    yield path, path.relative_to(folder)
 
     def _folders(self, folder: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
         """A folder and those at any depth below, each once, with what they hold besides folders.
@@ -179,14 +178,14 @@ class Search:
         inside = isinstance(self._output, Path) and Path(entry.path).resolve().is_relative_to(self._output)
         return not inside
 
-    def _matches(self, pattern: Path) -> dict[Path, Path]:
+    def _matches(self, pattern: Path) -> Iterator[tuple[Path, Path]]:
         """The files that a pattern matches, relative to its leading folders without wildcards."""
         parts = pattern.parts
         fixed = Path()
         while parts and ((fixed / parts[0]).exists() or not glob.has_magic(parts[0])):
             fixed, parts = fixed / parts[0], parts[1:]
         found = self._matching(fixed, parts) if parts else ()
-        return {path: path.relative_to(fixed) for path in found if path.is_file()}
+        yield from ((path, path.relative_to(fixed)) for path in found if path.is_file())
 
     def _matching(self, path: Path, parts: tuple[str, ...]) -> Iterator[Path]:
         if not parts:

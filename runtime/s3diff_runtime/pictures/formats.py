@@ -132,7 +132,7 @@ def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, 
 
     Args:
         image: of mode L, LA, RGB or RGBA.
-        path: its suffix is the format; missing folders are made.
+        path: its suffix is the format; missing folders are made. In a store the file is put there at once.
         quality: 1 to 100, for JPEG and WebP with loss.
 
     Returns:
@@ -140,9 +140,13 @@ def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, 
 
     Raises:
         RequestError: when the format cannot hold the picture.
-        JobError: when the disk refuses, or the encoder fails.
+        JobError: when the disk or the store refuses, or the encoder fails.
     """
     require_fit(path, image.width, image.height, is_transparent(image))
+    if isinstance(path, RemotePath):
+        content, notes = encode(image, _WRITTEN[path.suffix.lower()], quality)
+        path.write(content)
+        return notes
     with replacing(path) as temporary:
         return _write(image, temporary, _WRITTEN[path.suffix.lower()], quality, str(path))
 

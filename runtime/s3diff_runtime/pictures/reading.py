@@ -44,7 +44,8 @@ PictureSource = (
     | Image.Image
     | NDArray[Any]
 )
-"""What pictures come as: a path, a file in a store, the bytes of a file, an open file, a PIL image, an array."""
+"""What pictures come as: a path, a file in a store, the bytes of a file, an open file, a PIL image, or an
+array."""
 EXPECTED = (
     "expected a path, the bytes of a file, an open binary file, a PIL image, "
     "or a uint8 array [H, W], [H, W, 3] or [H, W, 4]"
