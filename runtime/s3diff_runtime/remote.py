@@ -134,6 +134,16 @@ class RemotePath:
             content: bytes = files.cat_file(path)
         return content
 
+    def download(self, target: Path, size: int) -> None:
+        """Copy the content to this machine. Raises `RequestError`, also for another size, in bytes."""
+        there = self.looked_up()
+        if there is None or there.size != size:
+            found = f"has {there.size} bytes" if there else "does not exist"
+            raise RequestError(f"{self} {found}, expected {size} bytes")
+        with _refusals(self, "read"):
+            files, path = _opened(self)
+            files.get_file(path, str(target))
+
     def write(self, content: bytes) -> None:
         """Put the content there at once: nobody ever sees a part of it. Raises `JobError`."""
         with _refusals(self, "written", JobError):
@@ -167,7 +177,7 @@ Place = Path | RemotePath
 """Where a file or a folder is."""
 
 
-def place_of(text: str) -> Place:
+def place_named(text: str) -> Place:
     """The path or the URL that a text names.
 
     Raises:

@@ -27,7 +27,7 @@ from s3diff_runtime.batch.listing import ListedJobs
 from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome
 from s3diff_runtime.command_line import Member
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.remote import RemotePath, place_of, without_credentials
+from s3diff_runtime.remote import RemotePath, place_named, without_credentials
 from s3diff_runtime.settings import PictureSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
@@ -355,7 +355,7 @@ def test_what_a_store_says_is_told_without_credentials() -> None:
 
 
 def test_names_as_paths_have_them() -> None:
-    place = place_of("S3://photos/in/a.b/c.tar.png/")
+    place = place_named("S3://photos/in/a.b/c.tar.png/")
     assert isinstance(place, RemotePath)
     assert (str(place), place.name, place.stem, place.suffix) == (
         "s3://photos/in/a.b/c.tar.png",
@@ -364,8 +364,8 @@ def test_names_as_paths_have_them() -> None:
         ".png",
     )
     assert place.with_suffix(".webp").parent == RemotePath("s3://photos/in/a.b")
-    assert place_of("file:///tmp/x.png") == Path("/tmp/x.png")
-    assert place_of("in/a:b.png") == Path("in/a:b.png")
+    assert place_named("file:///tmp/x.png") == Path("/tmp/x.png")
+    assert place_named("in/a:b.png") == Path("in/a:b.png")
 
 
 def test_a_large_object_is_not_read(s3: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

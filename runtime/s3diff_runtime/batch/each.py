@@ -10,7 +10,7 @@ from s3diff_runtime.batch.jobs import Job, resolved
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import types_of
-from s3diff_runtime.remote import Place, RemotePath, place_of
+from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
 
 _INPUT = "input"
@@ -94,7 +94,7 @@ class _Inputs:
         return found[0]
 
     def _candidates(self, text: str) -> Iterator[Place]:
-        place = place_of(text)
+        place = place_named(text)
         paths = [resolved(folder / text) for folder in (self._folder, Path())] if text else []
         paths = [place] if isinstance(place, RemotePath) else paths
         known = [self._by_path[path] for path in paths if path in self._by_path]

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 from s3diff_runtime.batch.search import LeftOut, Search
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
-from s3diff_runtime.remote import Place, place_of
+from s3diff_runtime.remote import Place, place_named
 
 _SHOWN = 3
 """Problems that an error spells out; of the others it gives the number."""
@@ -83,7 +83,7 @@ def plan_jobs(
             f"{output} is of a format that is only read; expected a folder, or a new file of {written}"
         )
     if _names_file(output):
-        if len(inputs) != 1 or not place_of(inputs[0]).is_file():
+        if len(inputs) != 1 or not place_named(inputs[0]).is_file():
             raise RequestError(
                 f"{output} names a file, but only one input file can go to a file; name a folder for more"
             )

@@ -14,12 +14,12 @@ from s3diff_runtime.batch.jobs import Job, clashes, jobs_below
 from s3diff_runtime.batch.search import HOLDS_NONE, LeftOut, Search
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES, Format
-from s3diff_runtime.remote import Place, RemotePath, place_of
+from s3diff_runtime.remote import Place, RemotePath, place_named
 
 
 def folder_to_list(inputs: Sequence[str]) -> RemotePath | None:
     """The folder in a store that is the only input; None for everything else."""
-    place = place_of(inputs[0])
+    place = place_named(inputs[0])
     if len(inputs) > 1 or isinstance(place, Path) or glob.has_magic(place.url):
         return None
     return None if place.looked_up() else place

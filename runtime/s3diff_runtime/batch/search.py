@@ -12,7 +12,7 @@ from pathlib import Path, PurePath, PurePosixPath
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES, not_read
-from s3diff_runtime.remote import Place, RemotePath, place_of
+from s3diff_runtime.remote import Place, RemotePath, place_named
 
 HOLDS_NONE = f"holds no {', '.join(sorted(SUFFIXES))} files"
 
@@ -54,7 +54,7 @@ class Search:
 
         What an earlier input had is not found again.
         """
-        place = place_of(text)
+        place = place_named(text)
         matches: dict[Place, PurePath]
         if isinstance(place, RemotePath):
             try:

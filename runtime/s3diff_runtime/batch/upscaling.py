@@ -35,6 +35,7 @@ from s3diff_runtime.batch.jobs import Jobs, exists, output_folder, plan_jobs, re
 from s3diff_runtime.batch.listing import ListedJobs, folder_to_list, looked_up, refuse_filled
 from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole, size_of_result
 from s3diff_runtime.batch.search import LeftOut
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError, one_line
@@ -42,7 +43,7 @@ from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import QUALITY, SUFFIXES, Format
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
-from s3diff_runtime.remote import Place, RemotePath, place_of
+from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 
@@ -60,10 +61,15 @@ class UpscaleRequest(Options):
     output: Place = option(
         help="Folder for the results; a file for one INPUT. Or its URL, such as s3://bucket/folder.",
         flags=("-o", "--output"),
-        parse=place_of,
+        parse=place_named,
         metavar="PATH",
     )
-    bundle: Path | None = option(None, "Made by s3diff-export build.", env="S3DIFF_BUNDLE")
+    bundle: str | Path | None = option(
+        None,
+        "Made by s3diff-export build: a folder, OWNER/NAME[@REVISION] on the Hub, or a URL.",
+        env="S3DIFF_BUNDLE",
+        metavar="BUNDLE",
+    )
     format: Format | None = option(None, "Of the results; as the input by default.")
     quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
     settings: PictureSettings = group(PictureSettings)
@@ -81,7 +87,7 @@ class UpscaleRequest(Options):
     resume: bool = option(False, "Keep results that exist and are whole; do the others.")
     compare: bool = option(False, "Also write NAME.compare.png, before and after side by side.")
     dry_run: bool = option(False, "Only list what would be done.")
-    report: Place | None = option(None, "Write a summary as JSON.", parse=place_of, metavar="PATH")
+    report: Place | None = option(None, "Write a summary as JSON.", parse=place_named, metavar="PATH")
 
     def problems(self) -> Iterator[str]:
         """What is missing, and what contradicts each other."""
@@ -112,10 +118,10 @@ def run_upscale(request: UpscaleRequest) -> None:
     if request.report:
         _require_own_file(request.report, jobs)
     each = read_each(request.each, jobs) if request.each else {}
-    bundle = request.bundle or Path()  # never None: the request checked it
+    bundle = request.bundle or ""  # never None: the request checked it
     with _every_size_allowed():
         if request.dry_run:
-            manifest = Manifest.read(bundle)
+            manifest = Manifest.read(local_bundle(bundle))
             require_able(manifest, request.settings, each)
             _show_plan(request, jobs, request.settings.scale or manifest.scale)
             return
@@ -188,7 +194,7 @@ def _run(
 
 
 def _is_remote(request: UpscaleRequest) -> bool:
-    places = (*map(place_of, request.inputs), request.output)
+    places = (*map(place_named, request.inputs), request.output)
     return any(isinstance(place, RemotePath) for place in places)
 
 
