@@ -54,6 +54,7 @@ class Enlarger:
                 bin=None,
                 engine="fake",
                 device="cpu",
+                precision="fp32",
                 seconds={"unet": self._seconds},
                 tiles=1,
             )

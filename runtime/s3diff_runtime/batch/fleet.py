@@ -52,6 +52,11 @@ class Fleet:
         """The devices."""
         return ",".join(upscaler.device for upscaler in self.upscalers)
 
+    @property
+    def precision(self) -> str:
+        """What the engines compute in; several where they differ."""
+        return ",".join(dict.fromkeys(upscaler.precision for upscaler in self.upscalers))
+
     def check_size(self, height: int, width: int, scale: int | None = None) -> None:
         """Raise `RequestError` when one of the devices takes no image of this size, in pixels."""
         for upscaler in self.upscalers:

@@ -78,10 +78,10 @@ class UpscaleRequest(Options):
     )
     engine: str = option(
         "auto",
-        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
     )
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
     max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused.", least=1)
     force: bool = option(False, "Replace results that exist.")
     resume: bool = option(False, "Keep results that exist and are whole; do the others.")
@@ -174,7 +174,7 @@ def _run(
         except BaseException as error:  # an interruption too: the report says how far the batch came
             ending = error
     seconds = perf_counter() - start
-    _print_summary(batch.outcomes, seconds, ending)
+    _print_summary(fleet, batch.outcomes, seconds, ending)
     _print_left_out(jobs.left_out)
     if request.report:
         report = _report(request, fleet, batch.outcomes, started, seconds, ending)
@@ -256,13 +256,16 @@ def _progress(total: int | None) -> Iterator[Callable[[Outcome], None]]:
         yield show
 
 
-def _print_summary(outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None) -> None:
+def _print_summary(
+    fleet: Fleet, outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None
+) -> None:
     counts = _counts(outcomes)
+    parts = [f"{counts['done']} upscaled in {seconds:.1f} s on {fleet.engine} in {fleet.precision}"]
     if len(outcomes) == 1 and counts["done"]:
         for path in outcomes[0].job.outputs:
             click.echo(path)
+        click.echo(parts[0], err=True)  # standard output has the paths alone
         return
-    parts = [f"{counts['done']} upscaled in {seconds:.1f} s"]
     parts += [f"{counts[status]} {status}" for status in ("skipped", "failed", "not done") if counts[status]]
     hint = "; --resume goes on from here" if isinstance(ending, KeyboardInterrupt) else ""
     click.echo(", ".join(parts) + hint, err=ending is not None)
@@ -298,6 +301,7 @@ def _report(
         "bundle": str(request.bundle),
         "engine": fleet.engine,
         "device": fleet.device,
+        "precision": fleet.precision,
         "settings": asdict(request.settings),
         "ended_by": None if ending is None else str(ending) or type(ending).__name__,
         "counts": counts,

@@ -50,10 +50,10 @@ class ServeRequest(Options):
     )
     engine: str = option(
         "auto",
-        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
     )
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
 
     def problems(self) -> Iterator[str]:
         """A token that no client could show."""
@@ -105,8 +105,8 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
     )
     listener.listen()  # who comes from now on waits until the server is up
     host, port = listener.getsockname()[:2]
-    where = {"host": host, "port": port, "engine": fleet.engine, "device": fleet.device}
-    _logger.info("listening", extra=where)
+    runs = {"engine": fleet.engine, "device": fleet.device, "precision": fleet.precision}
+    _logger.info("listening", extra={"host": host, "port": port, **runs})
     if request.token is None and not _is_loopback(host):
         _logger.warning("everybody who reaches %s can use this service: --token asks for one", host)
     click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)")
