@@ -127,11 +127,16 @@ class RemotePath:
     def read(self) -> bytes:
         """The content. Raises `RequestError` when it is not there, the store refuses, or it is over 2 GiB."""
         known = self if self.size is not None else self.looked_up()
-        if known is not None and (known.size or 0) > _MOST_BYTES:
+        if known is None:
+            raise RequestError(f"{self} does not exist")
+        if (known.size or 0) > _MOST_BYTES:
             raise RequestError(f"{self} has {known.size} bytes, more than the {_MOST_BYTES} that are read")
+        if not known.size:
+            return b""
         with _refusals(self, "read"):
             files, path = _opened(self)
-            content: bytes = files.cat_file(path)
+            # Without its ends s3fs would ask for the size once more.
+            content: bytes = files.cat_file(path, start=0, end=known.size)
         return content
 
     def download(self, target: Path, size: int) -> None:
