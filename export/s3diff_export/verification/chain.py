@@ -74,7 +74,7 @@ def run_chains(
         for key in bundle.manifest.stages[stage].graphs:
             served = [number for number, case in enumerate(cases) if key in (SHARED, *case.choices)]
             if served:
-                session = _opened(bundle, engine, stage, key)
+                session = open_stage(bundle, engine, stage, key)
                 for number in served:
                     inspect(stage, session, number)
                     chains[number].advance(stage, session)
@@ -97,13 +97,14 @@ class _WithWeights:
         return self.stage.run(rest | self.weights.run({name: inputs[name] for name in self.reads}))
 
 
-def _opened(bundle: Bundle, engine: Engine, stage: str, key: str) -> Session:
+def open_stage(bundle: Bundle, engine: Engine, stage: str, key: str) -> Session:
+    """A stage that takes what `stage_inputs` gives: with the one that computes weights, where it reads some."""
     session = engine.open(bundle.folder / bundle.graph(stage, key), bundle.manifest.stages[stage])
     maker = bundle.manifest.weights_stage(stage)
     if maker is None:
         return session
     read = frozenset(spec.name for spec in bundle.manifest.stages[maker].inputs)
-    return _WithWeights(_opened(bundle, engine, maker, SHARED), read, session)
+    return _WithWeights(open_stage(bundle, engine, maker, SHARED), read, session)
 
 
 def run_stage(
