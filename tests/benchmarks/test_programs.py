@@ -112,8 +112,11 @@ def test_times_are_shared_or_each_ones_own(folder: Path) -> None:
     shared = times()
     assert set(shared["seconds"]) == {"a", "a_b", "c"}
     assert len(set(shared["seconds"].values())) == 1
-    assert shared["whole_run"] == pytest.approx(sum(shared["seconds"].values()))
-    assert shared["command"] == fake().removeprefix("fake=")
+    assert shared["run"] == {
+        "command": fake().removeprefix("fake="),
+        "images": 3,
+        "seconds": pytest.approx(sum(shared["seconds"].values())),
+    }
     assert "core" in shared["machine"]
 
 
@@ -122,7 +125,7 @@ def test_a_programs_own_times_are_kept(folder: Path) -> None:
     run(f"{{input}} {{output}} 'seconds={own}'")
     found = times()
     assert (found["machine"], found["seconds"]) == ("its GPU", {"a": 0.5})
-    assert found["whole_run"] > 0 and "fake.py" in found["command"]
+    assert found["run"]["images"] == 3 and "fake.py" in found["run"]["command"]
 
 
 # --- in the report --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_runtime.errors import RequestError
@@ -35,6 +35,18 @@ class Case:
     hr: Path | Pixels | None = None
 
 
+class ProgramRun(BaseModel):
+    """How a peer's program was run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    command: Annotated[str, Field(pattern=_PRINTABLE)]
+    """With its placeholders."""
+    images: PositiveInt
+    seconds: NonNegativeFloat
+    """From the program's start to its end, for all images."""
+
+
 class PeerTimes(BaseModel):
     """What is known of a peer's speed: `seconds.json` beside its images."""
 
@@ -44,10 +56,8 @@ class PeerTimes(BaseModel):
     software: Line = ""
     seconds: Mapping[str, NonNegativeFloat]
     """By the stem of the image."""
-    command: Annotated[str, Field(max_length=4000, pattern=_PRINTABLE)] = ""
-    """Of the program, where `bench quality --run` ran it; else empty, as the next is None."""
-    whole_run: NonNegativeFloat | None = None
-    """Seconds from the program's start to its end, over all images."""
+    run: ProgramRun | None = None
+    """Where `bench quality --run` ran the peer's program."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from s3diff_benchmarks.pictures.pairs import (
     Case,
     Peer,
     PeerTimes,
+    ProgramRun,
     find_peer,
     images_below,
     read_times,
@@ -168,8 +169,9 @@ def _write_times(program: Program, seconds: dict[str, float], output: Path) -> N
     """Write down command and times beside the images. Raises `RequestError` for wrong times of its own."""
     own = read_times(output / SECONDS_NAME)
     times = own or PeerTimes(machine=describe_machine().name, seconds=seconds)
-    ran = {"command": one_line(program.command), "whole_run": sum(seconds.values())}
-    write_text(output / SECONDS_NAME, times.model_copy(update=ran).model_dump_json(indent=2) + "\n")
+    run = ProgramRun(command=one_line(program.command), images=len(seconds), seconds=sum(seconds.values()))
+    text = times.model_copy(update={"run": run}).model_dump_json(indent=2)
+    write_text(output / SECONDS_NAME, text + "\n")
 
 
 def _last_words(ended: Ended) -> str:

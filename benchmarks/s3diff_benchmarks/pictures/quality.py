@@ -12,7 +12,7 @@ from PIL import Image
 from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bundle_names
 from s3diff_benchmarks.pictures.held_out import held_out_images, measure_network, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
-from s3diff_benchmarks.pictures.pairs import Peer, PeerTimes, find_cases, find_peer
+from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
 from s3diff_benchmarks.pictures.programs import Program, named_program, run_programs
 from s3diff_benchmarks.pictures.scores import HOW, ScoreOptions, load_scores
 from s3diff_benchmarks.published import DATASETS, dataset_named, quality_table
@@ -164,9 +164,10 @@ def run_quality(request: QualityRequest) -> Findings:
             if images
         ]
     tables = [made for each in measured for made in (_means(each), _differences(each))]
-    ran = [(peer.name, peer.times) for peer in peers if peer.times and peer.times.command]
+    ran = [(peer.name, peer.times.run) for peer in peers if peer.times and peer.times.run]
     if ran:
-        tables.append(table("programs", (_program_row(name, times) for name, times in ran)))
+        rows = ((name, run.images, run.seconds, run.seconds / run.images, run.command) for name, run in ran)
+        tables.append(table("programs", rows))
     if network is not None and network.estimator is not None and request.held_out:
         pairs = measured[0] if request.hr else None
         tables += measure_network(network.estimator, methods[-1], request.held_out, measured[-1], pairs)
@@ -238,11 +239,6 @@ def _plane(measured: Measured) -> Iterator[Plot]:
     means = [row.means for row in measured.rows]
     if any("LPIPS" in each and np.isfinite(each["PSNR-Y"]) for each in means):
         yield plot("quality", prefix=measured.images.prefix, images=measured.images.titled)
-
-
-def _program_row(name: str, times: PeerTimes) -> tuple[Cell, ...]:
-    whole, images = times.whole_run, len(times.seconds)
-    return name, images, whole, None if whole is None else whole / max(images, 1), times.command
 
 
 def _peer_notes(peers: Sequence[Peer]) -> Iterator[str]:
