@@ -83,10 +83,7 @@ class KnownPeer(Record):
     @property
     def unchecked(self) -> dict[str, str]:
         """The facts that could not be checked, and why."""
-        facts = {name: getattr(self, name) for name in type(self).model_fields}
-        return {
-            name: each.unchecked for name, each in facts.items() if isinstance(each, Fact) and each.unchecked
-        }
+        return {name: fact.unchecked for name, fact in self if isinstance(fact, Fact) and fact.unchecked}
 
 
 def known_peers() -> tuple[KnownPeer, ...]:
@@ -230,8 +227,6 @@ def _told(fact: Fact[str]) -> str:
 def _needs(peer: KnownPeer) -> str:
     """The GPU and the packages."""
     gpu = "an NVIDIA GPU" if peer.gpu.value else "no GPU"
-    if peer.gpu.value:
-        gpu += (
-            f" of {peer.memory.value:g} GiB" if peer.memory and peer.memory.value else ", memory not checked"
-        )
+    if peer.memory:
+        gpu += f" ({peer.memory.value:g} GiB)" if peer.memory.value else " (memory not checked)"
     return ", ".join([gpu, *(peer.packages.value or ())])
