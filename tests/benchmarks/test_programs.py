@@ -181,6 +181,12 @@ def test_a_program_that_fails_says_why(folder: Path, rest: str, message: str) ->
         run(rest)
 
 
+def test_a_program_that_was_killed_is_told(folder: Path) -> None:
+    program = named_program("fake=sh -c 'kill -9 $$' {input} {output}")
+    with pytest.raises(JobError, match=r"fake was ended by signal 9 \(Killed\); it said nothing"):
+        run_programs([program], find_cases(Path("lr"), None)[0], Path("kept"), None)
+
+
 def test_two_results_for_a_picture_are_told(folder: Path) -> None:
     Path("kept/fake").mkdir(parents=True)
     Image.fromarray(LR["c.png"]).save("kept/fake/c_old.png")

@@ -9,6 +9,7 @@ into `{output}`.
 import re
 import shlex
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -147,7 +148,7 @@ def _run(
                     f"{made} of {total} images{_last_words(ended)}"
                 )
             if ended.code:
-                raise JobError(f"{program.name} failed with exit code {ended.code}{_last_words(ended)}")
+                raise JobError(f"{program.name} {_end_of(ended.code)}{_last_words(ended)}")
             times |= dict.fromkeys(names, (perf_counter() - start) / len(names))
     return ended, times
 
@@ -172,6 +173,13 @@ def _write_times(program: Program, seconds: dict[str, float], output: Path) -> N
     run = ProgramRun(command=one_line(program.command), images=len(seconds), seconds=sum(seconds.values()))
     text = times.model_copy(update={"run": run}).model_dump_json(indent=2)
     write_text(output / SECONDS_NAME, text + "\n")
+
+
+def _end_of(code: int) -> str:
+    """How a process failed; the kernel ends those by signal 9 that take more memory than there is."""
+    if code > 0:
+        return f"failed with exit code {code}"
+    return f"was ended by signal {-code} ({signal.strsignal(-code)})"
 
 
 def _last_words(ended: Ended) -> str:
