@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from s3diff_runtime.engines.flavours import FLAVOURS
+
 _PACKAGES = (
     "s3diff-export",
     "numpy",
     "pillow",
-    "onnxruntime",
+    *(flavour.package.replace("_", "-") for flavour in FLAVOURS.values()),
     "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
     "cuda-bindings",
     "torch",
     "diffusers",

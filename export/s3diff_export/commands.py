@@ -18,7 +18,8 @@ from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
-from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, Flavour
+from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, Flavour
 from s3diff_runtime.errors import BuildError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.progress import show_table, steps
@@ -40,6 +41,8 @@ def build(request: BuildRequest) -> None:
         click.echo(json.dumps(_summary(built), indent=2))
         return
     click.echo(built.path)
+    if built.pushed:
+        click.echo(built.pushed)
     costs = built.manifest.reports.get("bins", [])
     if costs:
         _show_bins(costs)
@@ -64,15 +67,18 @@ class VerifyRequest(Options):
         "onnx", "That runs the bundle; with --layers, TensorRT's layers are compared with ONNX Runtime's."
     )
     device: str = option("cpu", "cpu, cuda or cuda:N.")
+    cpu: CpuOptions = group(CpuOptions)
     as_json: bool = option(False, "Print the report as JSON.", flags=("--json",))
 
     def problems(self) -> Iterator[str]:
         """Options that would do nothing beside `layers`, or weights that are missing without it."""
-        idle = [*self.weights.flags_of(), *self.gates.flags_of("epsilon", "psnr"), *self.flags_of("device")]
+        groups = (self.weights.flags_of(), self.gates.flags_of("epsilon", "psnr"), self.cpu.flags_of())
+        idle = [flag for flags in (*groups, self.flags_of("device")) for flag in flags]
         if self.layers and idle:
             yield f"{', '.join(idle)} with --layers: it needs no weights, and no gate but --gate-stage"
-        if self.layers and FLAVOURS[self.engine].is_compiled and self.engine not in BUILDER_FLAVOURS:
-            yield f"--layers builds engines, and {self.engine} cannot; use {' or '.join(BUILDER_FLAVOURS)}"
+        served = (VerifyRequest.engine, *BUILDER_FLAVOURS)
+        if self.layers and self.engine not in served:
+            yield f"--layers with --engine {self.engine}, which shows none: expected {' or '.join(served)}"
 
 
 def verify(request: VerifyRequest) -> None:
@@ -89,7 +95,9 @@ def verify(request: VerifyRequest) -> None:
 
 
 def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
-    runner, opened = open_engine(Bundle(request.bundle, manifest), request.engine, request.device)
+    runner, opened = open_engine(
+        Bundle(request.bundle, manifest), request.engine, request.device, request.cpu
+    )
     guided, truths = manifest.guidance.mode == "on", list[Reference]()
     pictures = check_pictures(request.images)
     with steps() as progress:
@@ -108,7 +116,8 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
             truths += references(network, [case], manifest.color_fixes, guided)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)
     as_in_builds = (request.engine, request.device) == (VerifyRequest.engine, VerifyRequest.device)
-    ran = "" if as_in_builds else f" of {request.engine} on {request.device}"
+    precision = f" in {runner.precision}" if runner.precision else ""
+    ran = "" if as_in_builds else f" of {request.engine} on {request.device}{precision}"
     reports = {**manifest.reports, f"parity{ran}": parity.to_dict()}
     manifest.model_copy(update={"reports": reports}).write(request.bundle)
     if request.as_json:
@@ -139,7 +148,8 @@ def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
 def _summary(built: PublishedBundle) -> dict[str, Any]:
     size = sum(record.size for record in built.manifest.files.values())
     engines = {} if built.engines is None else {"engines": built.engines.to_dict()}
-    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines}
+    pushed = {"pushed": built.pushed} if built.pushed else {}
+    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines, **pushed}
 
 
 def _show_bins(costs: Sequence[dict[str, Any]]) -> None:

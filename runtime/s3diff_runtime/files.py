@@ -70,6 +70,11 @@ def tidy_up(folder: Path, *, again: bool = False) -> None:
     _tidy_up(os.path.realpath(folder))
 
 
+def cache_folder() -> Path:
+    """Where the user's system keeps what can be had again: `s3diff-export` in `XDG_CACHE_HOME`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3diff-export"
+
+
 def installed_file(package: str, name: str) -> Path | None:
     """A file of an installed top-level package, by its path inside; None where there is none.
 

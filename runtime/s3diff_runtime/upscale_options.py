@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from s3diff_runtime.options import Options, option
+from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.options import option
 
 CPU_BUDGET_MIB = 4096
 """For the weights of bins where the memory is not theirs alone."""
 
 
 @dataclass(frozen=True)
-class UpscaleOptions(Options):
+class UpscaleOptions(CpuOptions):
     """Sizes, limits and checks of an `Upscaler`."""
 
     tile: int | None = option(
@@ -25,7 +26,6 @@ class UpscaleOptions(Options):
         None, "Input pixels over which tiles blend into each other.", least=0, shown="a quarter of the tile"
     )
     batch: int = option(4, "Images or tiles computed at once.", least=1, shown="4, or what the engines take")
-    threads: int | None = option(None, "CPU threads of the engine.", least=1, shown="all cores")
     memory_mib: int | None = option(
         None,
         "Budget for the weights of bins that stay loaded, MiB of files.",

@@ -10,11 +10,13 @@ from typing import Self, Unpack, cast, overload
 import numpy as np
 from PIL import Image
 
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Bin, Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.interface import Engine
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.families import FAMILIES
@@ -47,6 +49,8 @@ class Result:
     """The bin whose weights were used; None unless the bundle is merged."""
     engine: str
     device: str
+    precision: str
+    """What the engine computed in: `bf16` or `f32` where it chose, else that of the bundle."""
     seconds: dict[str, float]
     """Time by stage, and under `host` everything else: opening graphs, cutting, blending. An image's share of
     what it was batched with; summed over a list, the whole time."""
@@ -68,15 +72,14 @@ class Upscaler:
 
     Attributes:
         manifest: of the bundle.
-        engine, device: what runs it.
+        engine, device, precision: what runs it, and what that computes in; see `Result`.
         options: as opened with, fitted to the engines.
     """
 
-    def __init__(
-        self, bundle: Bundle, network: Network, engine: str, device: str, options: UpscaleOptions
-    ) -> None:
+    def __init__(self, bundle: Bundle, network: Network, engine: Engine, options: UpscaleOptions) -> None:
         self.manifest: Manifest = bundle.manifest
-        self.engine, self.device, self.options = engine, device, options
+        self.engine, self.device, self.options = engine.name, engine.device, options
+        self.precision: str = engine.precision or bundle.manifest.precision
         self._restorer = Restorer(self.manifest, Limits.of(bundle), options)
         self._network: Network | None = network
 
@@ -91,25 +94,28 @@ class Upscaler:
         """Check a bundle and load what every image needs of it.
 
         Args:
-            bundle: its folder.
-            engine: `onnx`, `tensorrt`, `tensorrt-rtx`; `auto` for engines that fit this machine, else `onnx`.
+            bundle: its folder; `owner/name` or `owner/name@revision` of the Hub; or a URL that fsspec opens.
+                What lies elsewhere is fetched once, checked by hash and kept, see `bundle.fetching`.
+            engine: `onnx`, `openvino`, `tensorrt`, `tensorrt-rtx`; `auto` for the fastest that fits this
+                machine.
             device: `cpu`, `cuda`, or `cuda:N`. Another device is never taken in its place.
             options: tiles, batches, threads, memory, checks.
 
         Raises:
             BundleError: for a bundle that is damaged, altered, newer than this version, or does not load.
-            RequestError: for an unknown engine or device, one that this machine lacks, engines that were
-                built for another machine, and a tile or batch that does not fit the bundle.
+            RequestError: for a bundle that cannot be fetched, an unknown engine or device, one that this
+                machine lacks, engines that were built for another machine, and a tile or batch that does not
+                fit the bundle.
             JobError: when the device has not the memory for the weights.
         """
         options = options or UpscaleOptions()
-        opened = Bundle.open(Path(bundle), options.check)
-        runner, opened = open_engine(opened, engine, device, options.threads)
+        opened = Bundle.open(local_bundle(bundle), options.check)
+        runner, opened = open_engine(opened, engine, device, options)
         options = Limits.of(opened).settle(options)
         sessions = SessionPool(opened, runner, _bins_budget(options, device))
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()
-        return cls(opened, network, runner.name, runner.device, options)
+        return cls(opened, network, runner, options)
 
     def close(self) -> None:
         """Free the graphs. Closing twice is allowed."""
@@ -240,6 +246,7 @@ class Upscaler:
             bin=item.bin,
             engine=self.engine,
             device=self.device,
+            precision=self.precision,
             seconds=item.clock.seconds,
             tiles=item.tiles,
             photograph=photograph,

@@ -101,7 +101,9 @@ def test_exact_modes_differ_by_rounding_and_bins_by_their_distance(
     tmp_path: Path, exact: list[tuple[float, float]]
 ) -> None:
     findings = measure_fidelity(request(tmp_path, "dynamic", "fused", "merged"), [], SimpleNamespace())  # type: ignore[arg-type]
-    dynamic, fused, merged = rows(findings, "bundles")
+    found = rows(findings, "bundles")
+    assert [row["engine"] for row in found] == ["openvino", "onnx"] * 3
+    dynamic, fused, merged = (row for row in found if row["engine"] == "onnx")
     for row in (dynamic, fused):
         assert row["largest difference"] <= 1 and row["error"] < 0.2
     assert (merged["bins"], merged["mode"], merged["engine"]) == (9, "merged", "onnx")
@@ -154,8 +156,11 @@ def test_curves_are_drawn_of_bins_precision_and_tiles(
     plots = {plot.name: series_of(plot, tables) for plot in findings.plots}
     assert list(plots) == ["bins", "precision", "tiles"]
     assert list(plots["bins"][0].x) == [1, 4, 9, 16, 36]
-    assert [series.name for series in plots["precision"]] == ["dynamic, onnx", "merged, bins 9, onnx"]
-    assert all(series.x == ("fp32",) for series in plots["precision"])
+    precisions = {series.name: series.x for series in plots["precision"]}
+    assert set(precisions) == {
+        f"{bundle}, {engine}" for bundle in ("dynamic", "merged, bins 9") for engine in ("openvino", "onnx")
+    }
+    assert all((x == ("fp32",)) == name.endswith("onnx") for name, x in precisions.items())
     assert list(plots["tiles"][0].x) == [0, 8, 16]
 
 
@@ -172,7 +177,7 @@ def test_engines_that_do_not_run_here_are_told(tmp_path: Path, exact: list[tuple
     add_engines(asked.vs[0])
     findings = measure_fidelity(asked, [], SimpleNamespace())  # type: ignore[arg-type]
     found = [(row["bundle"], row["engine"]) for row in rows(findings, "bundles")]
-    assert found == [("dynamic", "onnx"), ("fused", "onnx")]
+    assert found == [(mode, engine) for mode in ("dynamic", "fused") for engine in ("openvino", "onnx")]
     assert any(note.startswith("fused was not run with tensorrt: ") for note in findings.notes)
 
 

@@ -31,6 +31,7 @@ from s3diff_benchmarks.speed.latency_run import (
     table3_seconds,
 )
 from s3diff_export import cli
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.errors import JobError
 from s3diff_training.weights import ModelSource
 
@@ -214,7 +215,7 @@ def photograph(tmp_path: Path) -> Path:
 
 def test_a_new_process_is_timed(bundle: Path, photograph: Path) -> None:
     held = np.ones(2**29, np.uint8)  # this process holds 512 MiB, which the new one must not be charged for
-    found = measure_cold_start(Task("fake", bundle, photograph, "cpu", threads=1), 1)
+    found = measure_cold_start(Task("fake", bundle, photograph, "cpu", CpuOptions(threads=1)), 1)
     assert held.any()
     assert found.second_image > 0
     assert found.ready == found.launch + found.imports + found.open + found.first_image < 60

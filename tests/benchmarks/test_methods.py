@@ -49,10 +49,15 @@ def test_the_exact_way_takes_scores_and_tells_them(network: S3Diff) -> None:
     assert np.abs(given.pixels.astype(int) - estimated.pixels).max() > 1
 
 
-def test_the_tuned_way_computes_the_same_for_its_degradation(network: S3Diff) -> None:
-    found = tuned(network, IMAGES[0])(INPUTS[:1])[0].pixels
-    assert np.abs(found.astype(int) - restored(network, IMAGES[0])).max() <= 1
-    assert np.abs(found.astype(int) - restored(network, IMAGES[1])).max() > 1
+@pytest.mark.parametrize(("dtype", "most", "mean"), [(torch.float32, 1, 0.1), (torch.bfloat16, 40, 3)])
+def test_the_tuned_way_computes_the_same_for_its_degradation(
+    network: S3Diff, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, most: int, mean: float
+) -> None:
+    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.tuned_dtype", lambda _: dtype)
+    found = tuned(network, IMAGES[0])(INPUTS[:1])[0].pixels.astype(int)
+    same, other = (np.abs(found - restored(network, image)) for image in IMAGES[:2])
+    assert same.max() <= most and same.mean() < mean
+    assert other.mean() > 2 * same.mean()
 
 
 def test_stages_are_timed(network: S3Diff) -> None:

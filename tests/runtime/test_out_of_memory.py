@@ -23,6 +23,8 @@ from s3diff_runtime.engines.backoff import Backoff, Sizes
 from s3diff_runtime.engines.onnx import OnnxSession
 from s3diff_runtime.errors import OutOfMemory
 
+pytestmark = pytest.mark.usefixtures("only_onnx")
+
 REASON = "nothing left"
 
 # --- the strategy ---------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from tests.runtime.fake_bundle import dark_noise, edit_manifest, write_fake_bund
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.engines.onnx import OnnxSession
 
+pytestmark = pytest.mark.usefixtures("only_onnx")
+
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

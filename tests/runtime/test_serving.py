@@ -71,7 +71,8 @@ def test_a_picture_comes_back_upscaled_with_what_was_done(service: Served) -> No
     assert answer.headers["content-type"] == "image/png"
     assert float(answer.headers["s3diff-noise"]) == pytest.approx(scores["noise"], abs=1e-3)
     assert float(answer.headers["s3diff-blur"]) == pytest.approx(scores["blur"], abs=1e-3)
-    assert answer.headers["s3diff-engine"] == "onnx"
+    assert answer.headers["s3diff-engine"] == "openvino"
+    assert answer.headers["s3diff-precision"] == "f32"
     assert answer.headers["s3diff-version"]
     assert answer.headers["s3diff-tiles"] == "6"
     assert {"queue", "read", "unet", "write"} <= set(

@@ -177,6 +177,7 @@ class CountingEngine:
     """Opens nothing, and notes what it was asked to open."""
 
     name = "counting"
+    precision: str | None = None
     device = "cpu"
 
     def __init__(self, seconds: float = 0.0) -> None:

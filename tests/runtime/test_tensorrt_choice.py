@@ -18,8 +18,11 @@ from tests.runtime.fake_tensorrt import VERSION, install_fakes
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import RequestError
+
+pytestmark = pytest.mark.usefixtures("only_onnx")
 
 
 @pytest.fixture
@@ -32,6 +35,8 @@ class OnnxStandIn:
 
     name = "onnx"
     lane, open = OnnxEngine.lane, OnnxEngine.open
+
+    precision: str | None = None
 
     def __init__(self, device: str, threads: int | None, exact: bool) -> None:
         self.device = device
@@ -173,17 +178,17 @@ def test_missing_gpu_is_found_before_tensorrt_is_touched(
 
 def test_unknown_engine(folder: Path) -> None:
     with pytest.raises(
-        RequestError, match=r"unknown engine 'fast'; expected auto, onnx, tensorrt, tensorrt-"
+        RequestError, match=r"unknown engine 'fast'; expected auto, onnx, openvino, tensorrt, tensorrt-"
     ):
         open_engine(Bundle.open(folder), "fast")
 
 
-@pytest.mark.parametrize("name", ["auto", "onnx"])
-def test_engines_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("auto", "openvino"), ("onnx", "onnx")])
+def test_engines_by_name(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, expected: str) -> None:
     monkeypatch.undo()
     bundle = Bundle.open(folder)
-    engine, same = open_engine(bundle, name, "cpu", 1)
-    assert (engine.name, engine.device, same) == ("onnx", "cpu", bundle)
+    engine, same = open_engine(bundle, name, "cpu", CpuOptions(threads=1))
+    assert (engine.name, engine.device, same) == (expected, "cpu", bundle)
     with engine.lane(Clock()) as lane:
         assert lane is not None
 

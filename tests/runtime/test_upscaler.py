@@ -31,6 +31,8 @@ from s3diff_runtime.engines.onnx import OnnxSession
 from s3diff_runtime.lora_modes import LoraMode
 from s3diff_runtime.upscaler import ImageLike
 
+pytestmark = pytest.mark.usefixtures("only_onnx")
+
 MODES: tuple[LoraMode, ...] = ("merged", "dynamic", "fused")
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3)
 
@@ -327,7 +329,7 @@ with Upscaler.open({str(bundles["prompts"])!r}) as upscaler:
 print(*{{name.partition('.')[0] for name in sys.modules}})
 """
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert "onnxruntime" in loaded.split()
+    assert "openvino" in loaded.split()
     assert not set(loaded.split()) & {"torch", "onnx", "diffusers", "transformers", "peft"}
 
 

@@ -14,6 +14,8 @@ from s3diff_benchmarks.report.findings import BundlesRequest, Findings
 from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Cell, Plot, Table
 from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.flavours import FLAVOURS
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import option
 from s3diff_runtime.pictures.photograph import open_photograph
@@ -168,9 +170,11 @@ def _compare_bundles(
 ) -> Table:
     """Every bundle, on every engine that runs here, against PyTorch in fp32; notes what did not run."""
     rows: list[tuple[Cell, ...]] = []
+    kind = Device.parse(request.device).kind
+    graphs = [each.name for each in FLAVOURS.values() if not each.is_compiled and kind in each.devices]
     for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
         manifest = Manifest.read(folder)
-        for engine in dict.fromkeys(["onnx", *(engines.identity.flavour for engines in manifest.engines)]):
+        for engine in dict.fromkeys([*graphs, *(engines.identity.flavour for engines in manifest.engines)]):
             try:
                 upscaler = Upscaler.open(folder, engine, request.device)
             except RequestError as error:
@@ -183,7 +187,7 @@ def _compare_bundles(
                     image = images[trial.image]
                     (result,) = upscaler.upscale_pixels([image], noise=trial.noise, blur=trial.blur)
                     pairs.append((result.pixels, exact(trial)))
-            mode, precision, bins = manifest.lora_mode, manifest.precision, len(manifest.bins) or None
+            mode, precision, bins = manifest.lora_mode, upscaler.precision, len(manifest.bins) or None
             rows.append((name, upscaler.engine, mode, precision, bins, *differences(pairs)))
     return table("bundles", rows, differences=NOTE)
 

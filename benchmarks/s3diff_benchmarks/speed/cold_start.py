@@ -6,12 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from statistics import median
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING, Any
 
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.errors import JobError
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ class Task:
     opens: "Path | ModelSource"
     image: Path
     device: str
-    threads: int | None = None
-    """Of the CPU; None takes its cores."""
+    cpu: CpuOptions = field(default_factory=CpuOptions)
     engine: str = "auto"
     """Of a bundle."""
 
@@ -121,15 +121,15 @@ def _imported(task: Task) -> Callable[[ExitStack], "Method"]:
         from s3diff_benchmarks.methods import open_bundles
         from s3diff_runtime.upscale_options import UpscaleOptions
 
-        options = UpscaleOptions(tile=0, batch=1, threads=task.threads)
+        options = UpscaleOptions(**asdict(task.cpu), tile=0, batch=1)
         bundles = open_bundles([opens], [task.engine], task.device, options)
         return lambda opened: opened.enter_context(bundles).methods[0]
     import torch
 
     from s3diff_benchmarks.pytorch_method import released
 
-    if task.threads:
-        torch.set_num_threads(task.threads)
+    if task.cpu.threads:
+        torch.set_num_threads(task.cpu.threads)
     return lambda opened: released(opens.load().to(task.device))
 
 

@@ -1,7 +1,7 @@
 """All of `bench latency`: opens what is timed, times it, and puts the findings together."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from itertools import permutations, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,8 +21,9 @@ from s3diff_benchmarks.speed.flops import Work, bundle_work
 from s3diff_benchmarks.speed.latency import CALL, END_TO_END, Case, Timings, measure
 from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_benchmarks.statistics import Summary
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import option
+from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import counted
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -39,7 +40,9 @@ class LatencyRequest(BundlesRequest):
     """What is timed, and for how long."""
 
     engines: tuple[str, ...] = option(
-        ("auto",), "onnx, tensorrt, tensorrt-rtx, auto, or several with commas.", flags=("--engine",)
+        ("auto",),
+        "onnx, openvino, tensorrt, tensorrt-rtx, auto; several with commas.",
+        flags=("--engine",),
     )
     sizes: tuple[int, ...] = option(
         (128,),
@@ -52,7 +55,7 @@ class LatencyRequest(BundlesRequest):
         (1,), "Images in a call, with commas.", flags=("--batch",), least=1, most=256
     )
     image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
-    threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
+    cpu: CpuOptions = group(CpuOptions)
     seconds: float = option(
         60.0, "For all rounds; less where the medians are settled within 2 % before.", above=0
     )
@@ -79,7 +82,7 @@ def run_latency(request: LatencyRequest) -> Findings:
       s3diff-export bench latency s3diff.bundle --engine onnx,tensorrt --device cuda --demo
     """
     image = given_or_drawn(request.image)
-    options = UpscaleOptions(tile=0, batch=max(request.batches), threads=request.threads)
+    options = UpscaleOptions(**asdict(request.cpu), tile=0, batch=max(request.batches))
     with TemporaryDirectory() as folder:
         with (
             open_bundles(request.bundles, request.engines, request.device, options) as (bundles, notes),
@@ -149,17 +152,18 @@ def _baselines(request: LatencyRequest, image: Pixels, notes: list[str]) -> tupl
         return [], None
     import torch
 
-    from s3diff_benchmarks.pytorch_method import released, trainable_millions, tuned
+    from s3diff_benchmarks.pytorch_method import released, trainable_millions, tuned, tuned_dtype
 
-    if request.threads:
-        torch.set_num_threads(request.threads)
+    if request.cpu.threads:
+        torch.set_num_threads(request.cpu.threads)
     network = request.weights.load()
     trainable = trainable_millions(network)
     if request.device != "cpu" and not torch.cuda.is_available():
         notes.append("PyTorch was not timed: the installed torch serves no GPU")
         return [], trainable
     network.to(request.device)
-    how = "fp32" if request.device == "cpu" else "fp16, compiled"
+    dtype = str(tuned_dtype(torch.device(request.device))).removeprefix("torch.")
+    how = f"{dtype}, {'channels last' if request.device == 'cpu' else 'compiled'}"
     notes.append(
         "PyTorch as released: fp32, the prompts one after the other, LoRA as branches. PyTorch tuned: "
         f"{how}, both prompts in one batch, LoRA merged. Both without sampling, prompts encoded before"
@@ -170,7 +174,7 @@ def _baselines(request: LatencyRequest, image: Pixels, notes: list[str]) -> tupl
 def _ceilings(request: LatencyRequest, method: BundleMethod, notes: list[str]) -> Ceilings | None:
     precision, seconds = method.upscaler.manifest.precision, min(_CEILING_SECONDS, request.seconds / 4)
     try:
-        return measure_ceilings(request.device, precision, request.threads, seconds)
+        return measure_ceilings(request.device, precision, request.cpu.threads, seconds)
     except RequestError as error:
         notes.append(f"the machine's ceilings were not measured: {error}")
         return None
@@ -184,10 +188,10 @@ def _cold_starts(
         return {}
     source = folder / "cold-start.png"
     save(Image.fromarray(picture), source)
-    device, threads = request.device, request.threads
-    tasks = [Task(each.name, each.folder, source, device, threads, each.upscaler.engine) for each in bundles]
+    device, cpu = request.device, request.cpu
+    tasks = [Task(each.name, each.folder, source, device, cpu, each.upscaler.engine) for each in bundles]
     if pytorch:
-        tasks.append(Task(RELEASED, request.weights, source, device, threads))
+        tasks.append(Task(RELEASED, request.weights, source, device, cpu))
     found = {}
     with counted(len(tasks), "latency") as tell:
         for number, task in enumerate(tasks):

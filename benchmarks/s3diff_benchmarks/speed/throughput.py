@@ -1,7 +1,7 @@
 """All of `bench throughput`: a folder, callers that wait, and arrivals that do not."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -18,9 +18,10 @@ from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.options import option
+from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import Counted, counted
 from s3diff_runtime.upscale_options import UpscaleOptions
@@ -39,7 +40,7 @@ _WAITS = ("median", "low", "high", "p95", "p99")
 class ThroughputRequest(BundleRequest):
     """What is loaded, and how."""
 
-    engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
+    engine: str = option("auto", "onnx, openvino, tensorrt, tensorrt-rtx or auto.")
     device: str = option("cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.")
     size: int = option(128, "Side of the square inputs.", least=8, most=4096)
     callers: tuple[int, ...] = option(
@@ -47,7 +48,7 @@ class ThroughputRequest(BundleRequest):
     )
     batch: int = option(4, "Of the folder's images.", least=1)
     image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
-    threads: int | None = option(None, "Of the CPU; its cores by default.", least=1)
+    cpu: CpuOptions = group(CpuOptions)
     seconds: float = option(120.0, "For everything, about.", least=1)
 
 
@@ -64,7 +65,7 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     """
     devices = listed_devices(request.device)
     image = square_of(given_or_drawn(request.image), request.size)
-    options = UpscaleOptions(tile=0, batch=request.batch, threads=request.threads)
+    options = UpscaleOptions(**asdict(request.cpu), tile=0, batch=request.batch)
     with (
         TemporaryDirectory() as folder,
         Fleet.open(request.bundle, request.engine, devices, options) as fleet,

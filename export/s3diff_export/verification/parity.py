@@ -36,7 +36,13 @@ class Limits:
 
 
 _NOTHING = np.zeros((1, 0), np.float32)  # the degradation, for families that read none
-LIMITS: dict[Precision, Limits] = {"fp32": Limits(1e-4, 60.0, 1e-3), "fp16": Limits(5e-3, 40.0, 3e-2)}
+LIMITS: dict[str, Limits] = {
+    "fp32": Limits(1e-4, 60.0, 1e-3),
+    "fp16": Limits(5e-3, 40.0, 3e-2),
+    "bf16": Limits(4e-2, 40.0, 6e-2),
+}
+"""By what a bundle computes in, or the engine that runs it. bf16 rounds eight times as coarsely as fp16 and
+has eight times its limit of ε. Pictures have fp16's: they are bytes, of which 40 dB alters few by much."""
 
 
 def _gate(name: str, help: str) -> Any:  # noqa: ANN401 - takes a field's place
@@ -52,10 +58,15 @@ class Gates(Options):
     psnr: float | None = _gate("psnr", "Lowest PSNR of the final image, dB.")
     stage: float | None = _gate("stage", "Largest relative error of any other stage.")
 
-    def limits(self, precision: Precision) -> Limits:
-        """These, with the precision's own in the place of None."""
+    def limits(self, bundle: Precision, engine: str | None = None) -> Limits:
+        """These, with the precision's own in the place of None.
+
+        Args:
+            bundle: its precision.
+            engine: what the engine computes in, see `Engine.precision`; f32 is no coarser than any bundle.
+        """
         set_here = {name: limit for name, limit in asdict(self).items() if limit is not None}
-        return replace(LIMITS[precision], **set_here)
+        return replace(LIMITS.get(engine or bundle, LIMITS[bundle]), **set_here)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,8 @@ def verify(
     Raises:
         BuildError: when a stage's output is not finite, all equal or saturated; names stage and case.
     """
-    manifest, limits = bundle.manifest, gates.limits(bundle.manifest.precision)
+    manifest, engine = bundle.manifest, engine or OnnxEngine()
+    limits = gates.limits(manifest.precision, engine.precision)
     errors: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
 
     def compare(stage: str, session: Session, number: int) -> None:
@@ -137,7 +149,7 @@ def verify(
     chains = run_chains(
         bundle,
         [reference.case for reference in references],
-        engine or OnnxEngine(),
+        engine,
         lambda stage: progress(f"verifying {stage}"),
         compare,
     )
@@ -150,6 +162,8 @@ def verify(
     machine = {
         "processor": platform.processor() or platform.machine(),
         "system": platform.platform(terse=True),
+        "engine": engine.name,
+        "precision": engine.precision or manifest.precision,
         "onnxruntime": onnxruntime.__version__,
         "torch": version("torch"),
     }

@@ -33,7 +33,7 @@ class Fleet:
         self.options: UpscaleOptions = self.upscalers[0].options
 
     @classmethod
-    def open(cls, bundle: Path, engine: str, devices: Sequence[str], options: UpscaleOptions) -> Self:
+    def open(cls, bundle: str | Path, engine: str, devices: Sequence[str], options: UpscaleOptions) -> Self:
         """Open a bundle on every device; see `Upscaler.open` for what it raises."""
         with ExitStack() as opened:
             upscalers = [
@@ -51,6 +51,11 @@ class Fleet:
     def device(self) -> str:
         """The devices."""
         return ",".join(upscaler.device for upscaler in self.upscalers)
+
+    @property
+    def precision(self) -> str:
+        """What the engines compute in; several where they differ."""
+        return ",".join(dict.fromkeys(upscaler.precision for upscaler in self.upscalers))
 
     def check_size(self, height: int, width: int, scale: int | None = None) -> None:
         """Raise `RequestError` when one of the devices takes no image of this size, in pixels."""

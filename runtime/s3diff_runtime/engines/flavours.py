@@ -16,7 +16,7 @@ BUILDER_FLAVOURS: tuple[BuilderFlavour, ...] = get_args(BuilderFlavour)
 CompiledFlavour = Literal[BuilderFlavour, "tensorrt-lean"]
 """Flavours whose engines are compiled for a machine, and lie in the bundle."""
 COMPILED_FLAVOURS: tuple[CompiledFlavour, ...] = get_args(CompiledFlavour)
-Flavour = Literal[CompiledFlavour, "onnx"]
+Flavour = Literal[CompiledFlavour, "openvino", "onnx"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class FlavourTraits:
     extra: str
     """What of s3diff-export installs the package."""
     opened_by: str
-    """The module whose `open_engine(bundle, flavour, device, threads)` gives an `Engine`, and the `EngineSet`
+    """The module whose `open_engine(bundle, flavour, device, cpu)` gives an `Engine`, and the `EngineSet`
     that it runs, if any; it raises `RequestError` where this machine or bundle does not serve."""
     devices: tuple[DeviceKind, ...]
     built_with: str = ""
@@ -47,10 +47,11 @@ class FlavourTraits:
     targets: tuple[str, ...] = ()
     """Compute capabilities that it builds for by default, without a GPU. None: it builds for the GPU here."""
     compiles_on_device: bool = False
-    """Whether kernels are compiled on the GPU that runs them, for each new shape."""
+    """Whether kernels are compiled on the GPU that runs them, for each new shape; no build tunes them."""
+    chooses_precision: bool = False
+    """Whether it takes `CpuOptions.cpu_precision`; else it computes in the types of the graphs."""
     reads_cuda_forms: bool = False
     """Whether on CUDA it runs the graphs in the form that has its own operators, where there is one."""
-    """Whether kernels are compiled on the GPU that runs them, for each new shape; no build tunes them."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
 
@@ -111,6 +112,15 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
                 built_with="--engine tensorrt --version-compatible",
                 runs_older=True,
                 oldest=(10, 13),
+            ),
+            FlavourTraits(
+                "openvino",
+                title="OpenVINO",
+                package="openvino",
+                extra="cpu",
+                opened_by="s3diff_runtime.engines.openvino",
+                devices=("cpu",),
+                chooses_precision=True,
             ),
             FlavourTraits(
                 "onnx",

@@ -66,6 +66,8 @@ class Engine(Protocol):
 
     name: str
     device: str
+    precision: str | None
+    """What it computes in, `bf16` or `f32`, whatever the graphs say; None computes in their types."""
 
     def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
         """Room for one chain of stages, whose times go to `clock` when it ends.

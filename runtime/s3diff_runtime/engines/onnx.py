@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Lane, Session, Value, tensor_problem
@@ -37,10 +38,10 @@ _ORT_TYPES = {
 
 
 def open_engine(
-    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
+    bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
 ) -> tuple[OnnxEngine, None]:
     """Open ONNX Runtime, which runs the graphs of any bundle. Raises `RequestError`, see `OnnxEngine`."""
-    return OnnxEngine(device, threads, exact=bundle.manifest.precision == "fp32"), None
+    return OnnxEngine(device, cpu.threads, exact=bundle.manifest.precision == "fp32"), None
 
 
 class OnnxEngine:
@@ -56,6 +57,7 @@ class OnnxEngine:
     """
 
     name = "onnx"
+    precision: str | None = None
 
     def __init__(self, device: str = "cpu", threads: int | None = None, exact: bool = True) -> None:
         self._kind, self._index = Device.parse(device)

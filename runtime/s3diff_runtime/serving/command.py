@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import uvicorn
@@ -33,7 +32,9 @@ _logger = logging.getLogger("s3diff_runtime.serving")
 class ServeRequest(Options):
     """Everything that `s3diff-export serve` can be asked for."""
 
-    bundle: Path = argument("Made by s3diff-export build.")
+    bundle: str = argument(
+        "Made by s3diff-export build: a folder, OWNER/NAME[@REVISION] on the Hub, or a URL."
+    )
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every network.")
     port: int = option(8000, "0 takes a free one.", least=0, most=65535)
     queue: int = option(
@@ -49,10 +50,10 @@ class ServeRequest(Options):
     )
     engine: str = option(
         "auto",
-        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
     )
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
 
     def problems(self) -> Iterator[str]:
         """A token that no client could show."""
@@ -104,8 +105,8 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
     )
     listener.listen()  # who comes from now on waits until the server is up
     host, port = listener.getsockname()[:2]
-    where = {"host": host, "port": port, "engine": fleet.engine, "device": fleet.device}
-    _logger.info("listening", extra=where)
+    runs = {"engine": fleet.engine, "device": fleet.device, "precision": fleet.precision}
+    _logger.info("listening", extra={"host": host, "port": port, **runs})
     if request.token is None and not _is_loopback(host):
         _logger.warning("everybody who reaches %s can use this service: --token asks for one", host)
     click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)")

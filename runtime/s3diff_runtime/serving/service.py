@@ -115,6 +115,7 @@ class Service:
             "lora_mode": manifest.lora_mode,
             "engine": self.fleet.engine,
             "device": self.fleet.device,
+            "precision": self.fleet.precision,
             "queue": self._places,
             "max_pixels": self._max_pixels,
         }
@@ -219,6 +220,7 @@ class Service:
             "bin": result.bin.name if result.bin else None,
             "engine": result.engine,
             "device": result.device,
+            "precision": result.precision,
             "version": version("s3diff-export"),
             "tiles": result.tiles,
             "width": width,

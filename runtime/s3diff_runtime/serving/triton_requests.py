@@ -30,10 +30,10 @@ class ServedModel(Options):
 
     engine: str = option(
         "auto",
-        "onnx, tensorrt or tensorrt-rtx; auto takes engines of the bundle that fit the GPU, or else onnx.",
+        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
     )
     max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads"))
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
 
     @classmethod
     def configured(cls, texts: Mapping[str, str]) -> "ServedModel":

@@ -11,6 +11,7 @@ from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.flavours import FLAVOURS, FlavourTraits
 from s3diff_runtime.engines.interface import tensor_problem
@@ -25,7 +26,7 @@ _AMPERE = (8, 0)
 
 
 def open_engine(
-    bundle: Bundle, flavour: FlavourTraits, device: str, threads: int | None
+    bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
 ) -> tuple["TensorRtEngine", EngineSet]:
     """Open the first set of engines of a flavour that this machine can load.
 
@@ -90,6 +91,8 @@ def _build_command(bundle: Bundle, flavour: str) -> str:
 
 class TensorRtEngine:
     """Opens the engines of one set of a bundle on one GPU; that they fit it and TensorRT was checked."""
+
+    precision: str | None = None
 
     def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda) -> None:
         self.name: str = engines.identity.flavour

@@ -1,15 +1,13 @@
 """The kernels that TensorRT-RTX compiles on a GPU, kept between contexts and between processes."""
 
 import logging
-import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import cache_folder, replacing
 
-_FOLDER = "s3diff-export"
 _logger = logging.getLogger(__name__)
 
 
@@ -19,9 +17,8 @@ def kernels_file(engines: str, gpu: str) -> Path:
     Not in the bundle, whose files have their hashes in the manifest: kernels are executable, and a bundle may
     come from anybody and lie where nobody may write.
     """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     plain = "".join(letter if letter.isalnum() else "-" for letter in gpu.lower())
-    return Path(caches) / _FOLDER / f"{engines}-on-{plain}.kernels"
+    return cache_folder() / f"{engines}-on-{plain}.kernels"
 
 
 class KernelCache:

@@ -1,0 +1,192 @@
+"""The engine `openvino`: OpenVINO on the graphs of a bundle, on the CPU, in bf16 where that has it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+from threading import BoundedSemaphore
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from s3diff_runtime.bundle.manifest import Stage
+from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
+from s3diff_runtime.engines.flavours import FlavourTraits
+from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+
+if TYPE_CHECKING:
+    import openvino
+
+_DEVICE = "CPU"
+_NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to )?allocate", re.IGNORECASE)
+"""What OpenVINO and oneDNN below it say when memory runs out; all their errors are of one type."""
+
+
+def open_engine(
+    bundle: Bundle, flavour: FlavourTraits, device: str, cpu: CpuOptions
+) -> tuple[OpenVinoEngine, None]:
+    """Open OpenVINO, which runs the graphs of any bundle but one of links, as the hub's cache holds.
+
+    Raises:
+        RequestError: for such a bundle: OpenVINO reads no weights outside a graph's folder. Else see
+            `OpenVinoEngine`.
+    """
+    if any((bundle.folder / name).is_symlink() for name in bundle.manifest.files):
+        raise RequestError(
+            f"{bundle.folder} holds links, which OpenVINO does not follow; copy what they lead to "
+            "(cp -rL BUNDLE COPY), or use engine onnx"
+        )
+    return OpenVinoEngine(cpu, exact=bundle.manifest.precision == "fp32"), None
+
+
+class OpenVinoEngine:
+    """OpenVINO on the CPU.
+
+    Args:
+        cpu: threads and precision.
+        exact: whether `auto` is f32 on every processor, as bundles in fp32 ask for exactness.
+
+    Attributes:
+        precision: what it computes in, `bf16` or `f32`; inputs, outputs and what follows the last large
+            operator of a stage are f32 in any case.
+
+    Raises:
+        RequestError: when OpenVINO is not installed, or bf16 is asked of a processor without it.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, cpu: CpuOptions, exact: bool = False) -> None:
+        self._openvino = _import_openvino()
+        self._core = self._openvino.Core()
+        self.precision: str | None = self._settled(cpu.cpu_precision, exact)
+        # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
+        self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1}
+        if cpu.threads:
+            self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
+        self._turns = BoundedSemaphore(LANES)
+
+    @contextmanager
+    def lane(self, clock: Clock) -> Iterator[OpenVinoLane]:
+        """See `Engine.lane`."""
+        with self._turns:
+            yield OpenVinoLane(clock)
+
+    def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
+        """See `Engine.open`."""
+        try:
+            compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
+        except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
+            if _is_want_of_memory(error):
+                raise OutOfMemory(f"no memory for {graph} ({_line(error)})") from error
+            raise BundleError(
+                f"OpenVINO {self._openvino.__version__} cannot load {graph} ({_line(error)}); "
+                "update OpenVINO, use engine onnx, or rebuild the bundle with s3diff-export build"
+            ) from error
+        for side, ports, specs in (
+            ("inputs", compiled.inputs, stage.inputs),
+            ("outputs", compiled.outputs, stage.outputs),
+        ):
+            problem = tensor_problem(
+                side, _in_words(ports, specs), (f"{spec.name} {spec.dtype}" for spec in specs)
+            )
+            if problem:
+                raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
+        return OpenVinoSession(self._openvino, compiled, stage, graph.stem)
+
+    def _settled(self, asked: CpuPrecision, exact: bool) -> str:
+        has_bf16 = "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+        if asked == "bf16" and not has_bf16:
+            raise RequestError(
+                "cpu_precision is bf16, and this processor has no instructions for it; "
+                "leave it out, or use --cpu-precision f32"
+            )
+        if asked != "auto":
+            return asked
+        return "bf16" if has_bf16 and not exact else "f32"
+
+
+class OpenVinoLane:
+    """A chain of stages in OpenVINO. All values are arrays on the host, which nothing copies."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.timed = clock.running
+
+    def upload(self, name: str, array: NDArray[Any]) -> Value:
+        """See `Lane.upload`; there is nothing to do."""
+        return array
+
+
+class OpenVinoSession:
+    """A compiled graph. Every call has a request of its own, and its outputs belong to the caller."""
+
+    def __init__(
+        self, openvino: ModuleType, compiled: openvino.CompiledModel, stage: Stage, name: str
+    ) -> None:
+        self._openvino, self._compiled, self._name = openvino, compiled, name
+        self._inputs = [spec.name for spec in stage.inputs]
+        self._outputs = [
+            (spec.name, port.element_type, self._openvino.Shape([0] * len(spec.shape)))
+            for spec, port in zip(stage.outputs, compiled.outputs, strict=True)
+        ]
+
+    def run(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """See `Session.run`."""
+        try:
+            request = self._compiled.create_infer_request()
+            for index, name in enumerate(self._inputs):
+                # The array has to live until the request has run; `order` keeps scalars scalars.
+                array = np.asarray(inputs[name], order="C")
+                request.set_input_tensor(index, self._openvino.Tensor(array, shared_memory=True))
+            tensors = {}
+            for index, (name, dtype, empty) in enumerate(self._outputs):
+                tensors[name] = self._openvino.Tensor(dtype, empty)  # OpenVINO gives it its shape
+                request.set_output_tensor(index, tensors[name])
+            request.infer()
+            return {name: tensor.data for name, tensor in tensors.items()}
+        except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
+            what = f"stage {self._name} failed on {OpenVinoEngine.device}"
+            if _is_want_of_memory(error):
+                raise OutOfMemory(
+                    f"{what} for want of memory ({_line(error)}); smaller tiles or batches need less"
+                ) from error
+            raise JobError(
+                f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less"
+            ) from error
+
+
+def _import_openvino() -> ModuleType:
+    try:
+        import openvino
+    except ImportError as error:
+        raise RequestError("OpenVINO is not installed: pip install 's3diff-export[cpu]'") from error
+    return openvino
+
+
+def _in_words(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> Iterator[str]:
+    """Name and type of each port; of several names, the manifest's where it is one of them."""
+    for port, spec in zip_longest(ports, specs):
+        if port is not None:
+            names = port.get_names()
+            name = spec.name if spec and spec.name in names else min(names, default="no name")
+            yield f"{name} {port.element_type.to_dtype().name}"
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def _line(error: Exception) -> str:
+    """The reason without the places in OpenVINO's sources that come before it."""
+    lines = [line for line in str(error).splitlines() if not line.startswith("Exception from ")]
+    return " ".join(" ".join(lines).split())[:400]
