@@ -1,27 +1,20 @@
 """The kernels that TensorRT-RTX compiles on a GPU, kept between contexts and between processes."""
 
 import logging
-import os
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, user_cache
 
-_FOLDER = "s3diff-export"
 _logger = logging.getLogger(__name__)
 
 
 def kernels_file(engines: str, gpu: str) -> Path:
-    """Where the kernels of a set of engines on a kind of GPU are kept: in the user's own cache.
-
-    Not in the bundle, whose files have their hashes in the manifest: kernels are executable, and a bundle may
-    come from anybody and lie where nobody may write.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where kernels for a set of engines and a kind of GPU are kept: not in the bundle, for they are code."""
     plain = "".join(letter if letter.isalnum() else "-" for letter in gpu.lower())
-    return Path(caches) / _FOLDER / f"{engines}-on-{plain}.kernels"
+    return user_cache() / f"{engines}-on-{plain}.kernels"
 
 
 class KernelCache:
