@@ -129,12 +129,16 @@ def test_every_tensor_that_does_not_fit_is_counted(sd_base: BaseModel, checkpoin
     missing, misshaped = names[3:9], names[20:22]
     tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in missing}
     tensors |= {name: torch.ones(7, 1) for name in misshaped}
-    tensors |= {"unet.nonsense": torch.ones(1), "vae.decoder.conv_in.weight": torch.ones(1)}
+    tensors |= {
+        "unet.nonsense": torch.ones(1),
+        "vae.decoder.conv_in.weight": torch.ones(1),
+        "": torch.ones(1),
+    }
     with pytest.raises(CheckpointError) as refusal:
         build_network(fresh(sd_base), replace(checkpoint, tensors=tensors))
     message = str(refusal.value)
     assert f"6 missing ({', '.join(missing[:3])}, …)" in message
-    assert "2 unexpected (unet.nonsense, vae.decoder.conv_in.weight)" in message
+    assert "3 unexpected ('', unet.nonsense, vae.decoder.conv_in.weight)" in message
     shapes = {name: list(network.state_dict()[name].shape) for name in misshaped}
     assert "2 mis-shaped (" in message
     assert all(f"{name} [7, 1] for {shape}" in message for name, shape in shapes.items())

@@ -210,8 +210,9 @@ def shapes_of(module: nn.Module, prefix: str = "") -> dict[str, Sequence[int]]:
 
 
 def first_few(names: Iterable[str]) -> str:
-    """The first few of many names, for an error message."""
+    """The first few of many names, for an error message; one that shows nothing is put into quotes."""
     listed = ["".join(c if c.isprintable() else "?" for c in name[:200]) for name in names]
+    listed = [name if name.strip() else repr(name) for name in listed]
     return ", ".join(listed[:_NAMED]) + (", …" if len(listed) > _NAMED else "")
 
 

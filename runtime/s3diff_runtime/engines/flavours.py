@@ -47,12 +47,11 @@ class FlavourTraits:
     targets: tuple[str, ...] = ()
     """Compute capabilities that it builds for by default, without a GPU. None: it builds for the GPU here."""
     compiles_on_device: bool = False
-    """Whether kernels are compiled on the GPU that runs them, for each new shape."""
+    """Whether kernels are compiled on the GPU that runs them, for each new shape; no build tunes them."""
     chooses_precision: bool = False
     """Whether it takes `CpuOptions.cpu_precision`; else it computes in the types of the graphs."""
     reads_cuda_forms: bool = False
     """Whether on CUDA it runs the graphs in the form that has its own operators, where there is one."""
-    """Whether kernels are compiled on the GPU that runs them, for each new shape; no build tunes them."""
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Options of building that it cannot take, by field: why, and what to do instead."""
 
