@@ -106,6 +106,13 @@ def test_callers_on_several_threads_get_their_own_results(bundles: dict[LoraMode
                 np.testing.assert_array_equal(found.pixels, pixels)
 
 
+def test_a_picture_at_a_time_unless_more_are_asked_for(bundles: dict[LoraMode, Path]) -> None:
+    """A batch takes memory on a CPU, and brings next to nothing."""
+    for options, expected in ((UpscaleOptions(threads=1), 1), (UpscaleOptions(threads=1, batch=4), 4)):
+        with Upscaler.open(bundles["merged"], "openvino", options=options) as upscaler:
+            assert upscaler.options.batch == expected
+
+
 # --- precision ------------------------------------------------------------------------------------
 
 
@@ -157,9 +164,12 @@ def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     read, compiled = openvino.Core.read_model, list[Path]()
-    monkeypatch.setattr(
-        openvino.Core, "read_model", lambda core, path: (compiled.append(path), read(core, path))[1]
-    )
+
+    def counting(core: openvino.Core, path: Path) -> openvino.Model:
+        compiled.append(path)
+        return read(core, path)
+
+    monkeypatch.setattr(openvino.Core, "read_model", counting)
     return compiled
 
 
