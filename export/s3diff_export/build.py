@@ -26,6 +26,7 @@ from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
 from s3diff_export.verification.reference import Reference, references
+from s3diff_runtime.bundle.hub import Publishing, push, writable_repository
 from s3diff_runtime.bundle.manifest import (
     SHARED,
     Bin,
@@ -87,6 +88,8 @@ class BuildRequest(Options):
     verify: bool = option(True, "Publish without comparing with PyTorch.")
     engines: EngineOptions = group(EngineOptions)
     force: bool = option(False, "Replace an existing bundle, once the new one is whole.")
+    push_to: str | None = option(None, "Then publish it as OWNER/NAME on the Hub.")
+    publishing: Publishing = group(Publishing)
     as_json: bool = option(False, "Print the result as JSON.", flags=("--json",))
 
     def problems(self) -> Iterator[str]:
@@ -100,18 +103,22 @@ class BuildRequest(Options):
         if "bins" in self.given and not LORA_MODES[self.graphs.lora_mode].has_bins:
             modes = " or ".join(mode for mode, traits in LORA_MODES.items() if traits.has_bins)
             yield f"--bins does nothing with --lora-mode {self.graphs.lora_mode}; expected {modes}"
+        if self.publishing.given and not self.push_to:
+            yield f"{', '.join(self.publishing.flags_of())} without --push-to; nothing is published"
         if not self.verify and self.gates.given:
             yield f"{', '.join(self.gates.flags_of())} without a comparison; leave out --no-verify"
 
 
 @dataclass(frozen=True)
 class PublishedBundle:
-    """What a build made; no parity without verification, no engines where none were asked for."""
+    """What a build made; no parity without verification, no engines and no push where none were asked for."""
 
     path: Path
     manifest: Manifest
     parity: ParityReport | None
     engines: AddedEngines | None
+    pushed: str | None
+    """URL of the commit on the Hub."""
 
 
 class StepClock:
@@ -141,7 +148,8 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     The bundle at the output is whole or, after a failure, as before.
 
     Raises:
-        RequestError: for an output in the way, weights or options that do not fit, or too little disk space.
+        RequestError: for an output in the way, weights or options that do not fit, too little disk space, or
+            a repository that cannot be pushed to.
         BuildError: when a graph cannot be exported, or fails its check or its gate.
     """
     output = request.output
@@ -152,6 +160,7 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
     wants_engines = request.engines.flavour is not None
     if wants_engines:
         require_builder(request.engines)
+    repository = writable_repository(request.push_to, request.publishing) if request.push_to else None
     clock = StepClock(progress)
     pictures = check_pictures(request.images)
     clock("loading the weights")
@@ -194,7 +203,11 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         reports["build"] = {"seconds": clock.seconds, "peak_memory": peak}
         manifest = manifest.model_copy(update={"reports": reports})
         manifest.write(folder)
-    return PublishedBundle(request.output, manifest, parity, engines)
+    pushed = None
+    if repository is not None:
+        progress(f"pushing to {repository}")
+        pushed = push(request.output, repository, request.publishing)
+    return PublishedBundle(request.output, manifest, parity, engines, pushed)
 
 
 def _fitted(request: BuildRequest, network: OneStepNetwork) -> BuildRequest:

@@ -92,6 +92,12 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
             "Write a bundle as a model of NVIDIA Triton Inference Server.",
             "cpu",
         ),
+        "push": Member(
+            "s3diff_runtime.bundle.hub:run_push", "Publish a bundle on the Hub, with its card.", "hub"
+        ),
+        "pull": Member(
+            "s3diff_runtime.bundle.hub:run_pull", "Fetch a bundle from the Hub or an object store.", "hub"
+        ),
         "convert-checkpoint": Member(
             "s3diff_training.commands:convert_checkpoint",
             "Convert a checkpoint to our format, or to the released one.",

@@ -41,6 +41,8 @@ def build(request: BuildRequest) -> None:
         click.echo(json.dumps(_summary(built), indent=2))
         return
     click.echo(built.path)
+    if built.pushed:
+        click.echo(built.pushed)
     costs = built.manifest.reports.get("bins", [])
     if costs:
         _show_bins(costs)
@@ -146,7 +148,8 @@ def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
 def _summary(built: PublishedBundle) -> dict[str, Any]:
     size = sum(record.size for record in built.manifest.files.values())
     engines = {} if built.engines is None else {"engines": built.engines.to_dict()}
-    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines}
+    pushed = {"pushed": built.pushed} if built.pushed else {}
+    return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines, **pushed}
 
 
 def _show_bins(costs: Sequence[dict[str, Any]]) -> None:

@@ -70,11 +70,8 @@ def tidy_up(folder: Path, *, again: bool = False) -> None:
     _tidy_up(os.path.realpath(folder))
 
 
-def user_cache() -> Path:
-    """The user's own folder of what only saves time: `s3diff-export` in `$XDG_CACHE_HOME`, or `~/.cache`.
-
-    Not in bundles, whose files have their hashes in the manifest, and which may lie where nobody may write.
-    """
+def cache_folder() -> Path:
+    """Where the user's system keeps what can be had again: `s3diff-export` in `XDG_CACHE_HOME`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3diff-export"
 
 

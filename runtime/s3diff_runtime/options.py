@@ -193,6 +193,8 @@ def read(cls: type[T], values: Mapping[str, object], default: T | None = None, p
             own = made.get(name, each.default)
             with _noting(problems):
                 made[name] = read(type(own), values, own, f"{path}.")
+    if any(each.default is MISSING and each.name not in made for each in fields(cls)):
+        refuse(problems)  # of what must be there, and was given and cannot be read
     with _noting(problems):
         options = _constructed(cls, made, given)
     refuse(problems)

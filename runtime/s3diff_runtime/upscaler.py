@@ -10,6 +10,7 @@ from typing import Self, Unpack, cast, overload
 import numpy as np
 from PIL import Image
 
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Bin, Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
@@ -94,7 +95,8 @@ class Upscaler:
         """Check a bundle and load what every image needs of it.
 
         Args:
-            bundle: its folder.
+            bundle: its folder; `owner/name` or `owner/name@revision` of the Hub; or a URL that fsspec opens.
+                What lies elsewhere is fetched once, checked by hash and kept, see `bundle.fetching`.
             engine: `onnx`, `openvino`, `tensorrt`, `tensorrt-rtx`; `auto` for the fastest that fits this
                 machine.
             device: `cpu`, `cuda`, or `cuda:N`. Another device is never taken in its place.
@@ -102,12 +104,13 @@ class Upscaler:
 
         Raises:
             BundleError: for a bundle that is damaged, altered, newer than this version, or does not load.
-            RequestError: for an unknown engine or device, one that this machine lacks, engines that were
-                built for another machine, and a tile or batch that does not fit the bundle.
+            RequestError: for a bundle that cannot be fetched, an unknown engine or device, one that this
+                machine lacks, engines that were built for another machine, and a tile or batch that does not
+                fit the bundle.
             JobError: when the device has not the memory for the weights.
         """
         options = options or UpscaleOptions()
-        opened = Bundle.open(Path(bundle), options.check)
+        opened = Bundle.open(local_bundle(bundle), options.check)
         runner, opened = open_engine(opened, engine, device, options)
         options = Limits.of(opened).settle(options, FLAVOURS[runner.name].usual_batch)
         sessions = SessionPool(opened, runner, _bins_budget(options, device))

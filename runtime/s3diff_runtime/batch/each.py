@@ -1,15 +1,16 @@
 """Settings of single pictures, from a CSV file: the tags that a tagger found, or whatever else differs."""
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
-from s3diff_runtime.batch.jobs import Job
+from s3diff_runtime.batch.jobs import Job, resolved
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import types_of
+from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
 
 _INPUT = "input"
@@ -19,11 +20,11 @@ _SHOWN = 3
 COLUMNS = tuple(each.name for each in fields(PictureSettings) if each.name not in _FOR_ALL)
 
 
-def read_each(path: Path, jobs: Sequence[Job]) -> dict[Path, UpscaleSettings]:
+def read_each(path: Path, jobs: Iterable[Job]) -> dict[Place, UpscaleSettings]:
     """The settings of a CSV file by `Job.source`; an empty cell leaves a setting as it is for all.
 
-    A picture is named by its path, from the file's folder or from the working one, or by its name alone where
-    only one input has it.
+    A picture is named by its path, from the file's folder or from the working one, by its URL, or by its name
+    alone where only one input has it.
 
     Args:
         path: has the column `input`, and any of `COLUMNS`.
@@ -45,7 +46,7 @@ def read_each(path: Path, jobs: Sequence[Job]) -> dict[Path, UpscaleSettings]:
         raise RequestError(
             f"--each {path} has the columns {found}; expected {_INPUT}, and some of {', '.join(COLUMNS)}"
         )
-    found_settings: dict[Path, UpscaleSettings] = {}
+    found_settings: dict[Place, UpscaleSettings] = {}
     problems: list[str] = []
     inputs = _Inputs(path, jobs)
     for number, row in enumerate(rows, start=2):
@@ -61,7 +62,9 @@ def read_each(path: Path, jobs: Sequence[Job]) -> dict[Path, UpscaleSettings]:
     return found_settings
 
 
-def require_able(manifest: Manifest, settings: PictureSettings, each: Mapping[Path, UpscaleSettings]) -> None:
+def require_able(
+    manifest: Manifest, settings: PictureSettings, each: Mapping[Place, UpscaleSettings]
+) -> None:
     """Raise `RequestError` where a bundle cannot do what is asked for all pictures, or for a single one."""
     Conditions.of(manifest, settings)
     for source, own in each.items():
@@ -75,22 +78,25 @@ def require_able(manifest: Manifest, settings: PictureSettings, each: Mapping[Pa
 class _Inputs:
     """Finds inputs by what a row calls them."""
 
-    def __init__(self, path: Path, jobs: Sequence[Job]) -> None:
+    def __init__(self, path: Path, jobs: Iterable[Job]) -> None:
         self._folder = path.parent
-        self._by_path = {job.source.resolve(): job.source for job in jobs}
-        self._by_name: dict[str, list[Path]] = {}
+        self._by_path: dict[Place, Place] = {}
+        self._by_name: dict[str, list[Place]] = {}
         for job in jobs:
+            self._by_path[resolved(job.source)] = job.source
             self._by_name.setdefault(job.source.name, []).append(job.source)
 
-    def named(self, text: str | None) -> Path:
+    def named(self, text: str | None) -> Place:
         found = list(dict.fromkeys(self._candidates(text or "")))
         if len(found) != 1:
             what = "is the name of several inputs" if found else "is none of the inputs"
             raise RequestError(f"{text or 'an empty cell'} {what}; expected the path of one")
         return found[0]
 
-    def _candidates(self, text: str) -> Iterator[Path]:
-        paths = [(folder / text).resolve() for folder in (self._folder, Path())] if text else []
+    def _candidates(self, text: str) -> Iterator[Place]:
+        place = place_named(text)
+        paths = [resolved(folder / text) for folder in (self._folder, Path())] if text else []
+        paths = [place] if isinstance(place, RemotePath) else paths
         known = [self._by_path[path] for path in paths if path in self._by_path]
         yield from known[:1] or self._by_name.get(text, [])
 

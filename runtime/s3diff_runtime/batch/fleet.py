@@ -33,7 +33,7 @@ class Fleet:
         self.options: UpscaleOptions = self.upscalers[0].options
 
     @classmethod
-    def open(cls, bundle: Path, engine: str, devices: Sequence[str], options: UpscaleOptions) -> Self:
+    def open(cls, bundle: str | Path, engine: str, devices: Sequence[str], options: UpscaleOptions) -> Self:
         """Open a bundle on every device; see `Upscaler.open` for what it raises."""
         with ExitStack() as opened:
             upscalers = [

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from s3diff_runtime.batch.search import LeftOut, Search
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
+from s3diff_runtime.remote import Place, place_named
 
 _SHOWN = 3
 """Problems that an error spells out; of the others it gives the number."""
@@ -23,13 +24,15 @@ _COMPARISON = ".compare.png"
 class Job:
     """One picture to upscale."""
 
-    source: Path
-    target: Path
-    comparison: Path | None = None
+    source: Place
+    target: Place
+    comparison: Place | None = None
     """Where the before/after picture goes, if one was asked for."""
+    problem: str | None = None
+    """Why it cannot be done, where that was found when others had begun."""
 
     @property
-    def outputs(self) -> tuple[Path, ...]:
+    def outputs(self) -> tuple[Place, ...]:
         """Every file that the job writes."""
         return (self.target,) if self.comparison is None else (self.target, self.comparison)
 
@@ -47,7 +50,7 @@ class Jobs(list[Job]):
 
 
 def plan_jobs(
-    inputs: Sequence[str], output: Path, format: Format | None = None, compare: bool = False
+    inputs: Sequence[str], output: Place, format: Format | None = None, compare: bool = False
 ) -> Jobs:
     """Find the pictures and name their results.
 
@@ -58,8 +61,8 @@ def plan_jobs(
     format that is written make that file. Inputs named twice count once.
 
     Args:
-        inputs: files, folders and glob patterns (`**` for any depth); a part of a pattern that exists as it
-            stands is no pattern.
+        inputs: files, folders and glob patterns (`**` for any depth), of this machine or as URLs; a part of a
+            pattern that exists as it stands is no pattern.
         output: a folder, or for one input file a file.
         format: a key of `FORMATS`; by default that of each input, PNG where its name shows none that is
             written.
@@ -74,37 +77,47 @@ def plan_jobs(
     found = {source: relative for text in inputs for source, relative in search.pictures(text)}
     _refuse(search.problems)
     suffix = output.suffix.lower()
-    if suffix in SUFFIXES - WRITTEN_SUFFIXES and not output.is_dir():
+    if suffix in SUFFIXES - WRITTEN_SUFFIXES and not _is_folder(output):
         written = ", ".join(sorted(WRITTEN_SUFFIXES))
         raise RequestError(
             f"{output} is of a format that is only read; expected a folder, or a new file of {written}"
         )
     if _names_file(output):
-        if len(inputs) != 1 or not Path(inputs[0]).is_file():
+        if len(inputs) != 1 or not place_named(inputs[0]).is_file():
             raise RequestError(
                 f"{output} names a file, but only one input file can go to a file; name a folder for more"
             )
         _require_suffix(output, format)
-        targets = {path: output for path in found}
+        jobs = _jobs(dict.fromkeys(found, output), compare)
     else:
-        if output.exists() and not output.is_dir():
+        if isinstance(output, Path) and output.exists() and not output.is_dir():
             suffixes = ", ".join(sorted(WRITTEN_SUFFIXES))
             raise RequestError(f"{output} is a file; expected a folder, or a new file of {suffixes}")
-        targets = _targets({path: output / relative for path, relative in found.items()}, format)
-    comparisons = _comparisons(targets) if compare else {}
-    jobs = [Job(source, target, comparisons.get(source)) for source, target in targets.items()]
-    _refuse(list(_clashes(jobs)))
+        jobs = jobs_below(output, found, format, compare)
+    _refuse([problem for _, problem in clashes(jobs)])
     return Jobs(jobs, search.left_out())
 
 
-def output_folder(output: Path) -> Path:
+def jobs_below(
+    output: Place, found: Mapping[Place, PurePath], format: Format | None, compare: bool
+) -> list[Job]:
+    """The jobs of pictures whose results go below a folder, by their paths there; see `plan_jobs`."""
+    return _jobs(_targets({source: output / path for source, path in found.items()}, format), compare)
+
+
+def _jobs(targets: Mapping[Place, Place], compare: bool) -> list[Job]:
+    comparisons = _comparisons(targets) if compare else {}
+    return [Job(source, target, comparisons.get(source)) for source, target in targets.items()]
+
+
+def output_folder(output: Place) -> Place:
     """The folder that the results go into, at whatever depth."""
     return output.parent if _names_file(output) else output
 
 
 def refuse_existing(jobs: Iterable[Job]) -> None:
     """Raise `RequestError` when an output exists already."""
-    existing = [path for job in jobs for path in job.outputs if path.exists()]
+    existing = [path for job in jobs for path in job.outputs if exists(path)]
     if existing:
         others = f" and {len(existing) - 1} more exist" if len(existing) > 1 else " exists"
         raise RequestError(
@@ -112,7 +125,7 @@ def refuse_existing(jobs: Iterable[Job]) -> None:
         )
 
 
-def _targets(paths: dict[Path, Path], format: Format | None) -> dict[Path, Path]:
+def _targets(paths: Mapping[Place, Place], format: Format | None) -> dict[Place, Place]:
     """Where each result goes, by source; `paths` are the names of the inputs there."""
     suffixes = FORMATS[format].suffixes if format else ()
     if format:
@@ -122,7 +135,7 @@ def _targets(paths: dict[Path, Path], format: Format | None) -> dict[Path, Path]
         }
     kept = {path for path in paths.values() if path.suffix.lower() in WRITTEN_SUFFIXES}
     others = Counter(path.with_suffix(".png") for path in paths.values() if path not in kept)
-    targets = {}
+    targets: dict[Place, Place] = {}
     for source, path in paths.items():
         target = path.with_suffix(".png")
         if path in kept:
@@ -133,7 +146,7 @@ def _targets(paths: dict[Path, Path], format: Format | None) -> dict[Path, Path]
     return targets
 
 
-def _comparisons(targets: dict[Path, Path]) -> dict[Path, Path]:
+def _comparisons(targets: Mapping[Place, Place]) -> dict[Place, Place]:
     """Where each comparison goes, by source: beside the result, under a name that is its alone."""
     names = {source: target.with_name(target.stem + _COMPARISON) for source, target in targets.items()}
     wanted = Counter([*names.values(), *targets.values()])
@@ -143,31 +156,47 @@ def _comparisons(targets: dict[Path, Path]) -> dict[Path, Path]:
     }
 
 
-def _names_file(output: Path) -> bool:
-    return output.suffix.lower() in WRITTEN_SUFFIXES and not output.is_dir()
+def _names_file(output: Place) -> bool:
+    return output.suffix.lower() in WRITTEN_SUFFIXES and not _is_folder(output)
 
 
-def _require_suffix(output: Path, format: Format | None) -> None:
+def exists(place: Place) -> bool:
+    """Whether something has the name of a result already."""
+    return place.exists() if isinstance(place, Path) else place.is_file()
+
+
+def _is_folder(place: Place) -> bool:
+    """Whether a folder is there already; in a store they need not be, and the name alone tells."""
+    return isinstance(place, Path) and place.is_dir()
+
+
+def _require_suffix(output: Place, format: Format | None) -> None:
     if format is not None and output.suffix.lower() not in FORMATS[format].suffixes:
         raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
 
 
-def _clashes(jobs: Sequence[Job]) -> Iterator[str]:
-    sources = {job.source.resolve(): job.source for job in jobs}
-    writers: dict[Path, Path] = {}
+def clashes(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
+    """The jobs that would be in the way of inputs or of each other, or cannot be written; and why."""
+    sources = {resolved(job.source): job.source for job in jobs}
+    writers: dict[Place, Place] = {}
     for job in jobs:
         for path in job.outputs:
             if (length := len(os.fsencode(path.name))) > _LONGEST_NAME:
-                yield f"{path.name} has {length} bytes, and file names end at {_LONGEST_NAME}"
+                yield job, f"{path.name} has {length} bytes, and file names end at {_LONGEST_NAME}"
                 continue
-            real = path.resolve()
+            real = resolved(path)
             if real in sources:
-                yield f"the result of {job.source} would replace the input {sources[real]}"
+                yield job, f"the result of {job.source} would replace the input {sources[real]}"
             elif real in writers:
-                yield f"{writers[real]} and {job.source} would both be written to {path}"
-            elif path.is_dir():
-                yield f"{path} is a folder, where the result of {job.source} would go"
+                yield job, f"{writers[real]} and {job.source} would both be written to {path}"
+            elif _is_folder(path):
+                yield job, f"{path} is a folder, where the result of {job.source} would go"
             writers.setdefault(real, job.source)
+
+
+def resolved(place: Place) -> Place:
+    """What a place is whatever leads there; in stores nothing leads elsewhere."""
+    return place.resolve() if isinstance(place, Path) else place
 
 
 def _refuse(problems: Sequence[str]) -> None:

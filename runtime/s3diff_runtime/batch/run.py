@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
@@ -25,12 +24,12 @@ from s3diff_runtime.pictures.photograph import (
     result_needs,
 )
 from s3diff_runtime.pictures.reading import opened
+from s3diff_runtime.remote import Place, RemotePath
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscaler import Result, Upscaler
 
 Status = Literal["done", "skipped", "failed", "not done"]
 
-_READERS = _WRITERS = 2
 _CHUNK_SECONDS = 2.0
 """About how long an upscaler works before progress is shown; longer chunks batch a little better."""
 _LARGEST_CHUNK = 8
@@ -49,7 +48,7 @@ class BatchOptions:
 
     settings: PictureSettings = field(default_factory=PictureSettings)
     """Degradation, guidance, prompts, colour correction, scale."""
-    each: Mapping[Path, UpscaleSettings] = field(default_factory=dict)
+    each: Mapping[Place, UpscaleSettings] = field(default_factory=dict)
     """Settings of single pictures over these, by `Job.source`."""
     quality: int = QUALITY
     """Of JPEG and WebP results, 1 to 100."""
@@ -57,6 +56,8 @@ class BatchOptions:
     """Whether a picture with whole outputs of the right size is skipped."""
     max_pixels: int = MAX_PIXELS
     """Inputs with more pixels fail."""
+    threads: int = 2
+    """That read ahead, and as many that write behind. Stores answer slowly, and many requests at once."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,15 @@ class _DecodedPicture:
 class Batch:
     """Upscales the pictures of a list of jobs.
 
-    Two threads read ahead and two write behind those of the fleet, which run the network. What waits between
-    them is bounded, in pictures before the network and in pixels after it.
+    Some threads read ahead and as many write behind those of the fleet, which run the network. What waits
+    between them is bounded, in pictures before the network and in pixels after it.
 
     Attributes:
-        outcomes: one for each job, in order; complete once `run` ended, and true at any time before.
+        outcomes: one for each job, in order, as far as the jobs were taken; complete once `run` ended.
 
     Args:
         fleet: the open upscalers, of one bundle.
-        jobs: see `plan_jobs`.
+        jobs: see `plan_jobs`; or what finds them meanwhile, see `ListedJobs`.
         options: for all pictures.
         on_outcome: called with each outcome that is settled, from any thread.
     """
@@ -131,11 +132,12 @@ class Batch:
     def __init__(
         self,
         fleet: Fleet,
-        jobs: Sequence[Job],
+        jobs: Iterable[Job],
         options: BatchOptions,
         on_outcome: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
-        self.outcomes = [Outcome(job) for job in jobs]
+        self.outcomes: list[Outcome] = []
+        self._jobs = iter(jobs)
         self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
         self._scale, self._batch = options.settings.scale or fleet.manifest.scale, fleet.options.batch
         self._chunk_length = self._batch
@@ -153,14 +155,17 @@ class Batch:
             BundleError: when a graph of the bundle cannot be loaded.
         """
         with (
-            ThreadPoolExecutor(_WRITERS, "write") as writers,
-            ThreadPoolExecutor(_READERS, "read") as readers,
+            ThreadPoolExecutor(self._options.threads, "write") as writers,
+            ThreadPoolExecutor(self._options.threads, "read") as readers,
         ):
             try:
                 chunks = self._chunks(self._read_ahead(readers))
                 self._fleet.drain(chunks, lambda upscaler, chunk: self._upscale(upscaler, chunk, writers))
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
+                if isinstance(self._jobs, Generator):
+                    self._jobs.close()  # lists no further
+                self.outcomes += map(Outcome, self._jobs)
         self._make_room(_WAITING_PIXELS)  # all of it: waits for the last write
         self._raise_disk_error()
 
@@ -179,9 +184,10 @@ class Batch:
 
     def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_DecodedPicture]:
         ahead: deque[Future[_DecodedPicture | None]] = deque()
-        for number in range(len(self.outcomes)):
+        for number, job in enumerate(self._jobs):
+            self.outcomes.append(Outcome(job))
             ahead.append(readers.submit(self._read, number))
-            if len(ahead) > 2 * self._batch * len(self._fleet.upscalers):
+            if len(ahead) > 2 * max(self._batch * len(self._fleet.upscalers), self._options.threads // 2):
                 yield from _present(ahead.popleft().result())
         while ahead:
             yield from _present(ahead.popleft().result())
@@ -190,6 +196,8 @@ class Batch:
         """Decode a picture; None when its outcome is settled already."""
         start, outcome = perf_counter(), self.outcomes[number]
         try:
+            if outcome.job.problem:
+                raise RequestError(outcome.job.problem)
             if self._options.resume and is_whole(outcome.job, self._scale, self._options.max_pixels):
                 self._settle(number, replace(outcome, status="skipped"))
                 return None
@@ -266,7 +274,7 @@ class Batch:
             if outcome.job.comparison is not None:
                 save(before_and_after(picture.photograph, image), outcome.job.comparison)
         except (S3DiffError, MemoryError) as error:
-            if isinstance(error.__cause__, OSError) and error.__cause__.errno in _DISK_ERRORS:
+            if _ends_all(outcome.job, error.__cause__):
                 self._disk_error = JobError(f"{error}; stopped, and --resume goes on from here")
             reason = str(error) or "out of memory"
             self._settle(picture.number, replace(outcome, status="failed", error=reason))
@@ -285,6 +293,13 @@ class Batch:
             raise self._disk_error
 
 
+def _ends_all(job: Job, cause: BaseException | None) -> bool:
+    """Whether no other picture can be written either where one could not for this reason."""
+    if isinstance(job.target, RemotePath):
+        return isinstance(cause, PermissionError | FileNotFoundError)  # expired keys, a bucket that is gone
+    return isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
+
+
 def size_of_result(job: Job, scale: int, max_pixels: int) -> tuple[int, int]:
     """`(width, height)` that the result of a job will have, judging by the header of its input.
 
@@ -300,17 +315,21 @@ def size_of_result(job: Job, scale: int, max_pixels: int) -> tuple[int, int]:
 def is_whole(job: Job, scale: int, max_pixels: int) -> bool:
     """Whether every output of a job exists and decodes to its end, and the result has the size it must have.
 
+    In a store a file that is there and not empty is whole, as it came at once: its content is not read.
+
     Raises:
         RequestError: when the input cannot be read.
     """
     if not all(path.is_file() for path in job.outputs):
         return False
+    if isinstance(job.target, RemotePath):
+        return True
     width, height = photograph_size(job.source, max_pixels)
     sizes = [_decoded_size(path) for path in job.outputs]
     return sizes[0] == (width * scale, height * scale) and None not in sizes
 
 
-def _decoded_size(path: Path) -> tuple[int, int] | None:
+def _decoded_size(path: Place) -> tuple[int, int] | None:
     try:
         with opened(path, max_pixels=None) as picture:
             _, _, notes = picture.decode()

@@ -8,9 +8,13 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES, not_read
+from s3diff_runtime.remote import Place, RemotePath, place_named
+
+HOLDS_NONE = f"holds no {', '.join(sorted(SUFFIXES))} files"
 
 
 @dataclass(frozen=True)
@@ -34,40 +38,98 @@ class Search:
         problems: of inputs that do not exist, hold no pictures or cannot be searched.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Place) -> None:
         """Leave out a folder: where the results go."""
         self.problems: list[str] = []
-        self._output = output.resolve()
-        self._taken: set[Path] = set()
+        self._output = output.resolve() if isinstance(output, Path) else output
+        self._taken: set[Place] = set()
         self._left_out: Counter[tuple[str, str]] = Counter()
 
     def left_out(self) -> list[LeftOut]:
         """What was not taken so far, the most frequent first."""
         return [LeftOut(kind, reason, count) for (kind, reason), count in self._left_out.most_common()]
 
-    def pictures(self, text: str) -> Iterator[tuple[Path, Path]]:
+    def pictures(self, text: str) -> Iterator[tuple[Place, PurePath]]:
         """The pictures of a file, a folder or a pattern, with their paths below what of it is fixed.
 
         What an earlier input had is not found again.
         """
-        path = Path(text)
-        if path.is_dir():
-            matches = {picture: picture.relative_to(path) for picture in self._below(path)}
-        elif path.exists():
-            matches = {path: Path(path.name)}
+        place = place_named(text)
+        matches: dict[Place, PurePath]
+        if isinstance(place, RemotePath):
+            try:
+                matches = dict(self._remote_matches(place))
+            except RequestError as error:
+                self.problems.append(str(error))
+                return
+        elif place.is_dir():
+            matches = dict(self._below(place))
+        elif place.exists():
+            matches = {place: Path(place.name)}
         else:
-            matches = self._matches(path)
+            matches = dict(self._matches(place))
         if not matches:
-            kinds = ", ".join(sorted(SUFFIXES))
-            reason = f"holds no {kinds} files" if path.is_dir() else "does not exist, and matches nothing"
-            self.problems.append(f"{text} {reason}")
+            is_folder = isinstance(place, Path) and place.is_dir()
+            reason = HOLDS_NONE if is_folder else "does not exist, and matches nothing"
+            self.problems.append(f"{place} {reason}")
         for source, relative in matches.items():
             # A link to a file is a picture of its own; what two ways lead to is taken once.
-            if (real := source.parent.resolve() / source.name) not in self._taken:
+            real = source.parent.resolve() / source.name if isinstance(source, Path) else source
+            if real not in self._taken:
                 self._taken.add(real)
                 yield source, relative
 
-    def _below(self, folder: Path) -> Iterator[Path]:
+    def folders(self, root: RemotePath) -> Iterator[dict[Place, PurePath]]:
+        """The pictures of a remote folder, those of each folder at any depth by themselves.
+
+        Raises:
+            RequestError: when the folder cannot be listed.
+        """
+        waiting = [(root, PurePosixPath())]
+        while waiting:
+            folder, relative = waiting.pop()
+            pictures: dict[Place, PurePath] = {}
+            below = []
+            for child, is_folder in folder.children():
+                if self._is_left_out(child.name, is_folder):
+                    continue
+                if is_folder:
+                    below.append((child, relative / child.name))
+                elif reason := not_read(child):
+                    self._leave_out(child.suffix.lower() or "no suffix", reason)
+                else:
+                    pictures[child] = relative / child.name
+            waiting += [each for each in reversed(below) if each[0] != self._output]
+            yield pictures
+
+    def _remote_matches(self, place: RemotePath) -> Iterator[tuple[Place, PurePath]]:
+        """As `pictures`: a file that exists as it stands is no pattern."""
+        found = place.looked_up()
+        if found is not None:
+            yield found, PurePosixPath(found.name)
+        elif not glob.has_magic(place.url):
+            for pictures in self.folders(place):
+                yield from pictures.items()
+        else:
+            parts = place.url.split("/")
+            fixed = "/".join(parts[: next(n for n, part in enumerate(parts) if glob.has_magic(part))])
+            for match in place.matching():
+                names = match.url.removeprefix(f"{fixed}/").split("/")
+                if not any([self._is_left_out(name, is_folder=name is not names[-1]) for name in names]):
+                    yield match, PurePosixPath(*names)
+
+    def _is_left_out(self, name: str, is_folder: bool) -> bool:
+        """Whether something is hidden, or has a name that would lead out of the folder of the results."""
+        kind = "folder" if is_folder else "file"
+        if name in ("", ".", "..") or "\\" in name or "\0" in name:
+            self._leave_out(kind, "a name that not all disks have")
+        elif name.startswith("."):
+            self._leave_out(f"hidden {kind}", "hidden")
+        else:
+            return False
+        return True
+
+    def _below(self, folder: Path) -> Iterator[tuple[Path, Path]]:
         for _, files in self._folders(folder):
             for entry in files:
                 path = Path(entry.path)
@@ -80,7 +142,7 @@ class Search:
                 elif reason := not_read(path):
                     self._leave_out(path.suffix.lower() or "no suffix", reason)
                 else:
-                    yield path
+                    yield path, path.relative_to(folder)
 
     def _folders(self, folder: Path) -> Iterator[tuple[Path, list[os.DirEntry[str]]]]:
         """A folder and those at any depth below, each once, with what they hold besides folders.
@@ -113,16 +175,17 @@ class Search:
         if entry.name.startswith("."):
             self._leave_out("hidden folder", "hidden")
             return False
-        return not Path(entry.path).resolve().is_relative_to(self._output)
+        inside = isinstance(self._output, Path) and Path(entry.path).resolve().is_relative_to(self._output)
+        return not inside
 
-    def _matches(self, pattern: Path) -> dict[Path, Path]:
+    def _matches(self, pattern: Path) -> Iterator[tuple[Path, Path]]:
         """The files that a pattern matches, relative to its leading folders without wildcards."""
         parts = pattern.parts
         fixed = Path()
         while parts and ((fixed / parts[0]).exists() or not glob.has_magic(parts[0])):
             fixed, parts = fixed / parts[0], parts[1:]
         found = self._matching(fixed, parts) if parts else ()
-        return {path: path.relative_to(fixed) for path in found if path.is_file()}
+        yield from ((path, path.relative_to(fixed)) for path in found if path.is_file())
 
     def _matching(self, path: Path, parts: tuple[str, ...]) -> Iterator[Path]:
         if not parts:

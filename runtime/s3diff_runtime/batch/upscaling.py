@@ -31,27 +31,45 @@ from rich.text import Text
 
 from s3diff_runtime.batch.each import read_each, require_able
 from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.batch.jobs import Job, Jobs, output_folder, plan_jobs, refuse_existing
+from s3diff_runtime.batch.jobs import Jobs, exists, output_folder, plan_jobs, refuse_existing, resolved
+from s3diff_runtime.batch.listing import ListedJobs, folder_to_list, looked_up, refuse_filled
 from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole, size_of_result
 from s3diff_runtime.batch.search import LeftOut
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError, one_line
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.pictures.formats import QUALITY, Format
+from s3diff_runtime.pictures.formats import QUALITY, SUFFIXES, Format
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
+from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
+
+_REMOTE_THREADS = 8
+"""That read, and that write, where pictures are in a store."""
 
 
 @dataclass(frozen=True)
 class UpscaleRequest(Options):
     """Everything that `s3diff-export upscale` can be asked for."""
 
-    inputs: tuple[str, ...] = argument("Files, folders and glob patterns.", metavar="INPUT...")
-    output: Path = option(help="Folder for the results; a file for one INPUT.", flags=("-o", "--output"))
-    bundle: Path | None = option(None, "Made by s3diff-export build.", env="S3DIFF_BUNDLE")
+    inputs: tuple[str, ...] = argument(
+        "Files, folders and glob patterns, of this machine or as URLs.", metavar="INPUT..."
+    )
+    output: Place = option(
+        help="Folder for the results; a file for one INPUT. Or its URL, such as s3://bucket/folder.",
+        flags=("-o", "--output"),
+        parse=place_named,
+        metavar="PATH",
+    )
+    bundle: str | Path | None = option(
+        None,
+        "Made by s3diff-export build: a folder, OWNER/NAME[@REVISION] on the Hub, or a URL.",
+        env="S3DIFF_BUNDLE",
+        metavar="BUNDLE",
+    )
     format: Format | None = option(None, "Of the results; as the input by default.")
     quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
     settings: PictureSettings = group(PictureSettings)
@@ -69,7 +87,7 @@ class UpscaleRequest(Options):
     resume: bool = option(False, "Keep results that exist and are whole; do the others.")
     compare: bool = option(False, "Also write NAME.compare.png, before and after side by side.")
     dry_run: bool = option(False, "Only list what would be done.")
-    report: Path | None = option(None, "Write a summary as JSON.")
+    report: Place | None = option(None, "Write a summary as JSON.", parse=place_named, metavar="PATH")
 
     def problems(self) -> Iterator[str]:
         """What is missing, and what contradicts each other."""
@@ -84,6 +102,10 @@ class UpscaleRequest(Options):
 def run_upscale(request: UpscaleRequest) -> None:
     """Upscale every INPUT (×4, or by --scale): files, folders (at any depth) and glob patterns of pictures.
 
+    \b
+      s3diff-export upscale holiday/ portrait.jpg -o upscaled/ --bundle s3diff.bundle
+      s3diff-export upscale s3://bucket/in -o s3://bucket/out --bundle s3diff.bundle --report report.json
+
     One bad image is reported and skipped, and the exit code is then 1. Ctrl-C leaves only whole results;
     --resume goes on from there.
 
@@ -92,16 +114,14 @@ def run_upscale(request: UpscaleRequest) -> None:
         BundleError: for a damaged bundle.
         JobError: after the work, when pictures failed; during it, when the disk is full.
     """
-    jobs = plan_jobs(request.inputs, request.output, request.format, request.compare)
-    if not request.force and not request.resume:
-        refuse_existing(jobs)
+    jobs = _planned(request)
     if request.report:
         _require_own_file(request.report, jobs)
     each = read_each(request.each, jobs) if request.each else {}
-    bundle = request.bundle or Path()  # never None: the request checked it
+    bundle = request.bundle or ""  # never None: the request checked it
     with _every_size_allowed():
         if request.dry_run:
-            manifest = Manifest.read(bundle)
+            manifest = Manifest.read(local_bundle(bundle))
             require_able(manifest, request.settings, each)
             _show_plan(request, jobs, request.settings.scale or manifest.scale)
             return
@@ -113,11 +133,41 @@ def run_upscale(request: UpscaleRequest) -> None:
             _run(request, fleet, jobs, each)
 
 
-def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs, each: Mapping[Path, UpscaleSettings]) -> None:
-    options = BatchOptions(request.settings, each, request.quality, request.resume, request.max_pixels)
+def _planned(request: UpscaleRequest) -> Jobs | ListedJobs:
+    """The jobs, after what exists already was refused where that was not allowed."""
+    folder = None if request.each else folder_to_list(request.inputs)  # rows of --each name pictures of all
+    replaces = request.force or request.resume
+    if folder is not None:
+        if not replaces:
+            refuse_filled(request.output)
+        return ListedJobs(folder, request.output, request.format, request.compare, request.resume)
+    jobs = plan_jobs(request.inputs, request.output, request.format, request.compare)
+    if request.resume:
+        jobs = Jobs(looked_up(jobs), jobs.left_out)
+    elif not replaces and isinstance(request.output, RemotePath) and len(jobs) > 1:
+        refuse_filled(output_folder(request.output))  # one request in the place of one for each result
+    elif not replaces:
+        refuse_existing(jobs)
+    return jobs
+
+
+def _run(
+    request: UpscaleRequest,
+    fleet: Fleet,
+    jobs: Jobs | ListedJobs,
+    each: Mapping[Place, UpscaleSettings],
+) -> None:
+    options = BatchOptions(
+        request.settings,
+        each,
+        request.quality,
+        request.resume,
+        request.max_pixels,
+        threads=_REMOTE_THREADS if _is_remote(request) else BatchOptions.threads,
+    )
     started, start = datetime.now(UTC), perf_counter()
     ending: BaseException | None = None
-    with _progress(len(jobs)) as show:
+    with _progress(len(jobs) if isinstance(jobs, Jobs) else None) as show:
         batch = Batch(fleet, jobs, options, show)
         try:
             batch.run()
@@ -131,30 +181,41 @@ def _run(request: UpscaleRequest, fleet: Fleet, jobs: Jobs, each: Mapping[Path, 
         report["left_out"] = [each.as_json() for each in jobs.left_out]
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         # What is not UTF-8 in a file's name becomes \udcXX, as JSON escapes it and Python reads it back.
-        write_text(request.report, text.encode("utf-8", "backslashreplace").decode())
+        text = text.encode("utf-8", "backslashreplace").decode()
+        if isinstance(request.report, RemotePath):
+            request.report.write(text.encode())
+        else:
+            write_text(request.report, text)
     if ending is not None:
         raise ending
     failed = [outcome for outcome in batch.outcomes if outcome.status == "failed"]
     if failed:
-        raise JobError(f"{len(failed)} of {len(jobs)} images failed; the first: {failed[0].error}")
+        raise JobError(f"{len(failed)} of {len(batch.outcomes)} images failed; the first: {failed[0].error}")
 
 
-def _show_plan(request: UpscaleRequest, jobs: Jobs, scale: int) -> None:
-    failed = 0
-    for job in jobs:
+def _is_remote(request: UpscaleRequest) -> bool:
+    places = (*map(place_named, request.inputs), request.output)
+    return any(isinstance(place, RemotePath) for place in places)
+
+
+def _show_plan(request: UpscaleRequest, jobs: Jobs | ListedJobs, scale: int) -> None:
+    failed = total = 0
+    for total, job in enumerate(jobs, start=1):  # noqa: B007 - told below
         try:
+            if job.problem:
+                raise RequestError(job.problem)
             width, height = size_of_result(job, scale, request.max_pixels)
             kept = request.resume and is_whole(job, scale, request.max_pixels)
         except S3DiffError as error:
             failed += 1
             click.echo(f"failing: {error}")
             continue
-        what = "is whole" if kept else "replaced" if job.target.exists() else "new"
+        what = "is whole" if kept else "replaced" if exists(job.target) else "new"
         sizes = f"{width // scale}x{height // scale} -> {width}x{height}"
         click.echo(f"{job.source} -> {job.target} ({sizes}, {what})")
     _print_left_out(jobs.left_out)
     if failed:
-        raise JobError(f"{failed} of {len(jobs)} images would fail")
+        raise JobError(f"{failed} of {total} images would fail")
 
 
 class _Speed(ProgressColumn):
@@ -166,8 +227,12 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Outcome], None]]:
-    """Show a bar on a terminal, and failures anywhere; yields what to call with each outcome."""
+def _progress(total: int | None) -> Iterator[Callable[[Outcome], None]]:
+    """Show a bar on a terminal, and failures anywhere; yields what to call with each outcome.
+
+    Args:
+        total: None where nobody knows it yet.
+    """
     console = Console(stderr=True)
     columns = (BarColumn(), MofNCompleteColumn(), _Speed(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -180,7 +245,8 @@ def _progress(total: int) -> Iterator[Callable[[Outcome], None]]:
                 console.print(
                     f"failed: {one_line(outcome.error or '')}", markup=False, highlight=False, soft_wrap=True
                 )
-            if outcome.status == "skipped":  # takes no time, and would make the others look quick
+            # What is skipped takes no time, and would make the others look quick.
+            if outcome.status == "skipped" and remaining is not None:
                 with lock:
                     remaining -= 1
                     progress.update(task, total=remaining)
@@ -243,14 +309,20 @@ def _report(
     }
 
 
-def _require_own_file(report: Path, jobs: Sequence[Job]) -> None:
-    taken = {path.resolve() for job in jobs for path in (job.source, *job.outputs)}
-    if report.resolve() in taken or report.is_dir():
+def _require_own_file(report: Place, jobs: Jobs | ListedJobs) -> None:
+    taken: set[Place] = set()
+    if isinstance(jobs, Jobs):
+        taken = {resolved(path) for job in jobs for path in (job.source, *job.outputs)}
+    is_picture = isinstance(jobs, ListedJobs) and report.suffix.lower() in SUFFIXES  # none is known yet
+    if is_picture or resolved(report) in taken or (isinstance(report, Path) and report.is_dir()):
         raise RequestError(f"--report {report} is an input, a result or a folder; name another file")
 
 
-def _require_writable(folder: Path) -> None:
+def _require_writable(folder: Place) -> None:
     """Find out before hours of work; permissions alone do not tell, for example on a read-only disk."""
+    if isinstance(folder, RemotePath):
+        folder.require_writable()
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

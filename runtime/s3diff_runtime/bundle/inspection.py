@@ -3,12 +3,12 @@
 from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 from rich.console import Console
 
 from s3diff_runtime.bundle.engine_records import EngineSet
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.families import FAMILIES
@@ -23,7 +23,7 @@ _LONGEST_LIST = 6
 class InspectRequest(Options):
     """What `s3diff-export inspect` can be asked for."""
 
-    bundle: Path = argument("Folder of the bundle.")
+    bundle: str = argument("Folder of the bundle, OWNER/NAME[@REVISION] on the Hub, or a URL.")
     as_json: bool = option(False, "Print the manifest as JSON.", flags=("--json",))
     check: bool = option(False, "Compare the hash of every file, large ones too.")
 
@@ -34,7 +34,7 @@ def run_inspect(request: InspectRequest) -> None:
     Raises:
         BundleError: for a damaged bundle.
     """
-    manifest = Manifest.read(request.bundle, check="hashes" if request.check else "sizes")
+    manifest = Manifest.read(local_bundle(request.bundle), check="hashes" if request.check else "sizes")
     if request.as_json:
         click.echo(manifest.model_dump_json(indent=2))
     else:
@@ -46,7 +46,10 @@ def _tables(
     manifest: Manifest, request: InspectRequest
 ) -> Iterator[tuple[str, Sequence[str], Iterator[tuple[str, ...]]]]:
     """Titles, columns and rows: the bundle, its stages, bins and engines, and the reports of its build."""
-    yield f"Bundle {request.bundle}", ("", ""), _facts(manifest, request.check)
+    total = sum(record.size for record in manifest.files.values())
+    how = "every hash compared" if request.check else "all sizes and the hashes of small files compared"
+    files = ("files", f"{len(manifest.files)} with {as_bytes(total)}; {how}")
+    yield f"Bundle {request.bundle}", ("", ""), iter([*facts(manifest), files])
     yield "Stages", ("stage", "inputs", "outputs", "graphs", "size"), _stages(manifest)
     if manifest.bins:
         bins = ((bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins)
@@ -57,7 +60,8 @@ def _tables(
         yield f"Report: {name}", ("", ""), _flat(report)
 
 
-def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
+def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """What a bundle was built from and can do, in words."""
     prompts, guidance = manifest.prompts, manifest.guidance
     yield "format", f"{manifest.format}, revision {manifest.revision}"
     yield "built", f"{manifest.created} by {manifest.producer}"
@@ -77,9 +81,6 @@ def _facts(manifest: Manifest, checked: bool) -> Iterator[tuple[str, str]]:
     if guidance.mode == "on":
         yield "negative prompt", prompts.negative
     yield "colour corrections", ", ".join(manifest.color_fixes)
-    total = sum(record.size for record in manifest.files.values())
-    how = "every hash compared" if checked else "all sizes and the hashes of small files compared"
-    yield "files", f"{len(manifest.files)} with {_bytes(total)}; {how}"
 
 
 def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
@@ -88,7 +89,7 @@ def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
         size = sum(record.size for record in files.values())
         per = "scale" if STAGES[name].by_scale else "bin"
         graphs = "1, shared" if SHARED in stage.graphs else f"{len(stage.graphs)}, one per {per}"
-        yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, _bytes(size)
+        yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, as_bytes(size)
 
 
 def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]]:
@@ -106,7 +107,7 @@ def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]
     for name, value in identity.options.items():
         if value is not None:
             yield name.replace("_", " "), str(value)
-    yield "engines", f"{len(paths)} with {_bytes(sum(manifest.files[path].size for path in paths))}"
+    yield "engines", f"{len(paths)} with {as_bytes(sum(manifest.files[path].size for path in paths))}"
 
 
 def _tensors(specs: Sequence[TensorSpec]) -> str:
@@ -129,7 +130,8 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, str(value)
 
 
-def _bytes(size: int) -> str:
+def as_bytes(size: int) -> str:
+    """A size in the unit that suits it."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.4g} {unit}"

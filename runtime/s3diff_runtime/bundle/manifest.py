@@ -129,7 +129,7 @@ class Manifest(Part):
         Raises:
             BundleError: naming all problems found: of the manifest's text, or of its fields, or of the files.
         """
-        manifest = cls._parse(folder)
+        manifest = cls.parse(folder)
         problems = list(file_problems(folder, manifest.files, manifest.graph_folders(), check == "hashes"))
         if problems:
             raise BundleError(
@@ -170,7 +170,8 @@ class Manifest(Part):
         return {str(PurePosixPath(path).parent) for path in graphs + engines}
 
     @classmethod
-    def _parse(cls, folder: Path) -> Self:
+    def parse(cls, folder: Path) -> Self:
+        """Read the manifest alone, without the files that it names. Raises `BundleError` for what it says."""
         path = folder / MANIFEST_NAME
         rebuild = "rebuild the bundle with s3diff-export build"
         try:

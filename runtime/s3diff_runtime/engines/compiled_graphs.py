@@ -14,7 +14,7 @@ from pathlib import Path
 
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.files import replacing, user_cache
+from s3diff_runtime.files import cache_folder, replacing
 
 _LEAST, _MOST = 2**19, 2**26
 """Bytes of a graph with its weights: smaller ones compile in no time, larger ones are not worth the space."""
@@ -77,4 +77,4 @@ def keep(file: Path, compiled: bytes) -> None:
 
 
 def _folder() -> Path:
-    return user_cache() / "openvino"
+    return cache_folder() / "openvino"

@@ -15,6 +15,7 @@ from PIL import Image
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.files import replacing
 from s3diff_runtime.pictures.metadata import encoder_options
+from s3diff_runtime.remote import Place, RemotePath
 
 QUALITY = 95
 """Of JPEG and WebP where none is asked for."""
@@ -81,19 +82,19 @@ def missing_plugin(name: str) -> str:
     return "needs: pip install 's3diff-export[formats]'"
 
 
-def not_read(path: Path) -> str:
+def not_read(path: Place) -> str:
     """Why a file of a folder is not taken for a picture, judging by its name; empty where it is."""
     name = _READ_BY_SUFFIX.get(path.suffix.lower())
     return missing_plugin(name) if name else "not a picture that is read"
 
 
-def holds_transparency(path: Path) -> bool:
+def holds_transparency(path: Place) -> bool:
     """Whether the format of `path` holds it."""
     format = _WRITTEN.get(path.suffix.lower())
     return format is None or format.transparency
 
 
-def require_fit(path: Path, width: int, height: int, transparent: bool) -> None:
+def require_fit(path: Place, width: int, height: int, transparent: bool) -> None:
     """Raise `RequestError` when the format of `path` cannot hold such a picture.
 
     Args:
@@ -123,7 +124,7 @@ def is_transparent(image: Image.Image) -> bool:
     return "A" in image.mode and image.getchannel("A").getextrema() != (255, 255)
 
 
-def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, ...]:
+def save(image: Image.Image, path: Place, quality: int = QUALITY) -> tuple[str, ...]:
     """Write a picture with the profile and all else that its `info` holds, atomically.
 
     JPEG is written without chroma subsampling, and without an alpha channel that is opaque throughout. TIFF
@@ -131,7 +132,7 @@ def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, .
 
     Args:
         image: of mode L, LA, RGB or RGBA.
-        path: its suffix is the format; missing folders are made.
+        path: its suffix is the format; missing folders are made. In a store the file is put there at once.
         quality: 1 to 100, for JPEG and WebP with loss.
 
     Returns:
@@ -139,9 +140,13 @@ def save(image: Image.Image, path: Path, quality: int = QUALITY) -> tuple[str, .
 
     Raises:
         RequestError: when the format cannot hold the picture.
-        JobError: when the disk refuses, or the encoder fails.
+        JobError: when the disk or the store refuses, or the encoder fails.
     """
     require_fit(path, image.width, image.height, is_transparent(image))
+    if isinstance(path, RemotePath):
+        content, notes = encode(image, _WRITTEN[path.suffix.lower()], quality)
+        path.write(content)
+        return notes
     with replacing(path) as temporary:
         return _write(image, temporary, _WRITTEN[path.suffix.lower()], quality, str(path))
 

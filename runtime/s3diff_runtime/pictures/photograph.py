@@ -6,7 +6,6 @@ docs/upscaling.md says for each kind what happens to it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from s3diff_runtime.pictures.metadata import Metadata, read_metadata
 from s3diff_runtime.pictures.profiles import fits, to_srgb
 from s3diff_runtime.pictures.reading import MAX_PIXELS, OpenedPicture, PictureSource, opened
 from s3diff_runtime.pictures.transparency import without_hidden_colors
+from s3diff_runtime.remote import Place
 from s3diff_runtime.vocabulary import Pixels
 
 _UPRIGHT = {
@@ -123,7 +123,7 @@ def open_photograph(source: PictureSource | Photograph, max_pixels: int = MAX_PI
         return _decoded(picture)
 
 
-def photograph_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def photograph_size(path: Place, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """`(width, height)` of the upright picture, read from the header alone.
 
     Raises:
@@ -134,7 +134,7 @@ def photograph_size(path: Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]
 
 
 def result_needs(
-    path: Path, max_pixels: int = MAX_PIXELS, opaque_wanted: bool = False
+    path: Place, max_pixels: int = MAX_PIXELS, opaque_wanted: bool = False
 ) -> tuple[tuple[int, int], bool]:
     """What the format of a result must hold: `(width, height)` of the upright input, and transparency.
 

@@ -21,6 +21,7 @@ from s3diff_runtime.pictures import boxes, jpeg, png, tiff, webp
 from s3diff_runtime.pictures.formats import READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
 from s3diff_runtime.pictures.png import Chunk
+from s3diff_runtime.remote import RemotePath
 from s3diff_runtime.vocabulary import Pixels
 
 if TYPE_CHECKING:  # see tiff.py
@@ -33,9 +34,18 @@ MAX_SIDE = 65_535
 """Pixels of the longest side. A decoder spends memory on every row, however short."""
 
 PictureSource = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | NDArray[Any]
+    str
+    | os.PathLike[str]
+    | RemotePath
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | NDArray[Any]
 )
-"""What pictures come as: a path, the bytes of a file, an open file, a PIL image, or an array."""
+"""What pictures come as: a path, a file in a store, the bytes of a file, an open file, a PIL image, or an
+array."""
 EXPECTED = (
     "expected a path, the bytes of a file, an open binary file, a PIL image, "
     "or a uint8 array [H, W], [H, W, 3] or [H, W, 4]"
@@ -145,6 +155,8 @@ def reason_of(error: BaseException) -> str:
 def _name_of(source: object) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
+    if isinstance(source, RemotePath):
+        return str(source)
     if isinstance(source, np.ndarray):
         return "the array"
     name = getattr(source, "name", None)
@@ -159,6 +171,8 @@ def _stream(source: object) -> Iterator[BinaryIO | Image.Image]:
         yield _from_array(source)
     elif isinstance(source, bytes | bytearray | memoryview):
         yield BytesIO(source)
+    elif isinstance(source, RemotePath):
+        yield BytesIO(source.read())
     elif isinstance(source, str | os.PathLike):
         with _regular_file(Path(source)) as file:
             yield file

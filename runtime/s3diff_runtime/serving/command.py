@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 import uvicorn
@@ -33,7 +32,9 @@ _logger = logging.getLogger("s3diff_runtime.serving")
 class ServeRequest(Options):
     """Everything that `s3diff-export serve` can be asked for."""
 
-    bundle: Path = argument("Made by s3diff-export build.")
+    bundle: str = argument(
+        "Made by s3diff-export build: a folder, OWNER/NAME[@REVISION] on the Hub, or a URL."
+    )
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every network.")
     port: int = option(8000, "0 takes a free one.", least=0, most=65535)
     queue: int = option(

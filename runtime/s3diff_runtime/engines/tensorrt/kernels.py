@@ -6,15 +6,19 @@ from threading import Lock
 from typing import Any
 
 from s3diff_runtime.errors import JobError
-from s3diff_runtime.files import replacing, user_cache
+from s3diff_runtime.files import cache_folder, replacing
 
 _logger = logging.getLogger(__name__)
 
 
 def kernels_file(engines: str, gpu: str) -> Path:
-    """Where kernels for a set of engines and a kind of GPU are kept: not in the bundle, for they are code."""
+    """Where the kernels of a set of engines on a kind of GPU are kept: in the user's own cache.
+
+    Not in the bundle, whose files have their hashes in the manifest: kernels are executable, and a bundle may
+    come from anybody and lie where nobody may write.
+    """
     plain = "".join(letter if letter.isalnum() else "-" for letter in gpu.lower())
-    return user_cache() / f"{engines}-on-{plain}.kernels"
+    return cache_folder() / f"{engines}-on-{plain}.kernels"
 
 
 class KernelCache:
