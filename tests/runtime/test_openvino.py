@@ -173,6 +173,10 @@ def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return compiled
 
 
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 def upscaled(bundle: Path, options: UpscaleOptions = OPTIONS) -> np.ndarray:
     with Upscaler.open(bundle, "openvino", options=options) as upscaler:
         return upscaler(noise(24, 17, 3)).pixels
@@ -263,6 +267,10 @@ def test_nothing_is_kept_of_graphs_of_another_size_or_where_nobody_may_write(
             )
             upscaled(bundles["fused"])
             assert not caches.exists()
+    with monkeypatch.context() as patched:
+        patched.delenv("XDG_CACHE_HOME")
+        patched.setattr(Path, "home", homeless)
+        np.testing.assert_array_equal(upscaled(bundles["fused"]), first)
     caches.parent.rmdir()
     caches.parent.write_text("a file, where a folder should be")
     np.testing.assert_array_equal(upscaled(bundles["fused"]), first)

@@ -37,12 +37,15 @@ class CompiledGraphs:
         self._bundle, self._circumstances = bundle, tuple(circumstances)
 
     def file_of(self, graph: Path) -> Path | None:
-        """Where a graph of the bundle is kept, be it there or not; None where that is not worth its space."""
+        """Where a graph of the bundle is kept, be it there or not; None where nothing is kept of it."""
         records = self._bundle.manifest.graph_files(graph.relative_to(self._bundle.folder).as_posix())
         if not _LEAST <= sum(record.size for record in records.values()) <= _MOST:
             return None
         key = json.dumps([[record.sha256 for record in records.values()], self._circumstances])
-        return _folder() / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
+        try:
+            return _folder() / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
+        except RuntimeError:  # a user without a home, as containers have
+            return None
 
 
 def read_kept(file: Path) -> bytes | None:

@@ -120,7 +120,10 @@ class OpenVinoEngine:
                 _logger.info("%s is compiled anew: %s", graph, _line(error))
         compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
         if file:
-            keep(file, compiled.export_model().getvalue())
+            try:
+                keep(file, compiled.export_model().getvalue())
+            except RuntimeError as error:  # of export; what was compiled serves all the same
+                _logger.info("%s is not kept: %s", graph, _line(error))
         return compiled
 
     def _circumstances(self) -> list[str]:
