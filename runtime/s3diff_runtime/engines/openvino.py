@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.compiled_graphs import CompiledGraphs, keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
@@ -27,9 +29,10 @@ from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestErr
 if TYPE_CHECKING:
     import openvino
 
-_DEVICE = "CPU"
+_DEVICE, _CAPABILITIES = "CPU", "OPTIMIZATION_CAPABILITIES"
 _NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to )?allocate", re.IGNORECASE)
 """What OpenVINO and oneDNN below it say when memory runs out; all their errors are of one type."""
+_logger = logging.getLogger(__name__)
 
 
 def open_engine(
@@ -46,7 +49,7 @@ def open_engine(
             f"{bundle.folder} holds links, which OpenVINO does not follow; copy what they lead to "
             "(cp -rL BUNDLE COPY), or use engine onnx"
         )
-    return OpenVinoEngine(cpu, exact=bundle.manifest.precision == "fp32"), None
+    return OpenVinoEngine(cpu, bundle), None
 
 
 class OpenVinoEngine:
@@ -54,7 +57,8 @@ class OpenVinoEngine:
 
     Args:
         cpu: threads and precision.
-        exact: whether `auto` is f32 on every processor, as bundles in fp32 ask for exactness.
+        bundle: whose compiled graphs are kept for the next process, and whose precision decides what `auto`
+            is: f32 on every processor for fp32, which asks for exactness. None keeps nothing.
 
     Attributes:
         precision: what it computes in, `bf16` or `f32`; inputs, outputs and what follows the last large
@@ -67,14 +71,15 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, cpu: CpuOptions, exact: bool = False) -> None:
+    def __init__(self, cpu: CpuOptions, bundle: Bundle | None = None) -> None:
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
-        self.precision: str | None = self._settled(cpu.cpu_precision, exact)
+        self.precision: str | None = self._settled(cpu.cpu_precision, bundle)
         # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
         self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1}
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
+        self._kept = bundle and CompiledGraphs(bundle, self._circumstances())
         self._turns = BoundedSemaphore(LANES)
         self._standing = Standing[Mapping[str, Value]](LANES)
 
@@ -87,7 +92,7 @@ class OpenVinoEngine:
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""
         try:
-            compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
+            compiled = self._compiled(graph)
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
             if _is_want_of_memory(error):
                 raise OutOfMemory(f"no memory for {graph} ({_line(error)})") from error
@@ -106,8 +111,32 @@ class OpenVinoEngine:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
         return OpenVinoSession(self._openvino, compiled, stage, graph.stem)
 
-    def _settled(self, asked: CpuPrecision, exact: bool) -> str:
-        has_bf16 = "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    def _compiled(self, graph: Path) -> openvino.CompiledModel:
+        """Compile a graph, or load what was kept of it."""
+        file = self._kept and self._kept.file_of(graph)
+        kept = file and read_kept(file)
+        if kept:
+            try:
+                return self._core.import_model(kept, _DEVICE, self._settings)
+            except RuntimeError as error:
+                _logger.info("%s is compiled anew: %s", graph, _line(error))
+        compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
+        if file:
+            try:
+                keep(file, compiled.export_model().getvalue())
+            except RuntimeError as error:  # of export; what was compiled serves all the same
+                _logger.info("%s is not kept: %s", graph, _line(error))
+        return compiled
+
+    def _circumstances(self) -> list[str]:
+        """What decides how a graph is compiled, besides the graph."""
+        processor = [
+            str(self._core.get_property(_DEVICE, name)) for name in ("FULL_DEVICE_NAME", _CAPABILITIES)
+        ]
+        return [self._openvino.get_version(), *processor, str(sorted(self._settings.items()))]
+
+    def _settled(self, asked: CpuPrecision, bundle: Bundle | None) -> str:
+        has_bf16 = "BF16" in self._core.get_property(_DEVICE, _CAPABILITIES)
         if asked == "bf16" and not has_bf16:
             raise RequestError(
                 "cpu_precision is bf16, and this processor has no instructions for it; "
@@ -115,6 +144,7 @@ class OpenVinoEngine:
             )
         if asked != "auto":
             return asked
+        exact = bundle is not None and bundle.manifest.precision == "fp32"
         return "bf16" if has_bf16 and not exact else "f32"
 
 
