@@ -80,10 +80,16 @@ def upscale(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 # --- what is done ---------------------------------------------------------------------------------
 
 
-def test_folder_of_a_bucket_becomes_another(s3: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_a_bucket_becomes_another(
+    s3: Bucket, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     s3.put("in/bad.png", b"not a picture")
+    caplog.set_level(logging.INFO, "werkzeug")
+    caplog.clear()
     code, out, err = upscale(capsys, *BOTH, "--report", "s3://photos/r.json", "--compare", *EXACT)
     assert code == 1
+    asked = [record.getMessage() for record in caplog.records if "/deep/er/c.png" in record.getMessage()]
+    assert ["GET" in asked[0], "PUT" in asked[1], len(asked)] == [True, True, 2], "one request each way"
     assert err.splitlines()[0] == (
         "failed: s3://photos/in/bad.png is not a PNG, JPEG, WEBP, TIFF, BMP, DIB, GIF, AVIF, HEIF, JXL "
         "picture, or is damaged"

@@ -6,6 +6,11 @@ from itertools import islice
 
 MOST_LOSSES = 3
 """Workers that a picture may take with it before it is given up."""
+_SECONDS = 4.0
+"""About how long a worker is busy with a share: what its loss costs, and how often progress is told."""
+_LONGEST = 64
+_HELD = 2
+"""Shares that a worker has, so that it never waits for the next."""
 
 
 class Shares:
@@ -16,10 +21,14 @@ class Shares:
 
     Args:
         numbers: of the pictures, each once; taken as they are needed.
+        least: pictures of a share, as many as a worker computes at once.
+        workers: how many share the work.
+        total: how many pictures there are; None where nobody knows yet.
     """
 
-    def __init__(self, numbers: Iterable[int]) -> None:
+    def __init__(self, numbers: Iterable[int], least: int, workers: int, total: int | None = None) -> None:
         self._fresh: Iterator[int] = iter(numbers)
+        self._least, self._workers, self._left, self._length = least, workers, total, least
         self._again = deque[tuple[int, ...]]()
         self._suspects = deque[int]()
         self._losses = Counter[int]()
@@ -30,37 +39,37 @@ class Shares:
         """Whether every picture came to its end."""
         if self._out or self._again or self._suspects:
             return False
-        following = next(self._fresh, None)
-        if following is not None:
-            self._again.append((following,))
-        return following is None
+        following = self._fresh_share()
+        if following:
+            self._again.append(following)
+        return not following
 
-    def is_suspect(self, share: Sequence[int]) -> bool:
-        """Whether a worker was lost with one of these pictures, so that its next one must have nothing else:
-        of what one did just before its end, the answer may be lost as well.
-        """
-        return any(number in self._losses for number in share)
+    def take(self, held: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """The next share of a worker; empty where it has enough, or there is none for it now.
 
-    def take(self, length: int, alone: bool) -> tuple[int, ...]:
-        """The next share, of at most so many pictures; empty where none is left for now.
+        A picture that a worker was lost with is worked on alone: of what was done just before a death, the
+        answer may be lost as well.
 
         Args:
-            length: of pictures that no worker was lost with.
-            alone: whether the worker has no other share, and so may have a suspect.
+            held: the shares that the worker has, the one that it works on first.
         """
+        if len(held) >= _HELD or any(number in self._losses for number in (held[0] if held else ())):
+            return ()
         share: tuple[int, ...]
-        if self._suspects and alone:
+        if self._suspects and not held:
             share = (self._suspects.popleft(),)
         elif self._again:
             share = self._again.popleft()
         else:
-            share = tuple(islice(self._fresh, length))
+            share = self._fresh_share()
         self._out += bool(share)
         return share
 
-    def done(self) -> None:
-        """A share came back, with an end for every picture in it."""
+    def done(self, share: Sequence[int], seconds: float) -> None:
+        """A share came back after so many seconds of work, with an end for every picture in it."""
         self._out -= 1
+        per_picture = max(seconds, 1e-6) / len(share)
+        self._length = max(self._least, min(_LONGEST, int(_SECONDS / per_picture)))
 
     def unbegun(self, share: Sequence[int]) -> None:
         """A share was lost before anybody worked on it."""
@@ -74,3 +83,12 @@ class Shares:
         given_up = [number for number in share if self._losses[number] >= MOST_LOSSES]
         self._suspects.extend(number for number in share if self._losses[number] < MOST_LOSSES)
         return given_up
+
+    def _fresh_share(self) -> tuple[int, ...]:
+        """The next share of pictures that nobody had yet; shorter near the end, so that all end together."""
+        if self._left is None:
+            return tuple(islice(self._fresh, self._length))
+        fair = self._left // (_HELD * self._workers)
+        share = tuple(islice(self._fresh, max(self._least, min(self._length, fair))))
+        self._left -= len(share)
+        return share

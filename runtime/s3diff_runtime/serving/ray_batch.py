@@ -29,11 +29,6 @@ try:
 except ModuleNotFoundError as error:
     raise RequestError("ray is not installed: pip install 's3diff-export[ray]'") from error
 
-_SHARE_SECONDS = 4.0
-"""About how long a worker is busy with a share: what its loss costs, and how often progress is told."""
-_LARGEST_SHARE = 64
-_AHEAD = 2
-"""Shares that a worker has, so that it never waits for the next."""
 _MOST_DEATHS = 3
 """Deaths of a worker in a row, before it had opened the bundle, after which it is not started again."""
 _MOST_GIVEN_UP = 5
@@ -204,7 +199,6 @@ class SharedBatch:
         self._options = replace(options, each=each)
         self._jobs = iter(jobs)
         self._total = len(jobs) if isinstance(jobs, Sequence) else None
-        self._length = workers.batch_size
         self._given_up = 0
 
     def run(self) -> None:
@@ -216,14 +210,15 @@ class SharedBatch:
             JobError: when a disk or a store takes no more, or no worker stays alive.
             BundleError, RequestError: when a worker cannot open the bundle.
         """
-        shares = Shares(self._numbers())
-        team = [_Worker(*self._workers.start(self._options)) for _ in range(self._workers.resources.workers)]
+        workers = self._workers.resources.workers
+        shares = Shares(self._numbers(), self._workers.batch_size, workers, self._total)
+        team = [_Worker(*self._workers.start(self._options)) for _ in range(workers)]
         try:
             while not shares.ended:
                 if not team:
                     raise JobError("no worker stays alive for long enough to open the bundle; see Ray's logs")
                 for worker in team:
-                    self._supply(worker, shares, len(team))
+                    self._supply(worker, shares)
                 awaited = {worker.awaited: worker for worker in team if worker.awaited is not None}
                 (first,), _ = ray.wait(list(awaited), num_returns=1)
                 if not self._received(awaited[first], first, shares):
@@ -240,18 +235,9 @@ class SharedBatch:
             self.outcomes.append(Outcome(job))
             yield number
 
-    def _supply(self, worker: _Worker, shares: Shares, team: int) -> None:
+    def _supply(self, worker: _Worker, shares: Shares) -> None:
         """Give a worker that has opened the bundle what it does now, and what it does next."""
-        while worker.opening is None and len(worker.shares) < _AHEAD:
-            if worker.shares and shares.is_suspect(worker.shares[0][1]):
-                return
-            length = self._length
-            if self._total is not None:  # shorter ones at the end, so that all end together
-                fair = (self._total - len(self.outcomes)) // (_AHEAD * team)
-                length = min(length, max(self._workers.batch_size, fair))
-            numbers = shares.take(length, alone=not worker.shares)
-            if not numbers:
-                return
+        while worker.opening is None and (numbers := shares.take([held for _, held in worker.shares])):
             jobs = [_moved(self.outcomes[number].job) for number in numbers]
             worker.shares.append((worker.actor.upscale.remote(jobs), numbers))
 
@@ -268,7 +254,7 @@ class SharedBatch:
             self._workers.described(*answer)
             return True
         _, numbers = worker.shares.popleft()
-        shares.done()
+        shares.done(numbers, answer.seconds)
         self._given_up = 0
         self._settle(numbers, answer)
         return True
@@ -280,8 +266,6 @@ class SharedBatch:
                 self._on_outcome(self.outcomes[number])
         if answer.error is not None:
             raise answer.error
-        each = answer.seconds / len(numbers)
-        self._length = max(self._workers.batch_size, min(_LARGEST_SHARE, int(_SHARE_SECONDS / each)))
 
     def _lost(self, worker: _Worker, error: RayError, shares: Shares) -> bool:
         if worker.opening is not None:
