@@ -192,10 +192,10 @@ def test_picture_that_kills_workers_costs_itself_alone(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class UpscaleFilesUnlessPoisoned(UpscaleFiles):
-        def upscale(self, jobs: Sequence[Job]) -> Answer:
+        def upscale(self, jobs: Sequence[Job], options: BatchOptions | None = None) -> Answer:
             if any("05" in str(job.source) for job in jobs):
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().upscale(jobs)
+            return super().upscale(jobs, options)
 
     monkeypatch.setattr(ray_batch, "UpscaleFiles", UpscaleFilesUnlessPoisoned)
     code, out, err = upscale(capsys, "in", "-o", "out", "--ray", "--workers", "2", "--batch", "4")
@@ -212,7 +212,7 @@ def test_workers_that_die_of_everything_end_the_batch(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class DyingFiles(UpscaleFiles):
-        def upscale(self, jobs: Sequence[Job]) -> Answer:
+        def upscale(self, jobs: Sequence[Job], options: BatchOptions | None = None) -> Answer:
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError
 
@@ -230,8 +230,8 @@ def test_full_store_ends_the_batch_and_the_bundle_must_be_everywhere(
     photos: Path, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FullFiles(UpscaleFiles):
-        def upscale(self, jobs: Sequence[Job]) -> Answer:
-            answer = super().upscale(jobs[:1])
+        def upscale(self, jobs: Sequence[Job], options: BatchOptions | None = None) -> Answer:
+            answer = super().upscale(jobs[:1], options)
             rest = [outcome for outcome in answer.outcomes for _ in jobs]
             return Answer(rest, answer.seconds, JobError("no space left; stopped"))
 

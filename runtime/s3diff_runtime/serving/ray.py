@@ -90,11 +90,11 @@ class UpscaleFiles:
         columns["report"] = [json.dumps(entry) for entry in told]
         return {name: np.array(values, dtype=object) for name, values in columns.items()}
 
-    def upscale(self, jobs: Sequence[Job]) -> Answer:
-        """Do jobs as `Batch` does. Raises `S3DiffError` where the bundle does not open."""
+    def upscale(self, jobs: Sequence[Job], options: BatchOptions | None = None) -> Answer:
+        """Do jobs as `Batch` does, with these options or its own. Raises `S3DiffError` for the bundle."""
         start = perf_counter()
         with every_size_allowed():
-            batch = Batch(self._opened(), jobs, self._options)
+            batch = Batch(self._opened(), jobs, options or self._options)
             try:
                 batch.run()
             except S3DiffError as error:

@@ -85,77 +85,6 @@ class Resources:
         return cls(asked or room(cores), cores)
 
 
-class Workers:
-    """Workers of a Ray cluster, in the place of a `Fleet`. Close it, or use it as a context manager.
-
-    Attributes:
-        manifest: of the bundle.
-        resources: how many workers, of what.
-        engine, device, precision: of the workers; empty until one has opened the bundle.
-
-    Args:
-        bundle: see `Upscaler.open`; what every machine must have, or fetch.
-        engine, device, upscale: of every worker.
-        options: which cluster, and how many.
-
-    Raises:
-        BundleError: for a damaged bundle.
-        RequestError: when no cluster answers, or it has not what is asked for.
-    """
-
-    def __init__(
-        self, bundle: str | Path, engine: str, device: str, upscale: UpscaleOptions, options: RayOptions
-    ) -> None:
-        folder = local_bundle(bundle)
-        self.manifest = Manifest.read(folder)
-        self.engine, self.device, self.precision = "", "", ""
-        self._hash = manifest_hash(folder)
-        self._connected = _connect(options.ray_address)
-        try:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self.resources = Resources.settle(nodes, options.workers, upscale.threads, device)
-        except BaseException:
-            self.close()
-            raise
-        threads = upscale.threads if self.resources.gpus else self.resources.cores
-        self._bundle = str(bundle) if source_of(bundle) else str(folder.absolute())
-        self._of_each = engine, device, upscale.but(threads=threads)
-
-    @property
-    def batch_size(self) -> int:
-        """Pictures that a worker computes at once."""
-        return self._of_each[2].batch
-
-    def start(self, options: BatchOptions) -> tuple[Any, Any]:
-        """Start an actor of `UpscaleFiles` as soon as the cluster has room; and ask it to describe itself."""
-        needs = self.resources
-        kind: Any = ray.remote(num_cpus=needs.cores, num_gpus=needs.gpus, max_restarts=0)(UpscaleFiles)
-        actor = kind.remote(self._bundle, options, *self._of_each, self._hash)
-        return actor, actor.describe.remote()
-
-    def described(self, engine: str, device: str, precision: str) -> None:
-        """Take over what a worker says of itself."""
-        self.engine, self.precision = engine, precision
-        self.device = ",".join([device] * self.resources.workers)
-
-    def batch(
-        self, jobs: Iterable[Job], options: BatchOptions, on_outcome: Callable[[Outcome], None]
-    ) -> SharedBatch:
-        """The batch that these workers do."""
-        return SharedBatch(self, jobs, options, on_outcome)
-
-    def close(self) -> None:
-        """Leave the cluster, which stops what was started there; one that was started here ends."""
-        if self._connected:
-            ray.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 @dataclass
 class _Worker:
     """An actor, and what it was given."""
@@ -174,6 +103,118 @@ class _Worker:
         if self.opening is not None:
             return self.opening
         return self.shares[0][0] if self.shares else None
+
+
+class Workers:
+    """Workers of a Ray cluster, in the place of a `Fleet`. Close it, or use it as a context manager.
+
+    Opened, when the first of them has opened the bundle; the others join a batch as they do.
+
+    Attributes:
+        manifest: of the bundle.
+        resources: how many workers, of what.
+        engine, device, precision: of the workers.
+
+    Args:
+        bundle: see `Upscaler.open`; what every machine must have, or fetch.
+        engine, device, upscale: of every worker.
+        options: which cluster, and how many.
+
+    Raises:
+        BundleError: for a damaged bundle.
+        RequestError: when no cluster answers, it has not what is asked for, or the bundle does not suit it.
+        JobError: when no worker lives until it has opened the bundle.
+    """
+
+    def __init__(
+        self, bundle: str | Path, engine: str, device: str, upscale: UpscaleOptions, options: RayOptions
+    ) -> None:
+        folder = local_bundle(bundle)
+        self.manifest = Manifest.read(folder)
+        self.engine, self.device, self.precision = "", "", ""
+        self._hash = manifest_hash(folder)
+        self._connected = _connect(options.ray_address)
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self.resources = Resources.settle(nodes, options.workers, upscale.threads, device)
+            threads = upscale.threads if self.resources.gpus else self.resources.cores
+            self._bundle = str(bundle) if source_of(bundle) else str(folder.absolute())
+            self._of_each = engine, device, upscale.but(threads=threads)
+            self.team = [_Worker(*self._started()) for _ in range(self.resources.workers)]
+            _logger.info("waiting for the first of %d workers", self.resources.workers)
+            while all(worker.opening is not None for worker in self.team):
+                self.receive()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that a worker computes at once."""
+        return self._of_each[2].batch
+
+    def receive(self) -> tuple[_Worker, Answer | RayError | None]:
+        """Wait for what comes next from any worker: an answer, or its end; None for one that is ready now.
+
+        A worker that ended is started again, with the shares that it had still in its list.
+
+        Raises:
+            BundleError, RequestError: when a worker cannot open the bundle.
+            JobError: when none lives until it has.
+        """
+        awaited = {worker.awaited: worker for worker in self.team if worker.awaited is not None}
+        (first,), _ = ray.wait(list(awaited), num_returns=1)
+        worker = awaited[first]
+        try:
+            came = ray.get(first)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            self._replace(worker, error)
+            return worker, error
+        if worker.opening is None:
+            return worker, came
+        worker.opening, worker.deaths = None, 0
+        self.engine, device, self.precision = came
+        self.device = ",".join([device] * self.resources.workers)
+        return worker, None
+
+    def batch(
+        self, jobs: Iterable[Job], options: BatchOptions, on_outcome: Callable[[Outcome], None]
+    ) -> SharedBatch:
+        """The batch that these workers do."""
+        return SharedBatch(self, jobs, options, on_outcome)
+
+    def close(self) -> None:
+        """Leave the cluster, which stops what was started there; one that was started here ends."""
+        if self._connected:
+            ray.shutdown()
+            return
+        for worker in getattr(self, "team", ()):
+            ray.kill(worker.actor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _started(self) -> tuple[Any, Any]:
+        """An actor of `UpscaleFiles`, once the cluster has room, and its description, when it has opened."""
+        needs = self.resources
+        kind: Any = ray.remote(num_cpus=needs.cores, num_gpus=needs.gpus, max_restarts=0)(UpscaleFiles)
+        actor = kind.remote(self._bundle, None, *self._of_each, self._hash)
+        return actor, actor.describe.remote()
+
+    def _replace(self, worker: _Worker, error: RayError) -> None:
+        _logger.warning("a worker died, and what it had begun is done again: %s", first_line(error))
+        worker.deaths += worker.opening is not None
+        if worker.deaths >= _MOST_DEATHS:
+            self.team.remove(worker)
+            if not self.team:
+                raise JobError("no worker lives until it has opened the bundle; look into Ray's logs")
+        else:
+            worker.actor, worker.opening = self._started()
 
 
 class SharedBatch:
@@ -210,22 +251,22 @@ class SharedBatch:
             JobError: when a disk or a store takes no more, or no worker stays alive.
             BundleError, RequestError: when a worker cannot open the bundle.
         """
-        workers = self._workers.resources.workers
-        shares = Shares(self._numbers(), self._workers.batch_size, workers, self._total)
-        team = [_Worker(*self._workers.start(self._options)) for _ in range(workers)]
+        shares = Shares(
+            self._numbers(), self._workers.batch_size, self._workers.resources.workers, self._total
+        )
+        options = ray.put(self._options)
         try:
             while not shares.ended:
-                if not team:
-                    raise JobError("no worker stays alive for long enough to open the bundle; see Ray's logs")
-                for worker in team:
-                    self._supply(worker, shares)
-                awaited = {worker.awaited: worker for worker in team if worker.awaited is not None}
-                (first,), _ = ray.wait(list(awaited), num_returns=1)
-                if not self._received(awaited[first], first, shares):
-                    team.remove(awaited[first])
+                for worker in self._workers.team:
+                    self._supply(worker, shares, options)
+                worker, came = self._workers.receive()
+                if isinstance(came, Answer):
+                    _, numbers = worker.shares.popleft()
+                    shares.done(numbers, came.seconds)
+                    self._settle(numbers, came)
+                elif came is not None:
+                    self._lost(worker, came, shares)
         finally:
-            for worker in team:
-                ray.kill(worker.actor)
             if isinstance(self._jobs, Generator):
                 self._jobs.close()  # lists no further
             self.outcomes += map(Outcome, self._jobs)
@@ -235,31 +276,14 @@ class SharedBatch:
             self.outcomes.append(Outcome(job))
             yield number
 
-    def _supply(self, worker: _Worker, shares: Shares) -> None:
+    def _supply(self, worker: _Worker, shares: Shares, options: Any) -> None:  # noqa: ANN401 - an ObjectRef
         """Give a worker that has opened the bundle what it does now, and what it does next."""
         while worker.opening is None and (numbers := shares.take([held for _, held in worker.shares])):
             jobs = [_moved(self.outcomes[number].job) for number in numbers]
-            worker.shares.append((worker.actor.upscale.remote(jobs), numbers))
-
-    def _received(self, worker: _Worker, awaited: Any, shares: Shares) -> bool:  # noqa: ANN401 - an ObjectRef
-        """Take what came from a worker; False where it came to its end, and is not started again."""
-        try:
-            answer = ray.get(awaited)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayError as error:
-            return self._lost(worker, error, shares)
-        if worker.opening is not None:
-            worker.opening, worker.deaths = None, 0
-            self._workers.described(*answer)
-            return True
-        _, numbers = worker.shares.popleft()
-        shares.done(numbers, answer.seconds)
-        self._given_up = 0
-        self._settle(numbers, answer)
-        return True
+            worker.shares.append((worker.actor.upscale.remote(jobs, options), numbers))
 
     def _settle(self, numbers: Sequence[int], answer: Answer) -> None:
+        self._given_up = 0
         for number, outcome in zip(numbers, answer.outcomes, strict=True):
             self.outcomes[number] = replace(outcome, job=self.outcomes[number].job)
             if outcome.status != "not done":
@@ -267,26 +291,19 @@ class SharedBatch:
         if answer.error is not None:
             raise answer.error
 
-    def _lost(self, worker: _Worker, error: RayError, shares: Shares) -> bool:
-        if worker.opening is not None:
-            worker.deaths += 1
-        else:
+    def _lost(self, worker: _Worker, error: RayError, shares: Shares) -> None:
+        if worker.shares:
             _, begun = worker.shares.popleft()
             for number in shares.lost(begun):
                 self._given_up += 1
                 reason = f"{MOST_LOSSES} workers died of it, one after the other; see Ray's logs"
                 self.outcomes[number] = replace(self.outcomes[number], status="failed", error=reason)
                 self._on_outcome(self.outcomes[number])
-            for _, unbegun in worker.shares:
-                shares.unbegun(unbegun)
-        _logger.warning("a worker died, and what it had begun is done again: %s", first_line(error))
+        for _, unbegun in worker.shares:
+            shares.unbegun(unbegun)
+        worker.shares.clear()
         if self._given_up >= _MOST_GIVEN_UP:
             raise JobError(f"workers die of whatever they are given: {first_line(error)}; see Ray's logs")
-        if worker.deaths >= _MOST_DEATHS:
-            return False
-        worker.shares.clear()
-        worker.actor, worker.opening = self._workers.start(self._options)
-        return True
 
 
 def _moved(job: Job) -> Job:
