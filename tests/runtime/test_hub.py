@@ -233,7 +233,7 @@ def test_damaged_bundles_are_refused_and_not_kept(
         (("push", "BUNDLE", "me/readable"), "me/readable is refused by the Hub: "),
         (("push", "BUNDLE", "me/small", "--license", "My own"), "license is 'My own', expected an"),
         (("pull", "folder", "-o", "x"), "folder is a folder of this machine; expected OWNER/NAME or a URL"),
-        (("pull", f"s3://key:{SECRET}@bucket/x", "-o", "x"), "a s3 URL holds a password or a query"),
+        (("pull", f"s3://key:{SECRET}@bucket/x", "-o", "x"), "this s3 URL holds a password or a query"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(

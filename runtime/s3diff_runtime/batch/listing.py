@@ -92,12 +92,14 @@ def looked_up(jobs: Iterable[Job]) -> list[Job]:
 
 
 def refuse_filled(folder: Place) -> None:
-    """Raise `RequestError` when something lies in a folder: whose names are not all known before the work."""
+    """Raise `RequestError` when a folder, where not all results' names are known yet, holds more than hidden
+    files.
+    """
     if isinstance(folder, RemotePath):
-        holds = next(folder.children(missing_ok=True), None) is not None
+        names = [child.name for child, _ in folder.children(missing_ok=True)]
     else:
-        holds = folder.is_dir() and any(folder.iterdir())
-    if holds:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(not name.startswith(".") for name in names):
         raise RequestError(
             f"{folder} holds something already; pass --force to replace results in it, or --resume to keep "
             "those that are there"
