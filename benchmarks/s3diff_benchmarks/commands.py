@@ -27,6 +27,10 @@ _MEMBERS = {
         "s3diff_benchmarks.pictures.quality:run_quality",
         "PSNR, SSIM, LPIPS and more on photographs, beside the paper's Tables 1, 2.",
     ),
+    "peers": Member(
+        "s3diff_benchmarks.peers:list_peers",
+        "The ten systems of the paper's tables: how to run them, and what is missing here.",
+    ),
     "fidelity": Member(
         "s3diff_benchmarks.pictures.fidelity:run_fidelity",
         "How far bins, fp16, engines and tiles take the result from the exact one.",

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +24,8 @@ _ERROR = "error: "
 """How the command line begins the line that says what went wrong."""
 _WRONG_REQUEST = 2
 """Its exit code where the machine or the request lacks what the command needs."""
+_BEAT_SECONDS = 0.5
+"""Between two looks at a running process."""
 _STOP_SECONDS = 20.0
 """That a stopped process has for tidying up."""
 _LAST_WORDS_SECONDS = 2.0
@@ -104,31 +108,47 @@ def run_steps(
     return list(outcomes.values())
 
 
-def run_process(command: Sequence[str], seconds: float) -> Ended:
+def run_process(command: Sequence[str], seconds: float, watching: Callable[[], None] = lambda: None) -> Ended:
     """Run a command, and pass on what it tells on standard error; an interruption ends it too.
 
-    Raises `JobError` when there is no such command.
+    It reads nothing, and ends with all the processes that it started.
+
+    Args:
+        command: the program and its arguments; no shell reads them.
+        seconds: that it may take; then it is ended.
+        watching: called twice a second while it runs, and once when it has ended.
+
+    Raises:
+        JobError: when there is no such command.
     """
     with TemporaryFile() as output:
         try:
             process = subprocess.Popen(
-                command, stdout=output, stderr=subprocess.PIPE, text=True, errors="replace"
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                process_group=0,
             )
         except OSError as problem:
-            reason = f"{problem.strerror}; reinstall s3diff-export"
+            reason = f"{problem.strerror}; check that it is installed"
             raise JobError(f"cannot run {command[0]}: {reason}") from problem
         said: list[str] = []
         listener = Thread(target=_listen, args=(process.stderr, said), daemon=True)
         listener.start()
-        code: int | None = None
+        code, end = None, monotonic() + seconds
         try:
-            with suppress(subprocess.TimeoutExpired):
-                code = process.wait(None if math.isinf(seconds) else seconds)
-        finally:  # neither signal reaches a process that has ended
-            process.terminate()
+            while code is None and monotonic() < end:
+                with suppress(subprocess.TimeoutExpired):
+                    code = process.wait(min(_BEAT_SECONDS, end - monotonic()))
+                watching()
+        finally:  # also what it started, which may have outlived it
+            _signal_group(process, signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_STOP_SECONDS)
-            process.kill()
+            _signal_group(process, signal.SIGKILL)
             process.wait()
             listener.join(_LAST_WORDS_SECONDS)
         output.seek(0)
@@ -155,6 +175,11 @@ def _parsed(output: str) -> Any:  # noqa: ANN401 - whatever a command prints
         return json.loads(output)
     except ValueError:
         return output.strip() or None
+
+
+def _signal_group(process: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):  # all of them have ended
+        os.killpg(process.pid, number)
 
 
 def _listen(stream: IO[str], said: list[str]) -> None:

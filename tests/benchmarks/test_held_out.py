@@ -229,7 +229,10 @@ def test_photographs_without_truths_stand_beside_held_out_ones(folder: Path) -> 
     [
         (["--held-out", "photographs"], "nothing to measure: name a BUNDLE, or weights with --demo"),
         (["--demo"], "no photographs: pass --lr, --held-out or both"),
-        (["--demo", "--held-out", "photographs", "--hr", "hr"], "--hr and --also belong to the photographs"),
+        (
+            ["--demo", "--held-out", "photographs", "--hr", "hr"],
+            "--hr, --also and --run belong to the photographs",
+        ),
         (["--demo", "--lr", "lr", "--card", "card.md"], "name weights and --held-out"),
         (["--demo", "--held-out", "none"], "none is not a folder"),
         (["--demo", "--held-out", "lr"], "holds no usable photograph"),

