@@ -38,8 +38,6 @@ class ListedJobs:
     def __init__(
         self, root: RemotePath, output: Place, format: Format | None, compare: bool, resume: bool
     ) -> None:
-        if output.suffix.lower() in SUFFIXES:
-            raise RequestError(f"{output} names a file, and {root} is a folder; expected a folder for it")
         if isinstance(output, RemotePath) and root.is_below(output):
             raise RequestError(f"{output} holds the input {root}, which results could replace; name another")
         self._search = Search(output)
@@ -48,6 +46,8 @@ class ListedJobs:
         first = next(parts, None)
         if first is None:
             raise RequestError(f"{root} {HOLDS_NONE}")
+        if output.suffix.lower() in SUFFIXES:
+            raise RequestError(f"{output} names a file, and {root} is a folder; expected a folder for it")
         self._waiting = chain([first], parts)
 
     @property
