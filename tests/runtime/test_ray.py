@@ -341,6 +341,16 @@ def test_options_that_do_not_fit(
     assert message in err
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere.invalid:6379", "no address"])
+def test_cluster_that_does_not_answer(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    code, _, err = upscale(capsys, "in", "-o", "out", "--ray", "--ray-address", address)
+    assert code == 2
+    assert err.startswith(f"error: no Ray cluster answers at {address}: ")
+
+
 def test_missing_library_names_the_extra(
     photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ _MOST_DEATHS = 3
 """Deaths of a worker in a row, before it had opened the bundle, after which it is not started again."""
 _MOST_GIVEN_UP = 5
 """Pictures given up in a row, without one done between, that end the batch: it is not their fault."""
+_CONNECT_SECONDS = 10.0
 _STORE_BYTES = 128 * 2**20
 """Of the object store of a cluster that is started here: pictures do not go through it."""
 _logger = logging.getLogger("s3diff_runtime")
@@ -335,6 +338,8 @@ def _connect(address: str | None) -> bool:
         own = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     handler = signal.getsignal(signal.SIGTERM)
     try:
+        if found := re.fullmatch(r"([^:/]+):(\d+)", address):  # Ray itself would ask for many minutes
+            socket.create_connection((found[1], int(found[2])), _CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
     except (OSError, ValueError, RuntimeError) as error:  # ConnectionError among them
         raise RequestError(f"no Ray cluster answers at {address}: {first_line(error)}") from error
