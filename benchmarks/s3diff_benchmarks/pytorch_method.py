@@ -18,6 +18,7 @@ from torch import nn
 from s3diff_benchmarks.methods import BICUBIC, EXACT, RELEASED, TUNED, Input, Upscaled
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.cpu_options import CpuPrecision
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network.color import bicubic
@@ -102,26 +103,30 @@ def released(network: OneStepNetwork) -> PyTorchMethod:
     return PyTorchMethod(RELEASED, network, one_batch=False)
 
 
-def tuned_dtype(device: torch.device) -> torch.dtype:
-    """What the fair way computes in: fp16 on a GPU, bf16 on a processor that has it, else fp32."""
+def tuned_dtype(device: torch.device, cpu_precision: CpuPrecision) -> torch.dtype:
+    """What the fair way computes in: fp16 on a GPU, bf16 on a processor that has it, else fp32.
+
+    On a CPU what was asked of OpenVINO holds for both: f32 times a processor without bf16.
+    """
     if device.type == "cuda":
         return torch.float16
+    if cpu_precision != "auto":
+        return torch.bfloat16 if cpu_precision == "bf16" else torch.float32
     has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if has_bf16 else torch.float32
 
 
-def tuned(network: OneStepNetwork, image: Pixels) -> PyTorchMethod:
-    """The fair way: both prompts in one batch, LoRA merged, the device's fast type and layout.
-
-    That is fp16 and `torch.compile` on a GPU; on a CPU `tuned_dtype` and channels last.
+def tuned(network: OneStepNetwork, image: Pixels, dtype: torch.dtype) -> PyTorchMethod:
+    """The fair way: both prompts in one batch, LoRA merged, `torch.compile` on a GPU, channels last on a CPU.
 
     Args:
         network: on its device; not changed, and its weights are shared where they stay the same.
         image: uint8 RGB `[H, W, 3]`, at whose degradation the LoRA is merged.
+        dtype: that it computes in, see `tuned_dtype`.
     """
     device = next(network.parameters()).device
     matrices = network.matrices(from_uint8(image)[None].to(device))
-    merged = merged_copy(network, matrices, tuned_dtype(device))
+    merged = merged_copy(network, matrices, dtype)
     if device.type == "cuda":
         merged.unet.compile()
         merged.vae.encoder.compile()

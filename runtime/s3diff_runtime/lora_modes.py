@@ -21,6 +21,8 @@ class LoraModeTraits:
     """Whether weights are folded for points of degradation space: a stage then has a graph for each bin."""
     one_degradation: bool = False
     """Whether a call has one degradation for all of its batch; the modulation is then `[1, blocks, r, r]`."""
+    gives_weights: bool = False
+    """Whether stages of their own compute the weights of a degradation, which others then read as inputs."""
 
     @property
     def takes_modulation(self) -> bool:
@@ -32,7 +34,7 @@ LORA_MODES: Mapping[LoraMode, LoraModeTraits] = MappingProxyType(
     {
         "dynamic": LoraModeTraits("exact, in any batch"),
         "merged": LoraModeTraits("plain graphs, by bin", has_bins=True),
-        "fused": LoraModeTraits("exact, one degradation a call", one_degradation=True),
+        "fused": LoraModeTraits("exact, one degradation a call", one_degradation=True, gives_weights=True),
     }
 )
 if tuple(LORA_MODES) != get_args(LoraMode):

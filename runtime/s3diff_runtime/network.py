@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -103,9 +104,16 @@ class Network:
         given = self._given(images, degradations, conditions, clock)
         scale, choices = shared.scale, chosen_keys(shared.scale, shared.strengths, bin.name if bin else None)
         with self._sessions.engine.lane(clock) as lane:
-            tensors = _uploaded(lane, {name: given[name] for name in given if name in read})
+            once = self._by_degradation(stages)
+            by_picture = {name: given[name] for name in given if name in read}
+            tensors: dict[str, Value] = {}
+            if once:
+                scores = {"degradation": by_picture.pop("degradation")}
+                tensors |= lane.standing(degradations[0], partial(self._weights, once, scores, lane))
+            tensors |= _uploaded(lane, by_picture)
             for stage in stages:
-                self._run(stage, choices, tensors, lane)
+                if stage not in once:
+                    self._run(stage, choices, tensors, lane)
             count, height, width, channels = shape_of(tensors["image"])
             expected, found = (count, scale * height, scale * width, channels), shape_of(tensors["upscaled"])
             if found != expected:
@@ -114,6 +122,27 @@ class Network:
             contrast = _downloaded(lane, tensors["contrast"]) if "contrast" in tensors else None
         _require_pictures(images, upscaled, contrast)
         return upscaled
+
+    def _by_degradation(self, stages: Sequence[str]) -> tuple[str, ...]:
+        """Those that read nothing but a degradation, where it is one for all images of a call."""
+        manifest, known = self._bundle.manifest, {"degradation"}
+        found: list[str] = []
+        for stage in stages if LORA_MODES[manifest.lora_mode].one_degradation else ():
+            spec = manifest.stages[stage]
+            if known.issuperset(tensor.name for tensor in spec.inputs):
+                found.append(stage)
+                known |= {tensor.name for tensor in spec.outputs}
+        return tuple(found)
+
+    def _weights(
+        self, stages: Sequence[str], scores: Mapping[str, NDArray[Any]], lane: Lane
+    ) -> dict[str, Value]:
+        """What the stages give that depend on a degradation alone: modulations, and weights."""
+        tensors = _uploaded(lane, scores)
+        for stage in stages:
+            self._run(stage, (), tensors, lane)
+        del tensors["degradation"]
+        return tensors
 
     def _given(
         self,

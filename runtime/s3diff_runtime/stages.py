@@ -29,6 +29,9 @@ class TensorKind:
     axes: tuple[int | str, ...]
     from_host: bool = False
     """Whether no stage makes it."""
+    by_layer: bool = False
+    """Whether there is one for every layer with LoRA, see `layer_tensor`, of the layer's own shape and of the
+    graphs' precision."""
 
 
 TENSORS: Mapping[str, TensorKind] = MappingProxyType(
@@ -43,6 +46,8 @@ TENSORS: Mapping[str, TensorKind] = MappingProxyType(
         "degradation": TensorKind("float32", ("batch", 2)),
         "vae_modulation": TensorKind("float32", ("batch", "vae_blocks", "vae_rank", "vae_rank")),
         "unet_modulation": TensorKind("float32", ("batch", "unet_blocks", "unet_rank", "unet_rank")),
+        "vae_weights": TensorKind("float32", (), by_layer=True),
+        "unet_weights": TensorKind("float32", (), by_layer=True),
         "latent": TensorKind("float32", _LATENT),
         "x0": TensorKind("float32", _LATENT),
         "decoded": TensorKind("float32", ("batch", 3, "decoded_height", "decoded_width")),
@@ -73,6 +78,11 @@ class StageKind:
     by_scale: bool = False
     """Whether it has a graph for each scale, see `scale_key`."""
 
+    @property
+    def gives_weights(self) -> bool:
+        """Whether it computes what other stages take for the weights of their layers."""
+        return any(TENSORS[name].by_layer for name in self.gives)
+
 
 STAGES: Mapping[str, StageKind] = MappingProxyType(
     {
@@ -89,17 +99,34 @@ STAGES: Mapping[str, StageKind] = MappingProxyType(
                 may_give=("vae_modulation", "unet_modulation"),
                 optional=True,
             ),
+            *(
+                StageKind(f"{part}_weights", (f"{part}_modulation",), (f"{part}_weights",), optional=True)
+                for part in ("vae", "unet")
+            ),
             StageKind("enlarge", ("image",), ("enlarged",), optional=True, by_scale=True),
             # Stages that read `image` enlarge it themselves, by 4: those of bundles from before `enlarge`.
-            StageKind("vae_encoder", (), ("latent",), ("enlarged", "image"), ("vae_modulation",)),
+            StageKind(
+                "vae_encoder", (), ("latent",), ("enlarged", "image"), ("vae_modulation", "vae_weights")
+            ),
             StageKind(
                 "unet",
                 ("latent",),
                 ("x0",),
-                may_read=("guidance", "unet_modulation", "pixel_scale", "semantic_scale", "prompts"),
+                may_read=(
+                    "guidance",
+                    "unet_modulation",
+                    "unet_weights",
+                    "pixel_scale",
+                    "semantic_scale",
+                    "prompts",
+                ),
             ),
             StageKind(
-                "vae_decoder", ("x0",), ("decoded",), may_read=("vae_modulation",), may_give=("contrast",)
+                "vae_decoder",
+                ("x0",),
+                ("decoded",),
+                may_read=("vae_modulation", "vae_weights"),
+                may_give=("contrast",),
             ),
             *(
                 StageKind(
@@ -129,6 +156,17 @@ def picture_stages(color_fix: str) -> tuple[str, ...]:
     return tuple(
         name for name, kind in STAGES.items() if kind.for_picture and kind.color_fix in (None, color_fix)
     )
+
+
+def layer_tensor(kind: str, layer: str) -> str:
+    """Name of the tensor of a kind that is `by_layer` for a layer, by its path in the VAE or the UNet."""
+    return f"{kind}.{layer}"
+
+
+def kind_of(tensor: str) -> str:
+    """Under which name `TENSORS` has a tensor, if it has it."""
+    kind = tensor.partition(".")[0]
+    return kind if kind in TENSORS and TENSORS[kind].by_layer else tensor
 
 
 def scale_key(scale: int) -> str:

@@ -25,7 +25,12 @@ class UpscaleOptions(CpuOptions):
     overlap: int | None = option(
         None, "Input pixels over which tiles blend into each other.", least=0, shown="a quarter of the tile"
     )
-    batch: int = option(4, "Images or tiles computed at once.", least=1, shown="4, or what the engines take")
+    batch: int = option(
+        4,
+        "Images or tiles computed at once.",
+        least=1,
+        shown="4, 1 with OpenVINO, or what the engines take",
+    )
     memory_mib: int | None = option(
         None,
         "Budget for the weights of bins that stay loaded, MiB of files.",

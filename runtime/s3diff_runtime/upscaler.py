@@ -16,6 +16,7 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.flavours import FLAVOURS
 from s3diff_runtime.engines.interface import Engine
 from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import RequestError
@@ -111,7 +112,7 @@ class Upscaler:
         options = options or UpscaleOptions()
         opened = Bundle.open(local_bundle(bundle), options.check)
         runner, opened = open_engine(opened, engine, device, options)
-        options = Limits.of(opened).settle(options)
+        options = Limits.of(opened).settle(options, FLAVOURS[runner.name].usual_batch)
         sessions = SessionPool(opened, runner, _bins_budget(options, device))
         network = Network(opened, sessions, options.check_finite)
         network.open_shared()

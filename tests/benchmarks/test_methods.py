@@ -13,7 +13,15 @@ from tests.training.small import SMALL_RANKS, random_checkpoint, small_base
 
 from s3diff_benchmarks.methods import Input, open_bundles
 from s3diff_benchmarks.pictures.pairs import Peer, PeerTimes
-from s3diff_benchmarks.pytorch_method import exact, merged_copy, released, trainable_millions, tuned
+from s3diff_benchmarks.pytorch_method import (
+    exact,
+    merged_copy,
+    released,
+    trainable_millions,
+    tuned,
+    tuned_dtype,
+)
+from s3diff_runtime.engines.cpu_options import CpuPrecision
 from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints.native import build_network
 from s3diff_training.data import from_uint8, to_uint8
@@ -51,13 +59,30 @@ def test_the_exact_way_takes_scores_and_tells_them(network: S3Diff) -> None:
 
 @pytest.mark.parametrize(("dtype", "most", "mean"), [(torch.float32, 1, 0.1), (torch.bfloat16, 40, 3)])
 def test_the_tuned_way_computes_the_same_for_its_degradation(
-    network: S3Diff, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, most: int, mean: float
+    network: S3Diff, dtype: torch.dtype, most: int, mean: float
 ) -> None:
-    monkeypatch.setattr("s3diff_benchmarks.pytorch_method.tuned_dtype", lambda _: dtype)
-    found = tuned(network, IMAGES[0])(INPUTS[:1])[0].pixels.astype(int)
+    found = tuned(network, IMAGES[0], dtype)(INPUTS[:1])[0].pixels.astype(int)
     same, other = (np.abs(found - restored(network, image)) for image in IMAGES[:2])
     assert same.max() <= most and same.mean() < mean
     assert other.mean() > 2 * same.mean()
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "asked", "expected"),
+    [
+        ("cuda", True, "auto", torch.float16),
+        ("cpu", True, "auto", torch.bfloat16),
+        ("cpu", False, "auto", torch.float32),
+        ("cpu", True, "f32", torch.float32),
+        ("cpu", False, "bf16", torch.bfloat16),
+    ],
+)
+def test_the_tuned_way_computes_in_what_the_device_has_or_openvino_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, has_bf16: bool, asked: CpuPrecision, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert tuned_dtype(torch.device(device), asked) == expected
 
 
 def test_stages_are_timed(network: S3Diff) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tests.training.small import SMALL_RANKS, fresh, random_checkpoint, random_photograph, small_base
 from torch import Tensor, nn
 
+from s3diff_runtime.engines.flavours import FLAVOURS
 from s3diff_training.checkpoints.native import build_network, write_checkpoint
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NetworkConfig
@@ -18,6 +19,8 @@ from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import BaseArchitecture, new_base, save_base
 from s3diff_training.weights import ModelSource
 
+CPU_ENGINES = tuple(name for name, flavour in FLAVOURS.items() if "cpu" in flavour.devices)
+"""What bundles are held against PyTorch on; all in f32, which is what they get of bundles in fp32."""
 LAYOUTS = ("sd", "f4")
 """`sd`: SD-Turbo's, four VAE levels, attention in the first block. `f4`: that of the model that ships."""
 DEGRADATIONS = torch.tensor([[0.15, 0.9], [0.7, 0.3]])

@@ -20,6 +20,7 @@ from s3diff_runtime.bundle.opening import cuda_form_of
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 
 STAGES = ("vae_encoder", "unet", "vae_decoder")
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 HERE = Bin(name="here", noise=0.4, blur=0.6)
 
 
@@ -43,8 +44,7 @@ def test_the_form_computes_what_the_graph_does(folder: Path, stage: str) -> None
     sides |= {"upscaled_height": 96, "upscaled_width": 52}
     for each in plain.get_inputs():
         shape = [{"batch": 2, "height": 24, "width": 13, **sides}.get(side, side) for side in each.shape]
-        draws = rng.integers(0, 256, shape) if "uint8" in each.type else rng.standard_normal(shape) * 0.2
-        feeds[each.name] = np.asarray(draws, np.uint8 if "uint8" in each.type else np.float32)
+        feeds[each.name] = np.asarray(rng.standard_normal(shape) * 0.2, DTYPES[each.type])
     expected = plain.run(None, feeds)
     found = evaluator(str(folder / cuda_form_of(f"{stage}.onnx"))).run(None, feeds)
     for truth, result in zip(expected, found, strict=True):
@@ -78,5 +78,4 @@ def test_graphs_in_fp32_have_no_form(folder: Path, tmp_path: Path) -> None:
 
 def _external(model: onnx.ModelProto) -> list[Any]:
     tensors = [each for each in model.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL]
-    assert tensors
     return [onnx.external_data_helper.ExternalDataInfo(each) for each in tensors]

@@ -56,7 +56,13 @@ def test_a_sound_bundle_has_no_diverging_layer(fused: Path, capsys: pytest.Captu
     assert run(cli, ["verify", str(fused), "--layers", "--gate-stage", "0.06", "--json"]) == 0
     reports = json.loads(capsys.readouterr().out)
     assert (fused / "manifest.json").read_bytes() == before
-    assert [report["stage"] for report in reports] == ["vae_encoder", "unet", "vae_decoder"]
+    assert [report["stage"] for report in reports] == [
+        "vae_weights",
+        "unet_weights",
+        "vae_encoder",
+        "unet",
+        "vae_decoder",
+    ]
     for report in reports:
         assert report["passed"] and report["first"] is None
         assert report["limit"] == 6e-2
@@ -80,7 +86,7 @@ def test_a_layer_above_the_gate_fails_the_command(fused: Path, capsys: pytest.Ca
     assert run(cli, ["verify", str(fused), "--layers", "--gate-stage", "1e-6"]) == 1
     errors = capsys.readouterr().err
     assert "first above" in errors  # the table is folded to the width
-    assert "of vae_encoder leaves its truth: relative error" in errors.splitlines()[-1]
+    assert "of vae_weights leaves its truth: relative error" in errors.splitlines()[-1]
     assert "limit 1e-06" in errors.splitlines()[-1]
 
 

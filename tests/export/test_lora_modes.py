@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,8 @@ from tests.export.models import DEGRADATIONS, error, tiny_network
 from tests.training.small import SMALL_RANKS
 from torch import Tensor, nn
 
-from s3diff_export.graphs.attention import PlainAttention
+from s3diff_export.graphs import fused
+from s3diff_export.graphs.attention import PlainAttention, query_scales
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.stages import layers_of_mode, stage_graphs
 from s3diff_export.graphs.unet import OneStepUNet
@@ -22,7 +24,7 @@ from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import Precision
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import UNET_TARGETS, NetworkConfig
-from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot, Slot, lora_layers
 from s3diff_training.network.model import S3Diff
 from s3diff_training.network.modulation import Modulation
 
@@ -63,13 +65,21 @@ def inputs(network: S3Diff, dtype: torch.dtype, images: int) -> tuple[Tensor, Te
 @torch.no_grad()
 def one_step(
     network: S3Diff, mode: LoraMode, dtype: torch.dtype, prompts: Tensor | None, modulation: Tensor
-) -> tuple[OneStepUNet, ModulationSlot]:
-    """Make the UNet under test; merged and fused at the first image's matrices."""
+) -> tuple[OneStepUNet, Callable[[Tensor], AbstractContextManager[None]]]:
+    """Make the UNet under test, merged at the first image's matrices; and what holds those of a call."""
     slot = ModulationSlot()
-    with slot.holding(modulation[:1]):
-        make = layers_of_mode(mode)(slot, dtype)
+    holding: Callable[[Tensor], AbstractContextManager[None]] = slot.holding
+    if LORA_MODES[mode].gives_weights:
+        layers, weight_slot = lora_layers(network.unet), Slot[Mapping[str, Tensor]]()
+        make = fused.make_layers(weight_slot, {layer: name for name, layer in layers.items()}, dtype)
+        weights = fused.LayerWeights(tuple(layers.values()), query_scales(network.unet), dtype)
+        holding = lambda matrices: weight_slot.holding(dict(zip(layers, weights(matrices), strict=True)))  # noqa: E731
+    else:
+        with slot.holding(modulation[:1]):
+            make = layers_of_mode(mode)(slot, dtype)
     by_image = slot if mode == "dynamic" else None
-    return OneStepUNet(network.unet, network.one_step.timestep, make, by_image, dtype, prompts).eval(), slot
+    unet = OneStepUNet(network.unet, network.one_step.timestep, make, by_image, dtype, prompts).eval()
+    return unet, holding
 
 
 @pytest.mark.parametrize("runtime_prompts", [False, True], ids=["folded", "runtime"])
@@ -87,8 +97,8 @@ def test_both_prompts_of_a_batch(
         modulation = Modulation(None, matrices.expand(2, -1, -1, -1))
     truth = torch.cat(network.predict_noise_pair(latent, prompts[:1], prompts[1:], modulation))
 
-    unet, slot = one_step(network, mode, dtype, None if runtime_prompts else prompts, matrices)
-    with slot.holding(matrices):
+    unet, holding = one_step(network, mode, dtype, None if runtime_prompts else prompts, matrices)
+    with holding(matrices):
         found = unet(latent, prompts if runtime_prompts else None)
     assert error(found, truth) <= limit
     assert error(truth[:2], truth[2:]) > 100 * limit  # the prompts differ, so their order shows
@@ -101,8 +111,8 @@ def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: LoraMode) -> 
     network, dtype, limit = case
     latent, prompts, modulation = inputs(network, dtype, images=1)
     assert modulation.unet is not None
-    unet, slot = one_step(network, mode, dtype, prompts[:1], modulation.unet)
-    with slot.holding(modulation.unet):
+    unet, holding = one_step(network, mode, dtype, prompts[:1], modulation.unet)
+    with holding(modulation.unet):
         found = unet(latent)
     assert error(found, network.predict_noise(latent, prompts[:1], modulation)) <= limit
 
@@ -112,12 +122,12 @@ def test_one_prompt(case: tuple[S3Diff, torch.dtype, float], mode: LoraMode) -> 
 def test_runtime_prompts_may_change(network: S3Diff, mode: LoraMode) -> None:
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
     assert modulation.unet is not None
-    unet, slot = one_step(network, mode, torch.float32, None, modulation.unet)
+    unet, holding = one_step(network, mode, torch.float32, None, modulation.unet)
     other = network.encode_prompts(OTHER_PROMPTS)
     results = []
     for given in (prompts, other):
         truth = torch.cat(network.predict_noise_pair(latent, given[:1], given[1:], modulation))
-        with slot.holding(modulation.unet):
+        with holding(modulation.unet):
             results.append(unet(latent, given))
         assert error(results[-1], truth) <= 1e-5
     assert error(*results) > 1e-3
@@ -134,9 +144,10 @@ def test_merged_is_one_degradation_and_the_others_are_any(network: S3Diff) -> No
     assert error(merged(latent[:1]), truth[1]) > 1e-3
     exact: tuple[LoraMode, ...] = ("dynamic", "fused")
     for mode in exact:
-        unet, slot = one_step(network, mode, torch.float32, prompts[:1], modulation.unet)
+        unet, holding = one_step(network, mode, torch.float32, prompts[:1], modulation.unet)
         for one, expected in zip((here, there), truth, strict=True):
-            with slot.holding(one.unet):
+            assert one.unet is not None
+            with holding(one.unet):
                 assert error(unet(latent[:1]), expected) <= 1e-5
 
 
@@ -147,7 +158,7 @@ def test_what_the_prompts_share_runs_once(networks: dict[str, S3Diff], mode: Lor
     network = networks["f4"]
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
     assert modulation.unet is not None
-    unet, slot = one_step(network, mode, torch.float32, prompts, modulation.unet)
+    unet, holding = one_step(network, mode, torch.float32, prompts, modulation.unet)
     batches: dict[str, int] = {}
     handles = []
     for name in ("conv_in", "down_blocks.0", "down_blocks.1.resnets.0", "mid_block.resnets.0", "conv_out"):
@@ -158,7 +169,7 @@ def test_what_the_prompts_share_runs_once(networks: dict[str, S3Diff], mode: Lor
             batches[name] = (result if isinstance(result, Tensor) else result[0]).shape[0]
 
         handles.append(unet.get_submodule(name).register_forward_hook(note))
-    with slot.holding(modulation.unet):
+    with holding(modulation.unet):
         unet(latent)
     for handle in handles:  # a twin shares its hooks with the original, which other tests use
         handle.remove()
@@ -199,24 +210,19 @@ def test_the_network_stays_as_it_was(network: S3Diff, mode: LoraMode, precision:
     modules = {name: id(module) for name, module in network.named_modules()}
     latent, prompts, modulation = inputs(network, torch.float32, images=1)
     before = network.predict_noise(latent, prompts[:1], modulation)
+    weights: tuple[Tensor, ...] = ()
     for graph in stage_graphs(network, GraphOptions(mode, precision), [HERE]):
+        if graph.stage == "unet_weights" and precision == "fp32":
+            weights = graph.module(modulation.unet)
         if graph.stage == "unet" and precision == "fp32":
-            graph.module(*graph_inputs(latent, modulation, mode))
+            matrices = [] if weights or mode == "merged" else [modulation.unet]
+            graph.module(latent, torch.tensor(1.07), *matrices, *weights)
     assert {name: id(module) for name, module in network.named_modules()} == modules
     for name, tensor in network.state_dict().items():
         pointer, kept = tensors[name]
         assert tensor.data_ptr() == pointer, name
         assert torch.equal(tensor, kept), name
     assert torch.equal(network.predict_noise(latent, prompts[:1], modulation), before)
-
-
-def graph_inputs(latent: Tensor, modulation: Modulation, mode: LoraMode) -> Iterator[Tensor]:
-    """What the UNet's stage takes, in its order."""
-    yield latent
-    yield torch.tensor(1.07)
-    if mode != "merged":
-        assert modulation.unet is not None
-        yield modulation.unet
 
 
 def test_stages_share_their_memory_with_the_network(networks: dict[str, S3Diff]) -> None:
@@ -263,7 +269,7 @@ def test_all_that_is_wrong_is_said_at_once(bases: dict[str, BaseModel]) -> None:
 
 def test_a_layer_without_its_matrices_says_so(networks: dict[str, S3Diff]) -> None:
     lora = next(module for module in networks["f4"].unet.modules() if isinstance(module, ModulatedLoRA))
-    layer = layers_of_mode("fused")(ModulationSlot(), torch.float32)(lora)
+    layer = fused.make_layers(Slot(), {lora: "it"}, torch.float32)(lora)
     assert isinstance(layer, nn.Module)
-    with pytest.raises(ValueError, match="without a modulation"):
+    with pytest.raises(ValueError, match="without its weight"):
         layer(torch.zeros(1, 1, 1, 1))

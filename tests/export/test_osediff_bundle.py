@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from tests.export.models import error, photographs
+from tests.export.models import CPU_ENGINES, error, photographs
 from tests.training.plain_lora import write_osediff
 
 from s3diff_export.build import BuildRequest, build
@@ -21,7 +21,7 @@ from s3diff_export.graphs.options import GraphOptions
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.vocabulary import COLOR_FIXES, Precision
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network.base import BaseModel
@@ -61,10 +61,11 @@ def tiny(bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory) 
     )
 
 
+@pytest.mark.parametrize("name", CPU_ENGINES)
 def test_every_stage_gives_the_released_results(
-    bundle: Bundle, reference: Path, truth: dict[str, Array]
+    bundle: Bundle, reference: Path, truth: dict[str, Array], name: str
 ) -> None:
-    engine, stages = OnnxEngine(threads=1), bundle.manifest.stages
+    engine, stages = open_engine(bundle, name, cpu=ONE_THREAD)[0], bundle.manifest.stages
     run = {
         name: engine.open(bundle.folder / stages[name].graphs["shared"], stages[name]).run
         for name in ("vae_encoder", "unet", "vae_decoder", *(f"finish_{fix}" for fix in COLOR_FIXES))
@@ -93,12 +94,13 @@ def test_every_stage_gives_the_released_results(
                 assert np.abs(np.asarray(found)[0].astype(int) - levels).max() <= 1, (key, fix)
 
 
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_a_picture_with_its_tags_becomes_the_released_one(
-    bundle: Bundle, reference: Path, truth: dict[str, Array]
+    bundle: Bundle, reference: Path, truth: dict[str, Array], engine: str
 ) -> None:
     """Picture 0 is neither small nor squeezed; picture 4 is, so its prepared one is given at scale 1."""
     cases = {case["key"]: case for case in json.loads((reference / "reference.json").read_text())["cases"]}
-    with Upscaler.open(bundle.folder, options=ONE_THREAD) as upscaler:
+    with Upscaler.open(bundle.folder, engine, options=ONE_THREAD) as upscaler:
         for key in ("s0.p0.", "s0.p1."):
             found = upscaler(truth["s0.lr_u8"], tags=cases[key]["tags"], color_fix="none")
             difference = np.abs(found.pixels.astype(int) - truth[f"{key}final_none_u8"])
@@ -126,13 +128,14 @@ def test_a_build_is_verified_and_restores_at_every_scale(
     assert (manifest.scales, manifest.guidance.mode, manifest.multiple) == ((1, 2, 3, 4), "off", 4)
     quantities = {row.quantity for row in built.parity.quantities}
     assert {"enlarged", "epsilon", "x0", "latent", "decoded"} <= quantities
-    with Upscaler.open(built.path, options=ONE_THREAD) as upscaler:
-        for scale in manifest.scales:
-            found = upscaler(picture, scale=scale).pixels
-            exact = to_uint8(network.restore(from_uint8(picture)[None], scale=scale).image)
-            difference = np.abs(found.astype(int) - exact.astype(int))
-            assert found.shape == (21 * scale, 34 * scale, 3)
-            assert difference.max() <= (1 if precision == "fp32" else 16)
+    for engine in CPU_ENGINES:
+        with Upscaler.open(built.path, engine, options=ONE_THREAD) as upscaler:
+            for scale in manifest.scales:
+                found = upscaler(picture, scale=scale).pixels
+                exact = to_uint8(network.restore(from_uint8(picture)[None], scale=scale).image)
+                difference = np.abs(found.astype(int) - exact.astype(int))
+                assert found.shape == (21 * scale, 34 * scale, 3)
+                assert difference.max() <= (1 if precision == "fp32" else 16)
     with Upscaler.open(built.path, options=UpscaleOptions(threads=1, tile=16)) as upscaler:
         for scale, tiles in ((4, 6), (1, 1)):  # tiles have the network's size, whatever the scale
             assert upscaler(picture, scale=scale).tiles == tiles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from tests.export.models import error, photographs
+from tests.export.models import CPU_ENGINES, error, photographs
 from tests.training.plain_lora import write_pisasr
 
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_runtime import RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.strengths import PASSES, Strengths
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.families.pisasr import PiSASR
@@ -45,9 +47,10 @@ def test_the_unet_gives_the_released_results_for_every_pair(shared: Path, tmp_pa
     options = GraphOptions(precision="fp32")
     path = tmp_path / "pisasr.bundle"
     build(BuildRequest(path, source, options, scales=(4,), color_fixes=("none",), verify=False))
-    bundle, engine = Bundle.open(path), OnnxEngine(threads=1)
+    bundle = Bundle.open(path)
     stage = bundle.manifest.stages["unet"]
-    unets = {name: engine.open(path / stage.graphs[name], stage) for name in PASSES}
+    engines = [open_engine(bundle, name, cpu=CpuOptions(threads=1))[0] for name in CPU_ENGINES]
+    unets = [{name: each.open(path / stage.graphs[name], stage) for name in PASSES} for each in engines]
     seen = set()
     for case in json.loads((reference / "reference.json").read_text())["cases"]:
         key, picture = case["key"], case["key"].split(".")[0]
@@ -57,15 +60,21 @@ def test_the_unet_gives_the_released_results_for_every_pair(shared: Path, tmp_pa
         seen.add(strengths.passes)
         latent = truth[f"{picture}.latent"]
         scales = {f"{name}_scale": np.array([at], np.float32) for name, at in strengths._asdict().items()}
-        for passes in {strengths.passes, "two"}:  # what needs one pass comes out of two alike
-            x0 = np.asarray(unets[passes].run({"latent": latent, **scales})["x0"])
+        # What needs one pass comes out of two alike.
+        for unet, passes in product(unets, {strengths.passes, "two"}):
+            x0 = np.asarray(unet[passes].run({"latent": latent, **scales})["x0"])
             assert error(latent - x0, truth[f"{key}pred"]) <= 1e-5, (key, passes)
             assert error(x0, truth[f"{key}x0"]) <= 1e-5, (key, passes)
     assert seen == set(PASSES)
 
 
-@pytest.mark.parametrize("prompts", ["folded", "runtime"])
-def test_strengths_are_inputs(tiny: ModelSource, tmp_path: Path, prompts: Any) -> None:  # noqa: ANN401
+@pytest.mark.parametrize(("prompts", "engine"), [("folded", "openvino"), ("runtime", "onnx")])
+def test_strengths_are_inputs(
+    tiny: ModelSource,
+    tmp_path: Path,
+    prompts: Any,  # noqa: ANN401
+    engine: str,
+) -> None:
     options = GraphOptions(precision="fp32", prompts=prompts)
     built = build(BuildRequest(tmp_path / "b", tiny, options, scales=(2, 4), color_fixes=("adain",)))
     assert built.parity
@@ -76,7 +85,7 @@ def test_strengths_are_inputs(tiny: ModelSource, tmp_path: Path, prompts: Any) -
         assert (specs[name].dtype, specs[name].shape) == ("float32", ("batch",))
     network, picture = tiny.load(), photographs(1, 13, 22)[0]
     assert isinstance(network, PiSASR)
-    with Upscaler.open(built.path, options=UpscaleOptions(threads=1, tile=0)) as upscaler:
+    with Upscaler.open(built.path, engine, options=UpscaleOptions(threads=1, tile=0)) as upscaler:
         images = [picture] * len(PAIRS)
         mixed = upscaler(images, [{"pixel": pixel, "semantic": semantic} for pixel, semantic in PAIRS])
         for (pixel, semantic), result in zip(PAIRS, mixed, strict=True):

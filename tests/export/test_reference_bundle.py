@@ -22,6 +22,7 @@ from tests.training.released_parity import reference_network
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.verification.cases import CheckCase
+from s3diff_export.verification.chain import open_stage, stage_inputs
 from s3diff_export.verification.parity import Gates, verify
 from s3diff_export.verification.reference import Reference, references
 from s3diff_runtime import UpscaleOptions, Upscaler
@@ -101,12 +102,11 @@ def test_the_unet_gives_the_released_noise(
     bundle: tuple[Path, Manifest], truth: dict[str, Array], cases: list[str]
 ) -> None:
     folder, manifest = bundle
-    stage = manifest.stages["unet"]
-    session = OnnxEngine(threads=1).open(folder / next(iter(stage.graphs.values())), stage)
+    (key,) = manifest.stages["unet"].graphs
+    session = open_stage(Bundle(folder, manifest), OnnxEngine(threads=1), "unet", key)
     for case in [CASE] if manifest.bins else cases:
-        given: dict[str, Any] = {"latent": truth[f"{case}.latent"]}
-        if any(spec.name == "unet_modulation" for spec in stage.inputs):
-            given["unet_modulation"] = truth[f"{case}.unet_modulation"]
+        known = {name: truth[f"{case}.{name}"] for name in ("latent", "unet_modulation")}
+        given = stage_inputs(manifest, "unet", known)
         x0 = {
             scale: np.asarray(session.run({**given, "guidance": np.asarray(scale, np.float32)})["x0"])
             for scale in (0, 1, manifest.guidance.default)

@@ -22,6 +22,7 @@ from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.stages import StageGraph, stage_graphs
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Stage
 from s3diff_runtime.engines.onnx import OnnxEngine
+from s3diff_runtime.stages import kind_of
 from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.base import BaseModel
@@ -37,6 +38,7 @@ LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
 The gate of `build` holds trained weights to 5e-3."""
 IMAGES = {"1 of 48x64": (1, 48, 64), "3 of 37x53": (3, 37, 53), "2 of 5x1": (2, 5, 1), "1 of 1x1": (1, 1, 1)}
 DATA_STAGES = ("vae_encoder", "unet", "vae_decoder")
+WEIGHTS = ("vae_weights", "unet_weights")
 FIXES: tuple[ColorFix, ...] = get_args(ColorFix)
 
 
@@ -89,6 +91,9 @@ class Exported:
     def __call__(self, stage: str, given: dict[str, Any], **more: Any) -> dict[str, Array]:  # noqa: ANN401
         """Run a stage on what it takes of the given tensors; checks types and shapes against its spec."""
         named = {**given, **more}
+        for maker in WEIGHTS:
+            if any(kind_of(name) == maker for name in self.inputs(stage)):
+                named |= self(maker, named)
         feeds = {name: np.asarray(named[name]) for name in self.inputs(stage)}
         outputs = {name: np.asarray(value) for name, value in self.sessions[stage].run(feeds).items()}
         sizes: dict[str, int] = {}
@@ -236,7 +241,7 @@ def test_the_graphs_are_valid_clean_and_typed(
         assert {tensor.name for tensor in model.graph.initializer} <= used, stage
         types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
         half = onnx.TensorProto.FLOAT16
-        assert (half in types) == (precision == "fp16" and stage in DATA_STAGES), stage
+        assert (half in types) == (precision == "fp16" and stage in (*DATA_STAGES, *WEIGHTS)), stage
         locations = {
             entry.value
             for tensor in model.graph.initializer
@@ -252,13 +257,14 @@ def test_the_graphs_are_valid_clean_and_typed(
 
 def test_fused_takes_one_degradation_for_any_batch(networks: dict[str, S3Diff], export: Export) -> None:
     exported = export(networks["f4"], lora_mode="fused", precision="fp16")
-    shapes = {
-        spec.name: spec.shape[0]
-        for stage in ("vae_encoder", "unet")
-        for spec in exported.graphs[stage].inputs
-        if spec.name.endswith("_modulation")
-    }
+    shapes = {spec.name: spec.shape[0] for stage in WEIGHTS for spec in exported.graphs[stage].inputs}
     assert shapes == {"vae_modulation": 1, "unet_modulation": 1}
+    for maker, reader in zip(WEIGHTS, ("vae_encoder", "unet"), strict=True):
+        weights = exported.graphs[maker].outputs
+        assert set(weights) <= set(exported.graphs[reader].inputs)
+        assert all(
+            isinstance(side, int) and spec.dtype == "float16" for spec in weights for side in spec.shape
+        )
     dynamic = export(networks["f4"], lora_mode="dynamic", precision="fp32")
     assert next(s for s in dynamic.graphs["unet"].inputs if s.name == "unet_modulation").shape[0] == "batch"
 
@@ -327,7 +333,8 @@ def test_the_networks_of_the_ablations(bases: dict[str, BaseModel], variant: str
         batch = batch.flip(1)
     assert_stages_agree(stages, truth_of(network, photographs(images, 16, 24), batch))
 
-    asked = {name for stage in DATA_STAGES for name in stages.inputs(stage) if "modulation" in name}
+    readers = (stage for stage in (*DATA_STAGES, *WEIGHTS) if stage in stages.graphs)
+    asked = {name for stage in readers for name in stages.inputs(stage) if name.endswith("_modulation")}
     modulated = mode != "merged" and config.modulation != "none"
     ranks = {"vae_modulation": config.rank_vae, "unet_modulation": config.rank_unet}
     assert asked == {name for name, rank in ranks.items() if rank and modulated}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Guidance, Manifest, Prompts, Source, Stage
 from s3diff_runtime.bundle.records import FileRecord, TensorSpec
-from s3diff_runtime.lora_modes import LoraMode
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import ColorFix
 
 MULTIPLE = 16
@@ -45,6 +45,8 @@ _DTYPES = {
     "int64": TensorProto.INT64,
     "float32": TensorProto.FLOAT,
 }
+_SHARES, _RANKS = {"vae": 1 / 3, "unet": 2 / 3}, {"vae": 2, "unet": 3}
+"""Of the shift, and of the modulation, by the part of the network."""
 Axes = tuple[Literal["noise", "blur"], Literal["noise", "blur"]]
 
 
@@ -84,13 +86,17 @@ def write_fake_bundle(
     bins: Sequence[Bin] = BINS,
     external_data: bool = False,
     contrast: bool = False,
+    weights_apart: bool = True,
 ) -> Path:
     """Write a bundle into `folder` (made if missing) and return the folder.
 
     `axes` is the order of the estimator's outputs, and with `external_data` the weights of the UNet are
     beside its graph in `<name>.onnx.data`. With `contrast` the decoder measures that, as in bundles of today.
+    Without `weights_apart`, graphs of `fused` compute their weights themselves, as in bundles of former days.
     """
-    graphs = _Graphs(lora_mode, prompts, guidance, axes, contrast)
+    graphs = _Graphs(
+        lora_mode, prompts, guidance, axes, contrast, LORA_MODES[lora_mode].gives_weights and weights_apart
+    )
     used_bins = tuple(bins) if lora_mode == "merged" else ()
     stages = {}
     for name, build in graphs.builders(color_fixes).items():
@@ -208,6 +214,7 @@ class _Graphs:
     guidance: Literal["on", "off"]
     axes: Axes
     contrast: bool
+    weights_apart: bool
 
     IMAGE = ("uint8", "N", "H", "W", 3)
     LATENT = ("float32", "N", 3, "h", "w")
@@ -217,6 +224,8 @@ class _Graphs:
         stages: dict[str, Callable[[Bin | None], onnx.ModelProto]] = {"estimator": self.estimator}
         if self.lora_mode != "merged":
             stages["modulation"] = self.modulation
+        if self.weights_apart:
+            stages |= {f"{part}_weights": partial(self.weights, part) for part in _SHARES}
         stages |= {"vae_encoder": self.encoder, "unet": self.unet, "vae_decoder": self.decoder}
         for fix in color_fixes:
             stages[f"finish_{fix}"] = partial(self.finish, fix)
@@ -238,13 +247,30 @@ class _Graphs:
     def modulation(self, _bin: Bin | None) -> onnx.ModelProto:
         b = _Builder()
         scores = b.node("Unsqueeze", "degradation", b.constant([2, 3], np.int64))
-        for name, rank in (("vae_modulation", 2), ("unet_modulation", 3)):
-            b.node("Expand", scores, b.constant([1, 2, rank, rank], np.int64), output=name)
+        for part, rank in _RANKS.items():
+            b.node("Expand", scores, b.constant([1, 2, rank, rank], np.int64), output=f"{part}_modulation")
         outputs = {"vae_modulation": ("float32", "N", 2, 2, 2), "unet_modulation": ("float32", "N", 2, 3, 3)}
         return b.model({"degradation": ("float32", "N", 2)}, outputs)
 
-    def shift(self, b: _Builder, share: float, matrices: str, bin: Bin | None) -> str:
-        """A share of the degradation's shift, `[N or 1, 1, 1, 1]`: of the bin, or of the matrices given."""
+    def conditions(self, part: str, bin: Bin | None) -> dict[str, Any]:
+        """What the shift of a part is made of: the bin, weights, or matrices."""
+        if bin is not None:
+            return {}
+        if self.weights_apart:
+            return {f"{part}_weights.shift": ("float32", 1, 1, 1, 1)}
+        return {f"{part}_modulation": self.matrices(_RANKS[part])}
+
+    def weights(self, part: str, _bin: Bin | None) -> onnx.ModelProto:
+        b = _Builder()
+        (name, spec), *_ = self.conditions(part, None).items()
+        b.node("Identity", replace(self, weights_apart=False).shift(b, part, None), output=name)
+        return b.model({f"{part}_modulation": self.matrices(_RANKS[part])}, {name: spec})
+
+    def shift(self, b: _Builder, part: str, bin: Bin | None) -> str:
+        """A part's share of the degradation's shift, `[N or 1, 1, 1, 1]`: of the bin, or of what is given."""
+        if bin is None and self.weights_apart:
+            return f"{part}_weights.shift"
+        share, matrices = _SHARES[part], f"{part}_modulation"
         weights = np.array([{"noise": 1, "blur": 2}[axis] for axis in self.axes]) * SHIFT * share
         if bin is not None:
             scores = {"noise": bin.noise, "blur": bin.blur}
@@ -262,21 +288,20 @@ class _Graphs:
         amounts = [b.constant([0] * 6, np.int64), b.node("Sub", padded, sides)]
         pads = b.node("Concat", *amounts, axis=0)
         image = b.node("Pad", b.unit_image("image"), pads, mode="edge")
-        b.add(image, self.shift(b, 1 / 3, "vae_modulation", bin), output="latent")
-        inputs = {"image": self.IMAGE} | ({} if bin else {"vae_modulation": self.matrices(2)})
+        b.add(image, self.shift(b, "vae", bin), output="latent")
+        inputs = {"image": self.IMAGE} | self.conditions("vae", bin)
         return b.model(inputs, {"latent": self.LATENT})
 
     def unet(self, bin: Bin | None) -> onnx.ModelProto:
         """x0 is the latent plus two thirds of the shift, plus those of guidance and prompts."""
         b = _Builder()
         inputs: dict[str, Any] = {"latent": self.LATENT}
-        shifts = [self.shift(b, 2 / 3, "unet_modulation", bin)]
+        shifts = [self.shift(b, "unet", bin)]
         if self.guidance == "on":
             inputs["guidance"] = ("float32",)
             above_one = b.node("Sub", "guidance", b.constant(1))
             shifts.append(b.node("Mul", above_one, b.constant(GUIDANCE_SHIFT)))
-        if bin is None:
-            inputs["unet_modulation"] = self.matrices(3)
+        inputs |= self.conditions("unet", bin)
         if self.prompts == "runtime":
             count = 2 if self.guidance == "on" else 1
             inputs["prompts"] = ("float32", count, TOKENS, 1)

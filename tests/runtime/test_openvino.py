@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +19,13 @@ from tests.runtime.fake_bundle import write_fake_bundle
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.choice import open_engine
+from s3diff_runtime.engines.compiled_graphs import keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.interface import Session, Value
 from s3diff_runtime.engines.openvino import OpenVinoEngine, OpenVinoSession
 from s3diff_runtime.errors import OutOfMemory
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.vocabulary import ColorFix
+from s3diff_runtime.vocabulary import ColorFix, Precision
 
 F32 = CpuOptions(cpu_precision="f32", threads=1)
 OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1, cpu_precision="f32")
@@ -87,7 +91,7 @@ def test_scalars_and_slices_are_taken_as_they_are(fused: Bundle) -> None:
     inputs: dict[str, Value] = {
         "latent": latent[:, :, ::2],
         "guidance": np.array(3, np.float32),
-        "unet_modulation": np.zeros((1, 2, 3, 3), np.float32),
+        "unet_weights.shift": np.zeros((1, 1, 1, 1), np.float32),
     }
     x0 = opened(fused, "unet").run(inputs)["x0"]
     np.testing.assert_allclose(np.asarray(x0), latent[:, :, ::2] + 0.25, rtol=1e-6)
@@ -102,24 +106,37 @@ def test_callers_on_several_threads_get_their_own_results(bundles: dict[LoraMode
                 np.testing.assert_array_equal(found.pixels, pixels)
 
 
+def test_a_picture_at_a_time_unless_more_are_asked_for(bundles: dict[LoraMode, Path]) -> None:
+    """A batch takes memory on a CPU, and brings next to nothing."""
+    for options, expected in ((UpscaleOptions(threads=1), 1), (UpscaleOptions(threads=1, batch=4), 4)):
+        with Upscaler.open(bundles["merged"], "openvino", options=options) as upscaler:
+            assert upscaler.options.batch == expected
+
+
 # --- precision ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "asked", "exact", "expected"),
+    ("capabilities", "asked", "bundle", "expected"),
     [
-        (["BF16"], "auto", False, "bf16"),
-        (["BF16"], "auto", True, "f32"),
-        ([], "auto", False, "f32"),
-        (["BF16"], "f32", False, "f32"),
-        (["BF16"], "bf16", True, "bf16"),
+        (["BF16"], "auto", "fp16", "bf16"),
+        (["BF16"], "auto", "fp32", "f32"),
+        ([], "auto", "fp16", "f32"),
+        (["BF16"], "f32", "fp16", "f32"),
+        (["BF16"], "bf16", "fp32", "bf16"),
     ],
 )
-def test_precision_is_the_processors(
-    monkeypatch: pytest.MonkeyPatch, capabilities: list[str], asked: CpuPrecision, exact: bool, expected: str
+def test_precision_is_the_processors_for_bundles_in_fp16(
+    fused: Bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: list[str],
+    asked: CpuPrecision,
+    bundle: Precision,
+    expected: str,
 ) -> None:
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32", *capabilities])
-    assert OpenVinoEngine(CpuOptions(cpu_precision=asked), exact).precision == expected
+    built = replace(fused, manifest=fused.manifest.model_copy(update={"precision": bundle}))
+    assert OpenVinoEngine(CpuOptions(cpu_precision=asked), built).precision == expected
 
 
 def test_bf16_of_a_processor_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +149,131 @@ def test_bf16_of_a_processor_without(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precision_of_an_engine_that_has_none(fused: Bundle, name: str, device: str) -> None:
     with pytest.raises(RequestError, match=r"cpu_precision is f32, and ONNX Runtime|and TensorRT"):
         open_engine(fused, name, device, F32)
+
+
+# --- what is kept for the next process ------------------------------------------------------------
+
+
+@pytest.fixture
+def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Keep all graphs, however small, in a cache of the test's own; returns its folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("s3diff_runtime.engines.compiled_graphs._LEAST", 0)
+    return tmp_path / "s3diff-export" / "openvino"
+
+
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    read, compiled = openvino.Core.read_model, list[Path]()
+
+    def counting(core: openvino.Core, path: Path) -> openvino.Model:
+        compiled.append(path)
+        return read(core, path)
+
+    monkeypatch.setattr(openvino.Core, "read_model", counting)
+    return compiled
+
+
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def upscaled(bundle: Path, options: UpscaleOptions = OPTIONS) -> np.ndarray:
+    with Upscaler.open(bundle, "openvino", options=options) as upscaler:
+        return upscaler(noise(24, 17, 3)).pixels
+
+
+@pytest.mark.parametrize("mode", LORA_MODES)
+def test_a_second_start_compiles_nothing_and_computes_the_same(
+    bundles: dict[LoraMode, Path], mode: LoraMode, caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = count_compilations(monkeypatch)
+    first = upscaled(bundles[mode])
+    assert len(compiled) == len(list(caches.iterdir())) > 3
+    np.testing.assert_array_equal(upscaled(bundles[mode]), first)
+    assert len(compiled) == len(list(caches.iterdir()))
+
+
+@pytest.mark.parametrize("changed", ["weights", "settings", "version", "processor"])
+def test_what_was_compiled_otherwise_is_not_taken(
+    fused: Bundle, caches: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    compiled = count_compilations(monkeypatch)
+    spec, cpu, bundle = fused.manifest.stages["unet"], F32, fused
+    graph = spec.graphs["shared"]
+    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec)
+    if changed == "weights":
+        name = f"{graph}.data"
+        files = fused.manifest.files | {
+            name: fused.manifest.files[name].model_copy(update={"sha256": "0" * 64})
+        }
+        bundle = replace(fused, manifest=fused.manifest.model_copy(update={"files": files}))
+    elif changed == "settings":
+        cpu = CpuOptions(cpu_precision="f32", threads=2)
+    elif changed == "version":
+        monkeypatch.setattr(openvino, "get_version", lambda: "2027.0")
+    else:
+        asked = openvino.Core.get_property
+        monkeypatch.setattr(openvino.Core, "get_property", lambda *names: f"another {asked(*names)}")
+    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec)
+    assert compiled == [fused.folder / graph] * 2
+    assert len(list(caches.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "other bytes", "no graph"])
+def test_a_damaged_file_is_made_anew(
+    bundles: dict[LoraMode, Path], caches: Path, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = upscaled(bundles["fused"])
+    whole = {path: path.read_bytes() for path in caches.iterdir()}
+    for path, content in whole.items():
+        if damage == "cut":
+            path.write_bytes(content[:50])
+        elif damage == "other bytes":
+            path.write_bytes(content[:-9] + bytes(9))
+        else:  # as a version would leave it that calls itself by the same name
+            path.unlink()
+            keep(path, b"nonsense")
+    compiled = count_compilations(monkeypatch)
+    np.testing.assert_array_equal(upscaled(bundles["fused"]), first)
+    assert len(compiled) == len(whole)
+    assert {path: path.stat().st_size for path in caches.iterdir()} == {
+        path: len(content) for path, content in whole.items()
+    }
+
+
+def test_the_cache_keeps_its_limit_and_what_was_used_last(
+    bundles: dict[LoraMode, Path], caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upscaled(bundles["fused"])
+    files = sorted(caches.iterdir())
+    for age, path in enumerate(files):
+        os.utime(path, (1000 - age, 1000 - age))
+    assert read_kept(files[-1])
+    room = files[0].stat().st_size + files[-1].stat().st_size + 100
+    monkeypatch.setattr("s3diff_runtime.engines.compiled_graphs._LIMIT", room)
+    keep(caches / "new.compiled", b"")
+    assert sorted(caches.iterdir()) == sorted([files[0], files[-1], caches / "new.compiled"])
+
+
+def test_nothing_is_kept_of_graphs_of_another_size_or_where_nobody_may_write(
+    bundles: dict[LoraMode, Path], caches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = upscaled(bundles["fused"])
+    shutil.rmtree(caches)
+    for bound in ("_LEAST", "_MOST"):
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                f"s3diff_runtime.engines.compiled_graphs.{bound}", 2**40 if bound == "_LEAST" else 0
+            )
+            upscaled(bundles["fused"])
+            assert not caches.exists()
+    with monkeypatch.context() as patched:
+        patched.delenv("XDG_CACHE_HOME")
+        patched.setattr(Path, "home", homeless)
+        np.testing.assert_array_equal(upscaled(bundles["fused"]), first)
+    caches.parent.rmdir()
+    caches.parent.write_text("a file, where a folder should be")
+    np.testing.assert_array_equal(upscaled(bundles["fused"]), first)
 
 
 # --- choosing and refusing ------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def test_scalars_and_slices_are_taken_as_they_are(fused: Bundle) -> None:
     inputs: dict[str, Value] = {
         "latent": latent[:, :, ::2],
         "guidance": np.array(3, np.float32),
-        "unet_modulation": np.zeros((1, 2, 3, 3), np.float32),
+        "unet_weights.shift": np.zeros((1, 1, 1, 1), np.float32),
     }
     x0 = opened(fused, "unet").run(inputs)["x0"]
     np.testing.assert_allclose(np.asarray(x0), latent[:, :, ::2] + 0.25, rtol=1e-6)

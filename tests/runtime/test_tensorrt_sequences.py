@@ -52,6 +52,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_fake_bundle(tmp_path_factory.mktemp("fused"), "fused")
+    add_engines(folder)
+    return folder
+
+
 @cache
 def picture(height: int, width: int) -> np.ndarray:
     return dark_noise(height, width, seed=height * 100 + width)
@@ -71,6 +78,21 @@ def check(upscaler: Upscaler, sides: Sequence[tuple[int, int]]) -> None:
 def check_end(cuda: FakeCuda) -> None:
     gc.collect()
     assert (cuda.violations, cuda.leaks()) == ([], [])
+
+
+@given(calls=st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), SIDES), min_size=4, max_size=12))
+@settings(max_examples=15)
+def test_weights_of_any_sequence_of_degradations(fused: Path, calls: list[tuple[float, Any]]) -> None:
+    """They stay in a lane until another degradation comes, or its memory moves; graphs read them in place."""
+    cuda = FakeCuda()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install_fakes(monkeypatch, cuda)
+        with Upscaler.open(fused, "tensorrt", "cuda", OPTIONS) as upscaler:
+            for noise, side in calls:
+                (result,) = upscaler.upscale_pixels([picture(*side)], **{**ASKED, "noise": noise})
+                wanted = enlarged(picture(*side), expected_shift(noise, 0.25))
+                assert np.abs(result.pixels.astype(int) - wanted).max() <= 1
+    check_end(cuda)
 
 
 @given(calls=LISTS)

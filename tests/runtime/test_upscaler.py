@@ -29,6 +29,7 @@ import s3diff_runtime
 from s3diff_runtime import Result, UpscaleOptions, Upscaler
 from s3diff_runtime.engines.onnx import OnnxSession
 from s3diff_runtime.lora_modes import LoraMode
+from s3diff_runtime.settings import UpscaleSettings
 from s3diff_runtime.upscaler import ImageLike
 
 pytestmark = pytest.mark.usefixtures("only_onnx")
@@ -252,9 +253,31 @@ def test_fused_batches_share_a_degradation(bundles: dict[str, Path], calls: Call
     calls.shapes.clear()
     results = upscale(bundles["fused"], images, color_fix="none")
     assert calls.batches("unet") == [1] * 5
-    assert {shapes["unet_modulation"][0] for stage, shapes in calls.shapes if stage == "unet"} == {1}
+    assert calls.batches("unet_weights") == [1] * 5
     for image, result in zip(images, results, strict=True):
         assert_same(result.pixels, enlarged(image, shift_of(result)))
+
+
+def test_weights_are_computed_once_for_all_that_shares_a_degradation(
+    bundles: dict[str, Path], calls: Calls
+) -> None:
+    picture, tiled = dark_noise(8, 8), dark_noise(30, 70)
+    with Upscaler.open(bundles["fused"], "onnx", options=OPTIONS) as upscaler:
+        for noise in (0.25, 0.5, 0.25, 0.5, 0.75, 0.25):  # two of them stay at a time
+            asked = UpscaleSettings(noise=noise, blur=0.5, color_fix="none")
+            for image, result in zip((picture, tiled), upscaler([picture, tiled], **asked), strict=True):
+                assert_same(result.pixels, enlarged(image, expected_shift(noise, 0.5)))
+    assert calls.batches("unet") == [1, 3] * 6
+    assert calls.batches("vae_weights") == calls.batches("unet_weights") == [1] * 4
+
+
+def test_bundles_whose_graphs_compute_their_weights_open_as_they_did(tmp_path: Path, calls: Calls) -> None:
+    former, image = write_fake_bundle(tmp_path, "fused", weights_apart=False), dark_noise(30, 70)
+    for noise in (0.25, 0.75):
+        result = upscale(former, image, noise=noise, blur=0.5, color_fix="none")
+        assert_same(result.pixels, enlarged(image, expected_shift(noise, 0.5)))
+    assert calls.batches("modulation") == [1] * 2
+    assert {shapes["unet_modulation"] for stage, shapes in calls.shapes if stage == "unet"} == {(1, 2, 3, 3)}
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -162,13 +162,13 @@ def _baselines(request: LatencyRequest, image: Pixels, notes: list[str]) -> tupl
         notes.append("PyTorch was not timed: the installed torch serves no GPU")
         return [], trainable
     network.to(request.device)
-    dtype = str(tuned_dtype(torch.device(request.device))).removeprefix("torch.")
-    how = f"{dtype}, {'channels last' if request.device == 'cpu' else 'compiled'}"
+    dtype = tuned_dtype(torch.device(request.device), request.cpu.cpu_precision)
+    how = f"{dtype}, {'channels last' if request.device == 'cpu' else 'compiled'}".removeprefix("torch.")
     notes.append(
         "PyTorch as released: fp32, the prompts one after the other, LoRA as branches. PyTorch tuned: "
         f"{how}, both prompts in one batch, LoRA merged. Both without sampling, prompts encoded before"
     )
-    return [released(network), tuned(network, square_of(image, min(request.sizes)))], trainable
+    return [released(network), tuned(network, square_of(image, min(request.sizes)), dtype)], trainable
 
 
 def _ceilings(request: LatencyRequest, method: BundleMethod, notes: list[str]) -> Ceilings | None:

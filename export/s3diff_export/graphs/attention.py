@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, Value, nn
 
 from s3diff_export.graphs.derive import LayerMaker, derive, frozen, shallow
+from s3diff_export.graphs.fused import GivenWeight
 from s3diff_runtime.errors import RequestError
 from s3diff_training.network.lora import ModulatedLoRA
 
@@ -168,6 +169,12 @@ class _Attend(torch.autograd.Function):
         return typed
 
 
+def query_scales(module: nn.Module) -> dict[ModulatedLoRA, float]:
+    """What the weights of the LoRA layers that project queries are multiplied by in a graph."""
+    attentions = [each for each in module.modules() if isinstance(each, Attention)]
+    return {each.to_q: each.scale for each in attentions if isinstance(each.to_q, ModulatedLoRA)}
+
+
 def _scaled(layer: nn.Module, factor: float) -> nn.Module:
     """A twin of a layer of any LoRA mode whose output is `factor` times as large.
 
@@ -177,7 +184,7 @@ def _scaled(layer: nn.Module, factor: float) -> nn.Module:
     if isinstance(layer, ModulatedLoRA):
         twin._modules |= {name: _scaled(getattr(layer, name), factor) for name in ("base_layer", "lora_B")}
         return twin
-    for name in ("weight", "bias", "up"):  # the last of a layer that computes its weight itself
+    for name in ("weight", "bias"):  # a weight that is given comes scaled, see `query_scales`
         tensor = getattr(layer, name, None)
         if tensor is not None:
             twin._parameters[name] = frozen(tensor * factor, tensor.dtype)
@@ -186,6 +193,8 @@ def _scaled(layer: nn.Module, factor: float) -> nn.Module:
 
 def _width(layer: nn.Module) -> int:
     """How many channels a linear layer of any LoRA mode gives."""
+    if isinstance(layer, GivenWeight):
+        return layer.width
     weight: Any = getattr(layer, "base_layer", layer).weight
     return int(weight.shape[0])
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from s3diff_export.graphs import merged
-from s3diff_export.graphs.attention import derive_coder
-from s3diff_export.graphs.derive import LayerMaker, derive
+from s3diff_export.graphs import fused, merged
+from s3diff_export.graphs.attention import derive_coder, query_scales
+from s3diff_export.graphs.derive import LayerMaker, derive, frozen
 from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.graphs.passes import pass_layers, x0_of_pass
 from s3diff_export.graphs.unet import OneStepUNet, unet_factor
@@ -21,15 +21,16 @@ from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, finish_of, scale_key
+from s3diff_runtime.stages import STAGES, TENSORS, Dtype, finish_of, layer_tensor, scale_key
 from s3diff_runtime.strengths import PASSES, PassName
 from s3diff_runtime.vocabulary import COLOR_FIXES, SCALES, ColorFix
 from s3diff_training.families.pisasr import PiSASR
 from s3diff_training.network.base import guide
-from s3diff_training.network.lora import ModulationSlot, lora_layers
+from s3diff_training.network.lora import ModulatedLoRA, ModulationSlot, Slot, lora_layers
 from s3diff_training.network.one_step_network import OneStepNetwork
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+_NAMES: Mapping[torch.dtype, Dtype] = {torch.float32: "float32", torch.float16: "float16"}
 _EXAMPLE_BATCH = 2  # what a graph is traced with; batch 1 would be specialised
 _PARTS = ("vae", "unet")
 _NOTHING: Mapping[int | str, int] = {}
@@ -94,6 +95,7 @@ def stage_graphs(
         yield maker.estimator(network.estimator)
     if maker.modulations and LORA_MODES[options.lora_mode].takes_modulation:
         yield maker.modulation()
+    yield from maker.weights()
     for scale in scales:
         yield maker.enlarge(scale)
     yield from map(maker.encoder, maker.layers_of("vae", vae.encoder, vae.quant_conv))
@@ -113,7 +115,7 @@ def is_guided(network: OneStepNetwork, options: GraphOptions) -> bool:
 
 
 def layers_of_mode(mode: LoraMode) -> Callable[[ModulationSlot, torch.dtype], LayerMaker]:
-    """`make_layers` of the mode's module: makes what takes the place of LoRA layers in a dtype.
+    """`make_layers` of the module of a mode that reads matrices: makes what takes the place of LoRA layers.
 
     The slot holds the matrices of the bin now, for modes that have bins; for others those of each call then.
     """
@@ -127,12 +129,16 @@ class _PartLayers:
     """What takes the place of the LoRA layers of one part of the network in one graph."""
 
     make: LayerMaker
-    slot: ModulationSlot
-    """That the new layers read while the graph runs."""
-    modulation: str | None
-    """The input that holds their matrices; None where they need none."""
     key: str
     """See `StageGraph.key`."""
+    slot: ModulationSlot = field(default_factory=ModulationSlot)
+    """That the new layers read while the graph runs."""
+    modulation: str | None = None
+    """The input that holds their matrices; None where they need none."""
+    weights: tuple[TensorSpec, ...] = ()
+    """The inputs that hold their weights."""
+    weight_slot: Slot[Mapping[str, Tensor]] = field(default_factory=Slot)
+    """In which they find those."""
 
 
 class _Stage(nn.Module):
@@ -152,9 +158,11 @@ class _Stage(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Tensors in the order of the names."""
         given = dict(zip(self.names, tensors, strict=True))
-        if self.layers is None or self.layers.modulation is None:
+        if self.layers is None:
             return self.compute(**given)
-        with self.layers.slot.holding(given.pop(self.layers.modulation)):
+        modulation = given.pop(self.layers.modulation) if self.layers.modulation else None
+        weights = {spec.name: given.pop(spec.name) for spec in self.layers.weights}
+        with self.layers.slot.holding(modulation), self.layers.weight_slot.holding(weights):
             return self.compute(**given)
 
 
@@ -184,8 +192,10 @@ class _StageMaker:
         modulation: str | None = f"{part}_modulation"
         has_lora = any(module is not None and lora_layers(module) for module in modules)
         if modulation not in self.modulations or not has_lora:
-            slot = ModulationSlot()
-            yield _PartLayers(merged.make_layers(slot, self.dtype), slot, None, SHARED)
+            yield _PartLayers(merged.make_layers(ModulationSlot(), self.dtype), SHARED)
+            return
+        if self.traits.gives_weights:
+            yield self._given_weights(part, modules)
             return
         if not self.traits.takes_modulation:
             modulation = None
@@ -193,7 +203,23 @@ class _StageMaker:
             slot = ModulationSlot()
             with slot.holding(None if bin is None else self._matrices(part, bin)):
                 make = layers_of_mode(self.options.lora_mode)(slot, self.dtype)
-            yield _PartLayers(make, slot, modulation, SHARED if bin is None else bin.name)
+            yield _PartLayers(make, SHARED if bin is None else bin.name, slot, modulation)
+
+    def _given_weights(self, part: str, modules: Sequence[nn.Module | None]) -> _PartLayers:
+        """Of a stage that reads its layers' weights."""
+        names = {layer: layer_tensor(f"{part}_weights", name) for name, layer in self._layers(part).items()}
+        read = [layer for each in modules if each is not None for layer in lora_layers(each).values()]
+        slot = Slot[Mapping[str, Tensor]]()
+        specs = tuple(self._weight_spec(names[layer], layer) for layer in read)
+        make = fused.make_layers(slot, names, self.dtype)
+        return _PartLayers(make, SHARED, weights=specs, weight_slot=slot)
+
+    def _layers(self, part: str) -> dict[str, ModulatedLoRA]:
+        """The LoRA layers of a part of the network, by their paths in it."""
+        return lora_layers(getattr(self.network, part))
+
+    def _weight_spec(self, name: str, layer: ModulatedLoRA) -> TensorSpec:
+        return TensorSpec(name=name, dtype=_NAMES[self.dtype], shape=tuple(layer.base_layer.weight.shape))
 
     @torch.no_grad()
     def _matrices(self, part: str, bin: Bin) -> Tensor:
@@ -213,6 +239,20 @@ class _StageMaker:
             [modulation],
             extra=self.modulations,
         )
+
+    def weights(self) -> Iterator[StageGraph]:
+        """The weights of each part whose layers are given theirs."""
+        for part in _PARTS if self.traits.gives_weights else ():
+            if f"{part}_modulation" in self.modulations and self._layers(part):
+                yield self._weights_of(part)
+
+    def _weights_of(self, part: str) -> StageGraph:
+        layers, stage = self._layers(part), f"{part}_weights"
+        scales = query_scales(getattr(self.network, part))
+        weights = fused.LayerWeights(tuple(layers.values()), scales, self.dtype)
+        graph = self._graph(stage, lambda **given: weights(given[f"{part}_modulation"]), [weights])
+        specs = (self._weight_spec(layer_tensor(stage, name), layer) for name, layer in layers.items())
+        return replace(graph, outputs=tuple(specs))
 
     def enlarge(self, scale: int) -> StageGraph:
         graph = self._graph("enlarge", lambda image: self.network.enlarge(_unit(image), scale), [])
@@ -251,7 +291,7 @@ class _StageMaker:
 
     def unet_of_pass(self, name: PassName) -> StageGraph:
         network, slot = cast(PiSASR, self.network), ModulationSlot()
-        layers = _PartLayers(pass_layers(network, name, slot, self.dtype), slot, None, name)
+        layers = _PartLayers(pass_layers(network, name, slot, self.dtype), name, slot)
         folded = network.encode_prompts(network.prompts) if self.options.prompts == "folded" else None
         unet = self._one_step_unet(layers.make, slot, folded)
         extra = ["pixel_scale", "semantic_scale", *(["prompts"] if folded is None else [])]
@@ -307,21 +347,22 @@ class _StageMaker:
         kind, modulation = STAGES[stage], layers.modulation if layers else None
         optional = {*extra, modulation}
 
-        def specs(*names: str) -> tuple[TensorSpec, ...]:
-            return tuple(self._spec(name, sizes, name == modulation) for name in names)
-
         may_read = (*kind.reads_one_of, *kind.may_read)
-        inputs = specs(*kind.reads, *(name for name in may_read if name in optional))
-        outputs = specs(*kind.gives, *(name for name in kind.may_give if name in optional))
+        read = (*kind.reads, *(name for name in may_read if name in optional))
+        given = (*kind.gives, *(name for name in kind.may_give if name in optional))
+        one: Mapping[int | str, int] = {"batch": 1} if self.traits.one_degradation else {}
+        inputs = tuple(
+            self._spec(name, {**sizes, **one} if name in self.modulations else sizes) for name in read
+        )
+        inputs += layers.weights if layers else ()
+        outputs = tuple(self._spec(name, sizes) for name in given)
         module = _Stage([spec.name for spec in inputs], compute, parts, layers).eval().requires_grad_(False)
         multiple = self.network.multiple // self.network.vae_factor
         key = layers.key if layers else SHARED
         return StageGraph(stage, key, module, inputs, outputs, multiple)
 
-    def _spec(self, name: str, sizes: Mapping[int | str, int], read_by_layers: bool) -> TensorSpec:
+    def _spec(self, name: str, sizes: Mapping[int | str, int]) -> TensorSpec:
         known = {**self.sizes, **sizes}
-        if read_by_layers and self.traits.one_degradation:
-            known["batch"] = 1
         shape = tuple(known.get(axis, axis) for axis in TENSORS[name].axes)
         return TensorSpec(name=name, dtype=TENSORS[name].dtype, shape=shape)
 
@@ -337,4 +378,6 @@ def _example(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator
         return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     if spec.dtype == "int64":
         return torch.ones(shape, dtype=torch.int64)
+    if spec.dtype == "float16":  # weights, laid out as `frozen` lays out others
+        return frozen(torch.rand(shape, generator=generator), torch.float16)
     return torch.rand(shape, generator=generator) - (0.5 if spec.name in ("latent", "x0", "decoded") else 0.0)

@@ -1,6 +1,7 @@
 """Runs the stages of a bundle one after the other, from a picture to the upscaled one."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from s3diff_export.verification.cases import CheckCase
 from s3diff_export.verification.reference import Array
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.engines.interface import Engine, Session
+from s3diff_runtime.engines.interface import Engine, Session, Value
 from s3diff_runtime.errors import BuildError
 from s3diff_runtime.progress import Steps
 from s3diff_runtime.stages import STAGES
@@ -66,18 +67,44 @@ def run_chains(
     stage, its session and the number of the case, before the case advances.
     """
     chains = [Chain(bundle.folder, bundle.manifest, case) for case in cases]
-    for stage, _ in bundle.manifest.ordered_stages():
+    for stage, kind in bundle.manifest.ordered_stages():
+        if kind.gives_weights:
+            continue  # it runs with those that read them, so that the weights of one case are there at a time
         progress(stage)
-        spec = bundle.manifest.stages[stage]
-        for key in spec.graphs:
+        for key in bundle.manifest.stages[stage].graphs:
             served = [number for number, case in enumerate(cases) if key in (SHARED, *case.choices)]
             if served:
-                session = engine.open(bundle.folder / bundle.graph(stage, key), spec)
+                session = open_stage(bundle, engine, stage, key)
                 for number in served:
                     inspect(stage, session, number)
                     chains[number].advance(stage, session)
                 del session  # before the next graph is loaded
     return chains
+
+
+@dataclass(frozen=True)
+class _WithWeights:
+    """A stage that reads weights, and the stage that computes them, as one."""
+
+    weights: Session
+    reads: frozenset[str]
+    """What `weights` reads."""
+    stage: Session
+
+    def run(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
+        """See `Session.run`."""
+        rest = {name: value for name, value in inputs.items() if name not in self.reads}
+        return self.stage.run(rest | self.weights.run({name: inputs[name] for name in self.reads}))
+
+
+def open_stage(bundle: Bundle, engine: Engine, stage: str, key: str) -> Session:
+    """A stage that takes what `stage_inputs` gives: with the one, if any, that computes its weights."""
+    session = engine.open(bundle.folder / bundle.graph(stage, key), bundle.manifest.stages[stage])
+    maker = bundle.manifest.weights_stage(stage)
+    if maker is None:
+        return session
+    read = frozenset(spec.name for spec in bundle.manifest.stages[maker].inputs)
+    return _WithWeights(open_stage(bundle, engine, maker, SHARED), read, session)
 
 
 def run_stage(
@@ -90,9 +117,16 @@ def run_stage(
 
 
 def stage_inputs(manifest: Manifest, stage: str, given: Mapping[str, Array]) -> dict[str, Array]:
-    """What a stage reads of the given tensors, as many prompts as it takes; the guidance is the bundle's."""
+    """What a stage reads of the given tensors, as many prompts as it takes; the guidance is the bundle's.
+
+    In the place of weights that are not among them there is what the stage reads that computes them.
+    """
     known = {"guidance": np.asarray(manifest.guidance.default, np.float32), **given}
-    inputs = {spec.name: known[spec.name] for spec in manifest.stages[stage].inputs}
+    specs, maker = manifest.stages[stage].inputs, manifest.weights_stage(stage)
+    if maker is not None and any(spec.name not in known for spec in manifest.stages[maker].outputs):
+        specs = (*specs, *manifest.stages[maker].inputs)
+        specs = tuple(spec for spec in specs if spec not in manifest.stages[maker].outputs)
+    inputs = {spec.name: known[spec.name] for spec in specs}
     if "prompts" in inputs and manifest.guidance.mode == "off":
         inputs["prompts"] = inputs["prompts"][:1]
     return inputs

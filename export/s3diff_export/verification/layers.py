@@ -157,7 +157,11 @@ def _precision_errors(path: Path, feed: Tensors) -> Iterator[LayerError]:
             raise RequestError(f"onnx refuses {path}: {error}; copy the bundle without links") from error
         onnx.save(raised, full, save_as_external_data=True, location=f"{path.name}.data")
         del raised
-        yield from _compared(path, lambda names: (_run(half, names, feed), _run(full, names, feed)))
+        wide = {
+            name: value.astype(np.float32) if value.dtype == np.float16 else value
+            for name, value in feed.items()
+        }
+        yield from _compared(path, lambda names: (_run(half, names, feed), _run(full, names, wide)))
 
 
 def raised_to_fp32(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -23,7 +23,7 @@ from s3diff_runtime.errors import BundleError
 from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
-from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, scale_key
+from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, kind_of, scale_key
 from s3diff_runtime.strengths import PASSES, Strengths
 from s3diff_runtime.vocabulary import SCALE, SCALES, Axis, ColorFix, Precision
 
@@ -159,6 +159,12 @@ class Manifest(Part):
         """The stages that the bundle has, in the order in which they feed each other."""
         return ((name, kind) for name, kind in STAGES.items() if name in self.stages)
 
+    def weights_stage(self, stage: str) -> str | None:
+        """The stage that computes weights which this one reads; None where its graphs hold all of them."""
+        read = {kind_of(tensor.name) for tensor in self.stages[stage].inputs}
+        of_layers = {name for name in read if name in TENSORS and TENSORS[name].by_layer}
+        return next((name for name, kind in self.ordered_stages() if of_layers & {*kind.gives}), None)
+
     def graph_files(self, graph: str) -> dict[str, FileRecord]:
         """The files of a graph or an engine: itself, and the weights beside it where it has some."""
         return {name: self.files[name] for name in (graph, f"{graph}.data") if name in self.files}
@@ -231,8 +237,9 @@ class Manifest(Part):
             yield f"prompts.tokenizer {self.prompts.tokenizer!r} is missing in files"
 
     def _stage_problems(self) -> Iterator[str]:
-        read = {tensor.name for stage in self.stages.values() for tensor in stage.inputs}
+        read = {kind_of(tensor.name) for stage in self.stages.values() for tensor in stage.inputs}
         wanted = {
+            **{name: not read.isdisjoint(kind.gives) for name, kind in STAGES.items() if kind.gives_weights},
             "text_encoder": self.prompts.mode == "runtime",
             "estimator": FAMILIES[self.family].estimates,
             "modulation": not read.isdisjoint(STAGES["modulation"].may_give),
@@ -262,28 +269,34 @@ class Manifest(Part):
 
     def _wiring_problems(self) -> Iterator[str]:
         """Every stage reads what the host or a stage before it gives, under the right type."""
-        given = {name for name, kind in TENSORS.items() if kind.from_host}
+        given: dict[str, TensorSpec | None] = {name: None for name, kind in TENSORS.items() if kind.from_host}
         if self.guidance.mode == "off":
-            given.remove("guidance")
+            del given["guidance"]
         for name, kind in self.ordered_stages():
             stage = self.stages[name]
-            inputs, outputs = ({tensor.name for tensor in part} for part in (stage.inputs, stage.outputs))
+            inputs, outputs = (
+                {kind_of(tensor.name) for tensor in part} for part in (stage.inputs, stage.outputs)
+            )
             if kind.reads_one_of and inputs.isdisjoint(kind.reads_one_of):
                 yield f"stage {name} lacks the input {' or '.join(kind.reads_one_of)}"
             for what, missing in (
                 ("the input", set(kind.reads) - inputs),
                 ("the output", set(kind.gives) - outputs),
-                ("anything that makes its input", inputs - given),
+                ("anything that makes its input", {tensor.name for tensor in stage.inputs} - given.keys()),
             ):
                 for tensor in sorted(missing):
                     yield f"stage {name} lacks {what} {tensor}"
             for spec in (*stage.inputs, *stage.outputs):
+                made = given.get(spec.name)
+                if made is not None and kind_of(spec.name) != spec.name and made != spec:
+                    found, expected = (f"{each.dtype} {list(each.shape)}" for each in (spec, made))
+                    yield f"{spec.name} of stage {name} is {found}, and what gives it says {expected}"
                 tensor_kind = TENSORS.get(spec.name)
                 if tensor_kind is not None and not _is_of_kind(spec, tensor_kind):
                     found = f"{spec.dtype} {list(spec.shape)}"
                     expected = f"{tensor_kind.dtype} {list(tensor_kind.axes)}"
                     yield f"{spec.name} of stage {name} is {found}, expected {expected}"
-            given |= outputs
+            given |= {spec.name: spec for spec in stage.outputs}
         unet = {tensor.name for tensor in self.stages["unet"].inputs} if "unet" in self.stages else set()
         for tensor, wanted in (
             ("guidance", self.guidance.mode == "on"),

@@ -1,6 +1,6 @@
 """What every engine offers: sessions of its stages, and lanes to chain them on."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,12 @@ class Lane(Protocol):
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """Bring a tensor to the device, once for all stages that read it. Raises `OutOfMemory`."""
+
+    def standing(self, key: Hashable, compute: Callable[[], Mapping[str, Value]]) -> Mapping[str, Value]:
+        """What `compute` gave when it was called for `key`, and where it was not, calls it now.
+
+        The results stay for further chains, until those of other keys take their room.
+        """
 
     def timed(self, stage: str) -> AbstractContextManager[None]:
         """Count the time of the block, or of the device on what the block asks of it, for `stage`."""

@@ -42,15 +42,21 @@ class Limits:
         """The longest side of a tile, or of what the estimator sees; None for any."""
         return min(self.profile.height.max, self.profile.width.max) if self.profile else None
 
-    def settle(self, options: UpscaleOptions) -> UpscaleOptions:
+    def settle(self, options: UpscaleOptions, usual_batch: int | None = None) -> UpscaleOptions:
         """Fit the options to the bundle: defaults give way, and what was asked for is refused.
+
+        Args:
+            options: as asked for.
+            usual_batch: of the flavour, see `FlavourTraits`.
 
         Raises:
             RequestError: naming all options that do not fit.
         """
         batch, tile = options.batch, options.tile
-        if self.profile is not None and "batch" not in options.given:
-            batch = min(max(batch, self.profile.batch.min), self.profile.batch.max)
+        if "batch" not in options.given:
+            batch = min(batch, usual_batch or batch)
+            if self.profile is not None:
+                batch = min(max(batch, self.profile.batch.min), self.profile.batch.max)
         if self.most_side is not None and tile and "tile" not in options.given:
             tile = min(max(tile, self.least_tile), self.most_side)
         fitted = options.but(batch=batch, tile=tile)

@@ -22,6 +22,7 @@ from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Lane, Session, Value, tensor_problem
 from s3diff_runtime.engines.onnx_cuda import CudaLane, CudaSession, CudaSide
 from s3diff_runtime.engines.onnx_failures import failure, line
+from s3diff_runtime.engines.standing import Standing
 from s3diff_runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
@@ -68,12 +69,13 @@ class OnnxEngine:
         self._cuda = CudaSide(self._ort, self._index, exact) if self._kind == "cuda" else None
         self._options = self._session_options(threads)
         self._turns = BoundedSemaphore(1 if self._cuda else LANES)
+        self._standing = Standing[Mapping[str, Value]](LANES)
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[Lane]:
         """See `Engine.lane`."""
         with self._turns:
-            yield CudaLane(self._cuda, clock) if self._cuda else OnnxLane(clock)
+            yield CudaLane(self._cuda, clock) if self._cuda else OnnxLane(self._standing, clock)
 
     def open(self, graph: Path, stage: Stage) -> Session:
         """See `Engine.open`."""
@@ -125,8 +127,8 @@ class OnnxEngine:
 class OnnxLane:
     """A chain of stages in ONNX Runtime on the CPU, where every tensor is an array."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.timed = clock.running
+    def __init__(self, standing: Standing[Mapping[str, Value]], clock: Clock) -> None:
+        self.standing, self.timed = standing.get, clock.running
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """See `Lane.upload`; there is nothing to do."""

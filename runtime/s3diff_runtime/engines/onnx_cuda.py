@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import Value, shape_of
 from s3diff_runtime.engines.onnx_failures import failure
+from s3diff_runtime.engines.standing import Standing
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -56,6 +57,9 @@ class CudaSide:
         }
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
         self._uploads: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self.standing = Standing[Mapping[str, Value]](
+            1
+        )  # a second key's would lie in the places of the first
 
     def run(self, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """The result of a call that this engine's thread makes."""
@@ -101,7 +105,7 @@ class CudaLane:
     """A chain of stages on the GPU, which waits for each of them."""
 
     def __init__(self, side: CudaSide, clock: Clock) -> None:
-        self._side, self.timed = side, clock.running
+        self._side, self.standing, self.timed = side, side.standing.get, clock.running
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """See `Lane.upload`."""

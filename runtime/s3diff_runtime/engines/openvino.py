@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,17 +19,20 @@ from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.compiled_graphs import CompiledGraphs, keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
+from s3diff_runtime.engines.standing import Standing
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
     import openvino
 
-_DEVICE = "CPU"
+_DEVICE, _CAPABILITIES = "CPU", "OPTIMIZATION_CAPABILITIES"
 _NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to )?allocate", re.IGNORECASE)
 """What OpenVINO and oneDNN below it say when memory runs out; all their errors are of one type."""
+_logger = logging.getLogger(__name__)
 
 
 def open_engine(
@@ -45,7 +49,7 @@ def open_engine(
             f"{bundle.folder} holds links, which OpenVINO does not follow; copy what they lead to "
             "(cp -rL BUNDLE COPY), or use engine onnx"
         )
-    return OpenVinoEngine(cpu, exact=bundle.manifest.precision == "fp32"), None
+    return OpenVinoEngine(cpu, bundle), None
 
 
 class OpenVinoEngine:
@@ -53,7 +57,8 @@ class OpenVinoEngine:
 
     Args:
         cpu: threads and precision.
-        exact: whether `auto` is f32 on every processor, as bundles in fp32 ask for exactness.
+        bundle: whose compiled graphs are kept for the next process, and whose precision decides what `auto`
+            is: f32 on every processor for fp32, which asks for exactness. None keeps nothing.
 
     Attributes:
         precision: what it computes in, `bf16` or `f32`; inputs, outputs and what follows the last large
@@ -66,26 +71,28 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
 
-    def __init__(self, cpu: CpuOptions, exact: bool = False) -> None:
+    def __init__(self, cpu: CpuOptions, bundle: Bundle | None = None) -> None:
         self._openvino = _import_openvino()
         self._core = self._openvino.Core()
-        self.precision: str | None = self._settled(cpu.cpu_precision, exact)
+        self.precision: str | None = self._settled(cpu.cpu_precision, bundle)
         # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
         self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1}
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
+        self._kept = bundle and CompiledGraphs(bundle, self._circumstances())
         self._turns = BoundedSemaphore(LANES)
+        self._standing = Standing[Mapping[str, Value]](LANES)
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[OpenVinoLane]:
         """See `Engine.lane`."""
         with self._turns:
-            yield OpenVinoLane(clock)
+            yield OpenVinoLane(self._standing, clock)
 
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""
         try:
-            compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
+            compiled = self._compiled(graph)
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
             if _is_want_of_memory(error):
                 raise OutOfMemory(f"no memory for {graph} ({_line(error)})") from error
@@ -104,8 +111,32 @@ class OpenVinoEngine:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
         return OpenVinoSession(self._openvino, compiled, stage, graph.stem)
 
-    def _settled(self, asked: CpuPrecision, exact: bool) -> str:
-        has_bf16 = "BF16" in self._core.get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    def _compiled(self, graph: Path) -> openvino.CompiledModel:
+        """Compile a graph, or load what was kept of it."""
+        file = self._kept and self._kept.file_of(graph)
+        kept = file and read_kept(file)
+        if kept:
+            try:
+                return self._core.import_model(kept, _DEVICE, self._settings)
+            except RuntimeError as error:
+                _logger.info("%s is compiled anew: %s", graph, _line(error))
+        compiled = self._core.compile_model(self._core.read_model(graph), _DEVICE, self._settings)
+        if file:
+            try:
+                keep(file, compiled.export_model().getvalue())
+            except RuntimeError as error:  # of export; what was compiled serves all the same
+                _logger.info("%s is not kept: %s", graph, _line(error))
+        return compiled
+
+    def _circumstances(self) -> list[str]:
+        """What decides how a graph is compiled, besides the graph."""
+        processor = [
+            str(self._core.get_property(_DEVICE, name)) for name in ("FULL_DEVICE_NAME", _CAPABILITIES)
+        ]
+        return [self._openvino.get_version(), *processor, str(sorted(self._settings.items()))]
+
+    def _settled(self, asked: CpuPrecision, bundle: Bundle | None) -> str:
+        has_bf16 = "BF16" in self._core.get_property(_DEVICE, _CAPABILITIES)
         if asked == "bf16" and not has_bf16:
             raise RequestError(
                 "cpu_precision is bf16, and this processor has no instructions for it; "
@@ -113,14 +144,15 @@ class OpenVinoEngine:
             )
         if asked != "auto":
             return asked
+        exact = bundle is not None and bundle.manifest.precision == "fp32"
         return "bf16" if has_bf16 and not exact else "f32"
 
 
 class OpenVinoLane:
     """A chain of stages in OpenVINO. All values are arrays on the host, which nothing copies."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.timed = clock.running
+    def __init__(self, standing: Standing[Mapping[str, Value]], clock: Clock) -> None:
+        self.standing, self.timed = standing.get, clock.running
 
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """See `Lane.upload`; there is nothing to do."""
@@ -136,7 +168,7 @@ class OpenVinoSession:
         self._openvino, self._compiled, self._name = openvino, compiled, name
         self._inputs = [spec.name for spec in stage.inputs]
         self._outputs = [
-            (spec.name, port.element_type, self._openvino.Shape([0] * len(spec.shape)))
+            (spec.name, port.element_type, self._openvino.Shape(_least(spec.shape)))
             for spec, port in zip(stage.outputs, compiled.outputs, strict=True)
         ]
 
@@ -149,8 +181,8 @@ class OpenVinoSession:
                 array = np.asarray(inputs[name], order="C")
                 request.set_input_tensor(index, self._openvino.Tensor(array, shared_memory=True))
             tensors = {}
-            for index, (name, dtype, empty) in enumerate(self._outputs):
-                tensors[name] = self._openvino.Tensor(dtype, empty)  # OpenVINO gives it its shape
+            for index, (name, dtype, least) in enumerate(self._outputs):
+                tensors[name] = self._openvino.Tensor(dtype, least)  # OpenVINO gives it its shape
                 request.set_output_tensor(index, tensors[name])
             request.infer()
             return {name: tensor.data for name, tensor in tensors.items()}
@@ -171,6 +203,12 @@ def _import_openvino() -> ModuleType:
     except ImportError as error:
         raise RequestError("OpenVINO is not installed: pip install 's3diff-export[cpu]'") from error
     return openvino
+
+
+def _least(shape: Sequence[int | str]) -> list[int]:
+    """A static shape, or an empty one that is grown."""
+    fixed = [side for side in shape if isinstance(side, int)]
+    return fixed if len(fixed) == len(shape) else [0] * len(shape)
 
 
 def _in_words(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> Iterator[str]:

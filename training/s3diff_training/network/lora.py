@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -10,24 +11,30 @@ from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
 
+T = TypeVar("T")
 
-class ModulationSlot:
-    """Where the LoRA layers of one network find the matrices C of the running call.
 
-    `value` is `[N, blocks, r, r]` (N may be 1 and broadcasts over the batch), or None for plain LoRA.
-    """
+class Slot(Generic[T]):
+    """Where the layers of one network find what the running call has for all of them; None if nothing."""
 
     def __init__(self) -> None:
-        self.value: Tensor | None = None
+        self.value: T | None = None
 
     @contextmanager
-    def holding(self, modulation: Tensor | None) -> Iterator[None]:
-        """Hold `modulation` `[N, blocks, r, r]` for the calls made inside the block."""
-        self.value = modulation
+    def holding(self, value: T | None) -> Iterator[None]:
+        """Hold `value` for the calls made inside the block."""
+        self.value = value
         try:
             yield
         finally:
             self.value = None
+
+
+class ModulationSlot(Slot[Tensor]):
+    """Where LoRA layers find the matrices C of the running call.
+
+    `value` is `[N, blocks, r, r]` (N may be 1 and broadcasts over the batch), or None for plain LoRA.
+    """
 
 
 class ModulatedLoRA(nn.Module):
