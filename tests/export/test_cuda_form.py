@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from diffusers.models.attention_processor import Attention
 from tests.export.cuda_operators import evaluator
 from tests.export.models import tiny_base, tiny_network
 
@@ -63,6 +64,28 @@ def test_nothing_of_the_plain_operators_is_left(folder: Path) -> None:
         assert not kinds["Conv"] + kinds["InstanceNormalization"] + kinds["Softmax"] + kinds["Sigmoid"]
         assert {each.location for each in _external(model)} <= {f"{stage}.onnx.data"}
         assert (folder / cuda_form_of(f"{stage}.onnx")).stat().st_size < 2**20
+
+
+def test_attention_is_the_pattern_that_engines_fuse(folder: Path) -> None:
+    """MatMul, Softmax, MatMul; before them nothing but reshapes to constant shapes, up to the projections."""
+    network = tiny_network(tiny_base("sd"))
+    for stage, part in zip(STAGES, (network.vae.encoder, network.unet, network.vae.decoder), strict=True):
+        graph = onnx.load(folder / f"{stage}.onnx", load_external_data=False).graph
+        made = {output: node for node in graph.node for output in node.output}
+        constants = {tensor.name for tensor in graph.initializer}
+        constants |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+        softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+        assert len(softmaxes) == sum(isinstance(each, Attention) for each in part.modules())
+        assert not [node for node in graph.node if node.op_type == "Sqrt"]
+        for softmax in softmaxes:
+            scores = made[softmax.input[0]]
+            (attended,) = (node for node in graph.node if softmax.output[0] in node.input)
+            assert (scores.op_type, attended.op_type) == ("MatMul", "MatMul")
+            for tensor in (*scores.input, attended.input[1]):
+                while tensor in made and made[tensor].op_type in ("Reshape", "Transpose"):
+                    assert constants.issuperset(made[tensor].input[1:])
+                    tensor = made[tensor].input[0]
+                assert tensor in constants or made[tensor].op_type in ("MatMul", "Gemm", "Add")
 
 
 def test_graphs_in_fp32_have_no_form(folder: Path, tmp_path: Path) -> None:
