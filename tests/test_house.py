@@ -139,6 +139,12 @@ def test_runtime_loads_no_framework() -> None:
     assert not loaded & HEAVY
 
 
+def test_upscaling_on_this_machine_loads_nothing_for_others() -> None:
+    loaded = loaded_after("import s3diff_runtime.batch.upscaling, s3diff_runtime.bundle.hub")
+    assert "s3diff_runtime" in loaded
+    assert not loaded & {"fsspec", "s3fs", "huggingface_hub", "ray", "pandas", "pyarrow"}
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
 def test_root_command_imports_no_room(arguments: list[str]) -> None:
     loaded = loaded_after(f"from s3diff_export import cli\ncli.run(cli.cli, {arguments})")

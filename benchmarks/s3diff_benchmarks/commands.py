@@ -39,6 +39,14 @@ _MEMBERS = {
         "s3diff_benchmarks.pictures.control:run_control",
         "What the noise and blur scores do to one image, as the paper's Figure 11.",
     ),
+    "ray": Member(
+        "s3diff_benchmarks.clusters.sharing:run_ray_bench",
+        "Pictures a second of upscale --ray, beside upscale, on this machine.",
+    ),
+    "plan": Member(
+        "s3diff_benchmarks.clusters.plan:run_plan",
+        "Reckon and simulate what a cluster takes for very many pictures.",
+    ),
     "compare": Member(
         "s3diff_benchmarks.report.compare:show_changes", "Tell regressions from noise between two reports."
     ),

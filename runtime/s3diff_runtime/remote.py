@@ -119,7 +119,9 @@ class RemotePath:
         with _refusals(self, "searched"):
             files, path = _opened(self)
             found = files.glob(path, detail=True)
-        start = self.url[: len(self.url) - len(path)]
+        start = self.url.removesuffix(path)
+        if start == self.url:
+            raise RequestError(f"{self} is a pattern, which is not understood in such URLs; name a folder")
         for name, entry in sorted(found.items()):
             if entry["type"] != "directory":
                 yield RemotePath(start + name, entry["size"] or 0)
@@ -197,7 +199,7 @@ def place_named(text: str) -> Place:
     server = rest.partition("/")[0]
     if re.search(r":[^@]*@", server) or (protocol in ("http", "https") and ("@" in server or "?" in rest)):
         raise RequestError(
-            f"a {protocol} URL holds a password or a query, which logs and reports would keep; pass "
+            f"this {protocol} URL holds a password or a query, which logs and reports would keep; pass "
             "credentials as the store's own tools take them, by environment or profile"
         )
     return RemotePath(f"{protocol}://{rest.rstrip('/')}")

@@ -115,6 +115,11 @@ def test_offline_the_cache_serves(hub: FakeHub, bundle: Path, monkeypatch: pytes
         local_bundle("me/other")
 
 
+def test_folders_are_folders(hub: FakeHub, bundle: Path) -> None:
+    assert local_bundle(bundle) == local_bundle(str(bundle)) == local_bundle(f"file://{bundle}") == bundle
+    assert not hub.requests
+
+
 def test_a_new_process_needs_an_endpoint_and_a_name(hub: FakeHub, bundle: Path, tmp_path: Path) -> None:
     hub.commit("me/small", content(bundle))
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
@@ -158,7 +163,9 @@ def test_card_says_what_the_manifest_says(bundle: Path) -> None:
         "psnr": {"wavelet": 71.25, "none": None},
     }
     prompts = manifest.prompts.model_copy(update={"positive": "a | b `c`\n---\n<script>[x](y)"})
-    manifest = manifest.model_copy(update={"reports": {"parity": parity}, "prompts": prompts})
+    bins = [{"bins": "3x3", "count": 9, "epsilon_relative_mean": 0.012, "image_psnr_mean": 41.5}]
+    reports = {"parity": parity, "bins": bins}
+    manifest = manifest.model_copy(update={"reports": reports, "prompts": prompts})
     card = model_card(manifest, "me/small", "apache-2.0")
     _, front, text = card.split("---\n", 2)
     assert yaml.safe_load(front) == {
@@ -170,6 +177,7 @@ def test_card_says_what_the_manifest_says(bundle: Path) -> None:
     assert "| epsilon | 1.5e-06 | 1.0e-04 |" in text
     assert "| image (wavelet) | 71.2 dB |  |" in text
     assert "| image (none) | identical |  |" in text
+    assert "| 3x3 (9) | 1.2e-02 | 41.5 dB |" in text
     assert "--bundle me/small" in text
     assert "<script>" not in text and "](y)" not in text and "a | b" not in text
     assert "no report of a comparison" in model_card(Manifest.read(bundle), "me/small", "other")
@@ -233,7 +241,7 @@ def test_damaged_bundles_are_refused_and_not_kept(
         (("push", "BUNDLE", "me/readable"), "me/readable is refused by the Hub: "),
         (("push", "BUNDLE", "me/small", "--license", "My own"), "license is 'My own', expected an"),
         (("pull", "folder", "-o", "x"), "folder is a folder of this machine; expected OWNER/NAME or a URL"),
-        (("pull", f"s3://key:{SECRET}@bucket/x", "-o", "x"), "a s3 URL holds a password or a query"),
+        (("pull", f"s3://key:{SECRET}@bucket/x", "-o", "x"), "this s3 URL holds a password or a query"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_is_refused_in_one_line(

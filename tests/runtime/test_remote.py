@@ -80,10 +80,17 @@ def upscale(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 # --- what is done ---------------------------------------------------------------------------------
 
 
-def test_folder_of_a_bucket_becomes_another(s3: Bucket, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_of_a_bucket_becomes_another(
+    s3: Bucket, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     s3.put("in/bad.png", b"not a picture")
+    s3.put("out/.s3diff-writable", b"")  # what a run leaves that may write and not remove
+    caplog.set_level(logging.INFO, "werkzeug")
+    caplog.clear()
     code, out, err = upscale(capsys, *BOTH, "--report", "s3://photos/r.json", "--compare", *EXACT)
     assert code == 1
+    asked = [record.getMessage() for record in caplog.records if "/deep/er/c.png" in record.getMessage()]
+    assert ["GET" in asked[0], "PUT" in asked[1], len(asked)] == [True, True, 2], "one request each way"
     assert err.splitlines()[0] == (
         "failed: s3://photos/in/bad.png is not a PNG, JPEG, WEBP, TIFF, BMP, DIB, GIF, AVIF, HEIF, JXL "
         "picture, or is damaged"
@@ -280,9 +287,9 @@ def test_keys_that_expire_end_the_batch(
         (("s3://photos/in", "-o", "s3://photos/o", "--report", "x.png"), "--report x.png is an input"),
         (("s3://photos/in/a.png", "-o", "s3://photos/in/a.png"), "would replace the input s3://"),
         (("s3://photos/in/deep/b.png", "-o", "s3://photos/in/deep/er/c.png"), "c.png exists; pass --force"),
-        ((f"s3://key:{SECRET}@photos/in", "-o", "out"), "a s3 URL holds a password or a query"),
-        ((f"https://host/in.png?sig={SECRET}", "-o", "out"), "a https URL holds a password or a query"),
-        (("in", "-o", f"ftp://me:{SECRET}@host/out"), "a ftp URL holds a password or a query"),
+        ((f"s3://key:{SECRET}@photos/in", "-o", "out"), "this s3 URL holds a password or a query"),
+        ((f"https://host/in.png?sig={SECRET}", "-o", "out"), "this https URL holds a password or a query"),
+        (("in", "-o", f"ftp://me:{SECRET}@host/out"), "this ftp URL holds a password or a query"),
         (("gopher://host/in", "-o", "out"), "gopher://host/in cannot be opened: Protocol not known: gopher"),
         (("abfs://c/in", "-o", "out"), "abfs://c/in needs more than is installed: Install adlfs"),
     ],

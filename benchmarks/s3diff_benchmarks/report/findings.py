@@ -45,6 +45,11 @@ class BenchmarkRequest(Options):
         """All that are measured, the first of them in the foreground."""
         return ()
 
+    @property
+    def subject(self) -> str:
+        """What a report without bundles is of."""
+        return "weights in PyTorch"
+
 
 @dataclass(frozen=True)
 class BundleRequest(BenchmarkRequest):
@@ -95,7 +100,7 @@ def report_on(kind: str, measure: Callable[[R], Findings], request: R, output: O
     findings = measure(request)
     report = Report(
         kind=kind,
-        title=f"{kind.capitalize()} of {bundles[0].name if bundles else 'weights in PyTorch'}",
+        title=f"{kind.capitalize()} of {bundles[0].name if bundles else request.subject}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=typed_command(),
         options=json.loads(json.dumps(options, default=str)),

@@ -10,6 +10,7 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Self, TypeVar
 
+from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
@@ -35,9 +36,10 @@ class Fleet:
     @classmethod
     def open(cls, bundle: str | Path, engine: str, devices: Sequence[str], options: UpscaleOptions) -> Self:
         """Open a bundle on every device; see `Upscaler.open` for what it raises."""
+        folder = local_bundle(bundle)  # once, for all devices
         with ExitStack() as opened:
             upscalers = [
-                opened.enter_context(Upscaler.open(bundle, engine, device, options)) for device in devices
+                opened.enter_context(Upscaler.open(folder, engine, device, options)) for device in devices
             ]
             opened.pop_all()
         return cls(upscalers)

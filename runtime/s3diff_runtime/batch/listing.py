@@ -38,8 +38,6 @@ class ListedJobs:
     def __init__(
         self, root: RemotePath, output: Place, format: Format | None, compare: bool, resume: bool
     ) -> None:
-        if output.suffix.lower() in SUFFIXES:
-            raise RequestError(f"{output} names a file, and {root} is a folder; expected a folder for it")
         if isinstance(output, RemotePath) and root.is_below(output):
             raise RequestError(f"{output} holds the input {root}, which results could replace; name another")
         self._search = Search(output)
@@ -48,6 +46,8 @@ class ListedJobs:
         first = next(parts, None)
         if first is None:
             raise RequestError(f"{root} {HOLDS_NONE}")
+        if output.suffix.lower() in SUFFIXES:
+            raise RequestError(f"{output} names a file, and {root} is a folder; expected a folder for it")
         self._waiting = chain([first], parts)
 
     @property
@@ -92,12 +92,14 @@ def looked_up(jobs: Iterable[Job]) -> list[Job]:
 
 
 def refuse_filled(folder: Place) -> None:
-    """Raise `RequestError` when something lies in a folder: whose names are not all known before the work."""
+    """Raise `RequestError` when a folder, where not all results' names are known yet, holds more than hidden
+    files.
+    """
     if isinstance(folder, RemotePath):
-        holds = next(folder.children(missing_ok=True), None) is not None
+        names = [child.name for child, _ in folder.children(missing_ok=True)]
     else:
-        holds = folder.is_dir() and any(folder.iterdir())
-    if holds:
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(not name.startswith(".") for name in names):
         raise RequestError(
             f"{folder} holds something already; pass --force to replace results in it, or --resume to keep "
             "those that are there"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
-from PIL import Image
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -33,7 +31,15 @@ from s3diff_runtime.batch.each import read_each, require_able
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Jobs, exists, output_folder, plan_jobs, refuse_existing, resolved
 from s3diff_runtime.batch.listing import ListedJobs, folder_to_list, looked_up, refuse_filled
-from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status, is_whole, size_of_result
+from s3diff_runtime.batch.run import (
+    Batch,
+    BatchOptions,
+    Outcome,
+    Status,
+    every_size_allowed,
+    is_whole,
+    size_of_result,
+)
 from s3diff_runtime.batch.search import LeftOut
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
@@ -44,8 +50,12 @@ from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import QUALITY, SUFFIXES, Format
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
 from s3diff_runtime.remote import Place, RemotePath, place_named
+from s3diff_runtime.serving.ray_options import RayOptions
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
+
+if TYPE_CHECKING:
+    from s3diff_runtime.serving.ray_batch import SharedBatch, Workers
 
 _REMOTE_THREADS = 8
 """That read, and that write, where pictures are in a store."""
@@ -82,6 +92,7 @@ class UpscaleRequest(Options):
     )
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
     options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
+    cluster: RayOptions = group(RayOptions)
     max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused.", least=1)
     force: bool = option(False, "Replace results that exist.")
     resume: bool = option(False, "Keep results that exist and are whole; do the others.")
@@ -93,6 +104,8 @@ class UpscaleRequest(Options):
         """What is missing, and what contradicts each other."""
         if self.bundle is None:
             yield "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
+        if self.cluster.ray and self.device not in ("cpu", "cuda"):
+            yield f"--device {self.device} with --ray, which gives each worker its GPU; expected cpu or cuda"
         if self.force and self.resume:
             yield "--force replaces results and --resume keeps them; choose one"
         if self.dry_run and self.report:
@@ -119,18 +132,27 @@ def run_upscale(request: UpscaleRequest) -> None:
         _require_own_file(request.report, jobs)
     each = read_each(request.each, jobs) if request.each else {}
     bundle = request.bundle or ""  # never None: the request checked it
-    with _every_size_allowed():
+    with every_size_allowed():
         if request.dry_run:
             manifest = Manifest.read(local_bundle(bundle))
             require_able(manifest, request.settings, each)
             _show_plan(request, jobs, request.settings.scale or manifest.scale)
             return
-        with Fleet.open(bundle, request.engine, listed_devices(request.device), request.options) as fleet:
+        with _opened(request, bundle) as fleet:
             require_able(fleet.manifest, request.settings, each)
             if request.report:
                 _require_writable(request.report.parent)
             _require_writable(output_folder(request.output))
             _run(request, fleet, jobs, each)
+
+
+def _opened(request: UpscaleRequest, bundle: str | Path) -> Fleet | Workers:
+    """What does the work: the devices of this machine, or workers of a cluster."""
+    if not request.cluster.ray:
+        return Fleet.open(bundle, request.engine, listed_devices(request.device), request.options)
+    from s3diff_runtime.serving.ray_batch import Workers  # imports Ray
+
+    return Workers(bundle, request.engine, request.device, request.options, request.cluster)
 
 
 def _planned(request: UpscaleRequest) -> Jobs | ListedJobs:
@@ -153,7 +175,7 @@ def _planned(request: UpscaleRequest) -> Jobs | ListedJobs:
 
 def _run(
     request: UpscaleRequest,
-    fleet: Fleet,
+    fleet: Fleet | Workers,
     jobs: Jobs | ListedJobs,
     each: Mapping[Place, UpscaleSettings],
 ) -> None:
@@ -168,7 +190,11 @@ def _run(
     started, start = datetime.now(UTC), perf_counter()
     ending: BaseException | None = None
     with _progress(len(jobs) if isinstance(jobs, Jobs) else None) as show:
-        batch = Batch(fleet, jobs, options, show)
+        batch: Batch | SharedBatch
+        if isinstance(fleet, Fleet):
+            batch = Batch(fleet, jobs, options, show)
+        else:
+            batch = fleet.batch(jobs, options, show)
         try:
             batch.run()
         except BaseException as error:  # an interruption too: the report says how far the batch came
@@ -257,7 +283,7 @@ def _progress(total: int | None) -> Iterator[Callable[[Outcome], None]]:
 
 
 def _print_summary(
-    fleet: Fleet, outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None
+    fleet: Fleet | Workers, outcomes: Sequence[Outcome], seconds: float, ending: BaseException | None
 ) -> None:
     counts = _counts(outcomes)
     parts = [f"{counts['done']} upscaled in {seconds:.1f} s on {fleet.engine} in {fleet.precision}"]
@@ -287,7 +313,7 @@ def _counts(outcomes: Sequence[Outcome]) -> dict[str, int]:
 
 def _report(
     request: UpscaleRequest,
-    fleet: Fleet,
+    fleet: Fleet | Workers,
     outcomes: Sequence[Outcome],
     started: datetime,
     seconds: float,
@@ -329,16 +355,3 @@ def _require_writable(folder: Place) -> None:
             pass
     except OSError as error:
         raise RequestError(f"cannot write into {folder}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _every_size_allowed() -> Iterator[None]:
-    """Lift Pillow's limit and its warnings in this process: inputs have our limit, and results are larger."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before

@@ -54,7 +54,7 @@ fetched.
 {"".join(_table(("", ""), [*facts(manifest), ("files", _files(manifest))]))}
 ## How well it was verified
 
-{"".join(_parity(manifest.reports.get("parity")))}
+{"".join(_parity(manifest.reports.get("parity")))}{"".join(_bins(manifest.reports.get("bins")))}
 ## Licence
 
 `{license}`. A bundle holds the weights that it was built from: what their licences ask for, it asks for too.
@@ -78,6 +78,22 @@ def _parity(report: Any) -> Iterator[str]:  # noqa: ANN401 - reports are free-fo
     for fix, psnr in report.get("psnr", {}).items():
         rows.append((f"image ({fix})", "identical" if psnr is None else f"{psnr:.1f} dB", ""))
     yield from _table(("quantity", "error", "limit"), rows)
+
+
+def _bins(report: Any) -> Iterator[str]:  # noqa: ANN401
+    """What the nearest bin costs against exact modulation, of merged bundles."""
+    if not isinstance(report, Sequence) or not report:
+        return
+    yield "\nThe nearest bin against exact modulation, on one small picture:\n\n"
+    rows = [
+        (
+            f"{each.get('bins')} ({each.get('count')})",
+            f"{each.get('epsilon_relative_mean', 0):.1e}",
+            f"{each.get('image_psnr_mean', 0):.1f} dB",
+        )
+        for each in report
+    ]
+    yield from _table(("bins", "relative error of ε, mean", "image PSNR, mean"), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -119,7 +119,8 @@ def local_bundle(bundle: str | Path) -> Path:
     """
     source = source_of(bundle)
     if source is None:
-        return Path(bundle)
+        place = place_named(str(bundle))
+        return place if isinstance(place, Path) else Path(bundle)
     content = source.manifest()
     folder = cache_folder() / "bundles" / hashlib.sha256(content).hexdigest()
     with _one_at_a_time(folder):

@@ -1,0 +1,1 @@
+"""Plans past this machine: what many machines take for many pictures."""
