@@ -50,7 +50,7 @@ bench: $(STAMP) ## measure speed, memory and quality of the shipped small model:
 
 # One thread a process: the models of the tests are too small to gain from more.
 test: $(STAMP) ## run the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	$(BIN)/pytest -q -m slow --timeout 1800

@@ -16,7 +16,7 @@ from torch import nn
 
 from s3diff_export.graphs.onnx_export import export_onnx
 from s3diff_export.graphs.options import GraphOptions
-from s3diff_export.graphs.stages import StageGraph, layers_of_mode, stage_graphs
+from s3diff_export.graphs.stages import layers_of_mode, stage_graphs
 from s3diff_export.graphs.unet import OneStepUNet
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
@@ -122,12 +122,6 @@ def test_unets_of_another_kind_are_refused(
         list(stage_graphs(network, GraphOptions("dynamic", "fp32")))
 
 
-def stage(network: S3Diff, name: str, mode: LoraMode) -> StageGraph:
-    """Make one stage in fp32, merged at the first degradation."""
-    graphs = stage_graphs(network, GraphOptions(mode, "fp32"), [BIN])
-    return next(graph for graph in graphs if graph.stage == name)
-
-
 VAES: dict[str, tuple[dict[str, Any], NetworkConfig]] = {
     "no quantising convolutions": ({"use_quant_conv": False, "use_post_quant_conv": False}, SMALL_RANKS),
     "no attention in the middle": ({"mid_block_add_attention": False}, SMALL_RANKS),
@@ -152,9 +146,11 @@ def test_other_vaes(
     latent = network.encode(network.pad(enlarged), modulation).latent
     decoded = network.decode(latent, modulation)
     for name, given, truth in (("vae_encoder", enlarged, latent), ("vae_decoder", latent, decoded)):
-        graph = stage(network, name, mode)
-        extra = [matrices] if "vae_modulation" in [spec.name for spec in graph.inputs] else []
-        found = graph.module(given, *extra)
+        graphs = {graph.stage: graph for graph in stage_graphs(network, GraphOptions(mode, "fp32"), [BIN])}
+        graph, extra = graphs[name], {"vae_modulation": matrices}
+        if weights := graphs.get("vae_weights"):
+            extra |= dict(zip([spec.name for spec in weights.outputs], weights.module(matrices), strict=True))
+        found = graph.module(given, *(extra[spec.name] for spec in graph.inputs[1:]))
         if name == "vae_decoder":
             found, contrast = found
             deviations = (truth - truth.mean((1, 2, 3), True)).abs().mean((1, 2, 3))
