@@ -65,10 +65,11 @@ gpu-check: $(STAMP) ## on a machine with a GPU: build, run and measure every eng
 demo-model: $(STAMP) ## train the small model that ships, from nothing: about four hours on two cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/make_demo_model.sh
 
-lint: $(STAMP) ## check style, formatting and types
+lint: $(STAMP) ## check style, formatting, types and the Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/serve.Dockerfile
 
 format: $(STAMP) ## put imports and layout in order
 	$(BIN)/ruff check --fix .
