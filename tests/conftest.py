@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before anything imports torch or numpy. More threads than cores slow every test down.
@@ -35,3 +37,16 @@ def _same_random_numbers() -> None:
     torch = sys.modules.get("torch")  # never the test run's reason to load it
     if torch is not None:
         torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _same_handler_of_ended_children() -> Iterator[None]:
+    """Take back the handler that a `DataLoader` with workers leaves in its process.
+
+    With it, the end of any child is delivered on the signal stack of the main thread, and where a library
+    that is loaded later has spoilt that stack, the kernel kills the process.
+    """
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if before is not None and signal.getsignal(signal.SIGCHLD) != before:
+        signal.signal(signal.SIGCHLD, before)
