@@ -28,8 +28,8 @@ REFUSED = {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}
 BUSY = {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}
 FAILED = {"http": "500", "grpc": "StatusCode.INTERNAL"}
 PIXELS = dark_noise(16, 24)
-LARGE = dark_noise(480, 480)
-BUSY_FOR_A_WHILE = [Ask("http", {"pixels": LARGE[None]}) for _ in range(4)]
+LARGE = dark_noise(320, 320)
+BUSY_FOR_A_WHILE = [Ask("http", {"pixels": LARGE[None]}) for _ in range(5)]
 
 
 def png(image: Image.Image, **options: object) -> np.ndarray:
