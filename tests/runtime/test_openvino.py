@@ -113,6 +113,26 @@ def test_a_picture_at_a_time_unless_more_are_asked_for(bundles: dict[LoraMode, P
             assert upscaler.options.batch == expected
 
 
+def test_the_first_shapes_get_a_graph_of_their_own_and_all_others_one(
+    fused: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, session = count_compilations(monkeypatch), opened(fused, "estimator")
+    assert not compiled
+    expected = {size: noise(1, size, 8, 3).mean((1, 2))[:, :2] / 255 for size in (8, 16, 24)}
+    for size in (16, 8, 16, 24, 8, 24):
+        found = session.run({"image": noise(1, size, 8, 3)})["degradation"]
+        np.testing.assert_allclose(np.asarray(found), expected[size], rtol=1e-5)
+    assert [model.is_dynamic() for model in compiled] == [False, True]
+
+
+def test_a_large_graph_is_held_once(fused: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3diff_runtime.engines.openvino.LARGE", -1)
+    compiled, session = count_compilations(monkeypatch), opened(fused, "estimator")
+    for size in (16, 8):
+        session.run({"image": noise(1, size, 8, 3)})
+    assert [model.is_dynamic() for model in compiled] == [True]
+
+
 # --- precision ------------------------------------------------------------------------------------
 
 
@@ -162,14 +182,14 @@ def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "s3diff-export" / "openvino"
 
 
-def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    read, compiled = openvino.Core.read_model, list[Path]()
+def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[openvino.Model]:
+    compile_model, compiled = openvino.Core.compile_model, list[openvino.Model]()
 
-    def counting(core: openvino.Core, path: Path) -> openvino.Model:
-        compiled.append(path)
-        return read(core, path)
+    def counting(core: openvino.Core, model: openvino.Model, *rest: object) -> openvino.CompiledModel:
+        compiled.append(model)
+        return compile_model(core, model, *rest)
 
-    monkeypatch.setattr(openvino.Core, "read_model", counting)
+    monkeypatch.setattr(openvino.Core, "compile_model", counting)
     return compiled
 
 
@@ -200,7 +220,12 @@ def test_what_was_compiled_otherwise_is_not_taken(
     compiled = count_compilations(monkeypatch)
     spec, cpu, bundle = fused.manifest.stages["unet"], F32, fused
     graph = spec.graphs["shared"]
-    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec)
+    inputs: dict[str, Value] = {
+        "latent": np.ones((1, 3, 8, 8), np.float32),
+        "guidance": np.array(1, np.float32),
+        "unet_weights.shift": np.ones((1, 1, 1, 1), np.float32),
+    }
+    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec).run(inputs)
     if changed == "weights":
         name = f"{graph}.data"
         files = fused.manifest.files | {
@@ -214,8 +239,8 @@ def test_what_was_compiled_otherwise_is_not_taken(
     else:
         asked = openvino.Core.get_property
         monkeypatch.setattr(openvino.Core, "get_property", lambda *names: f"another {asked(*names)}")
-    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec)
-    assert compiled == [fused.folder / graph] * 2
+    OpenVinoEngine(cpu, bundle).open(fused.folder / graph, spec).run(inputs)
+    assert len(compiled) == 2
     assert len(list(caches.iterdir())) == 2
 
 
@@ -260,11 +285,9 @@ def test_nothing_is_kept_of_graphs_of_another_size_or_where_nobody_may_write(
 ) -> None:
     first = upscaled(bundles["fused"])
     shutil.rmtree(caches)
-    for bound in ("_LEAST", "_MOST"):
+    for bound, size in (("_LEAST", 2**40), ("LARGE", 0)):
         with monkeypatch.context() as patched:
-            patched.setattr(
-                f"s3diff_runtime.engines.compiled_graphs.{bound}", 2**40 if bound == "_LEAST" else 0
-            )
+            patched.setattr(f"s3diff_runtime.engines.compiled_graphs.{bound}", size)
             upscaled(bundles["fused"])
             assert not caches.exists()
     with monkeypatch.context() as patched:
@@ -321,12 +344,12 @@ def test_graph_of_another_stage(fused: Bundle) -> None:
 
 
 def test_failed_run_names_the_stage(fused: Bundle) -> None:
-    two_matrices: dict[str, Value] = {
+    two_weights: dict[str, Value] = {
         "image": noise(2, 8, 8, 3),
-        "vae_modulation": np.zeros((2, 2, 2, 2), np.float32),
+        "vae_weights.shift": np.zeros((2, 2, 1, 1), np.float32),
     }
     with pytest.raises(JobError, match=r"stage vae_encoder failed on cpu .*smaller tile") as error:
-        opened(fused, "vae_encoder").run(two_matrices)
+        opened(fused, "vae_encoder").run(two_weights)
     assert not isinstance(error.value, OutOfMemory)
     assert "\n" not in str(error.value)
 
@@ -340,7 +363,7 @@ def test_want_of_memory_is_told_apart(fused: Bundle) -> None:
         def create_infer_request(self) -> object:
             return openvino.Tensor(openvino.Type.f32, openvino.Shape([1 << 50]))
 
-    session._compiled = Starved()
+    session._graphs[None] = Starved()
     with pytest.raises(OutOfMemory, match=r"stage estimator failed on cpu for want of memory .*bad_alloc"):
         session.run({"image": noise(1, 8, 8, 3)})
 

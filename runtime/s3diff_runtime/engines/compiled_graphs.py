@@ -16,8 +16,10 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.files import cache_folder, replacing
 
-_LEAST, _MOST = 2**19, 2**26
-"""Bytes of a graph with its weights: smaller ones compile in no time, larger ones are not worth the space."""
+LARGE = 2**26
+"""Bytes of a graph with its weights, above which compiled ones are not worth the space."""
+_LEAST = 2**19
+"""Bytes below which a graph compiles in no time."""
 _LIMIT = 2**29
 """Bytes of all that is kept; what was not used for the longest time goes first."""
 _SUFFIX = ".compiled"
@@ -30,18 +32,21 @@ class CompiledGraphs:
 
     Args:
         bundle: whose manifest has the hashes of graphs and weights.
-        circumstances: all else that decides how a graph is compiled: versions, processor, settings.
+        circumstances: what decides how every graph is compiled: version and processor.
     """
 
     def __init__(self, bundle: Bundle, circumstances: Sequence[str]) -> None:
         self._bundle, self._circumstances = bundle, tuple(circumstances)
 
-    def file_of(self, graph: Path) -> Path | None:
-        """Where a graph of the bundle is kept, be it there or not; None where nothing is kept of it."""
+    def file_of(self, graph: Path, how: Sequence[str]) -> Path | None:
+        """Where a graph of the bundle is kept as it was compiled for `how`, be it there or not.
+
+        None where nothing is kept of it.
+        """
         records = self._bundle.manifest.graph_files(graph.relative_to(self._bundle.folder).as_posix())
-        if not _LEAST <= sum(record.size for record in records.values()) <= _MOST:
+        if not _LEAST <= sum(record.size for record in records.values()) <= LARGE:
             return None
-        key = json.dumps([[record.sha256 for record in records.values()], self._circumstances])
+        key = json.dumps([[record.sha256 for record in records.values()], self._circumstances, list(how)])
         try:
             return _folder() / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
         except RuntimeError:  # a user without a home, as containers have

@@ -1,0 +1,114 @@
+"""Graphs in the operators that OpenVINO's kernels for CPUs run fastest; what they compute stays.
+
+Its convolutions keep channels last in memory, and what needs them first makes it turn every activation twice.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import opset13 as ops
+
+_SPATIAL = np.array([1, 2, 3], np.int64)
+"""Axes of `[N, C, H, W]` that a norm of one group takes together."""
+_THROUGH = ("Convert", "Reshape", "Unsqueeze")
+"""What a constant may have passed."""
+
+
+def refit(model: openvino.Model) -> None:
+    """Rewrite norms of one group, and projections that are split in two, in place."""
+    for node in model.get_ordered_ops():
+        match node.get_type_name():
+            case "MVN":
+                _keep_channels_last(node)
+            case "Split" | "VariadicSplit":
+                _project_halves(node)
+    model.validate_nodes_and_infer_types()
+
+
+def has_convolutions(model: openvino.Model) -> bool:
+    """Whether a graph computes enough for low precision to pay."""
+    return any(node.get_type_name() == "Convolution" for node in model.get_ops())
+
+
+def held_bytes(model: openvino.Model) -> int:
+    """Bytes of a graph's constants, which are its weights."""
+    return sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
+
+
+def _keep_channels_last(norm: openvino.Node) -> None:
+    """Normalise `[N, C, H, W]` as it lies, not as `[N, 1, C H W]`.
+
+    A norm of several groups has to stay: no axes of a tensor with its channels last are one group's.
+    """
+    flat = norm.input_value(0).get_node()
+    if flat.get_type_name() != "Reshape":
+        return
+    image, shape = flat.input_value(0), flat.get_output_partial_shape(0)
+    if len(image.get_partial_shape()) != 4 or len(shape) != 3 or shape[1] != 1:
+        return
+    last = norm
+    for kind, neutral in (("Multiply", 1), ("Add", 0), ("Reshape", None)):
+        readers = [port.get_node() for port in last.output(0).get_target_inputs()]
+        readers = [node for node in readers if node.get_type_name() != "ShapeOf"]
+        if [node.get_type_name() for node in readers] != [kind]:
+            return
+        last = readers[0]
+        if neutral is not None and not any(_is_all(value, neutral) for value in last.input_values()):
+            return
+    settings = norm.get_attributes()
+    twin = ops.mvn(image, ops.constant(_SPATIAL), True, settings["eps"], settings["eps_mode"].lower())
+    last.output(0).replace(twin.output(0))
+
+
+def _project_halves(split: openvino.Node) -> None:
+    """Compute the two halves of a projection apart, and so without a copy of them.
+
+    What follows a half (GELU, a product) then runs within its own projection.
+    """
+    whole, sides = split.input_value(0), [output.get_partial_shape() for output in split.outputs()]
+    axis = _data(split.input_value(1))
+    if len(sides) != 2 or len(sides[0]) != 3 or sides[0] != sides[1] or axis is None or axis not in (-1, 2):
+        return
+    halves = _halves(whole)
+    if halves is not None:
+        for output, half in zip(split.outputs(), halves, strict=True):
+            output.replace(half)
+
+
+def _halves(whole: openvino.Output) -> list[openvino.Output] | None:
+    """The two halves of a sum of projections along its last axis; None for anything else."""
+    node = whole.get_node()
+    match node.get_type_name():
+        case "Constant":
+            data: NDArray[np.generic] = node.get_data()
+            if data.ndim == 0 or data.shape[-1] == 1:
+                return [whole, whole]
+            return [ops.constant(half.copy()).output(0) for half in np.split(data, 2, -1)]
+        case "Add" | "Multiply":
+            make = ops.add if node.get_type_name() == "Add" else ops.multiply
+            left, right = map(_halves, node.input_values())
+            if left is None or right is None:
+                return None
+            return [make(*pair).output(0) for pair in zip(left, right, strict=True)]
+        case "MatMul":
+            settings, weights = node.get_attributes(), _halves(node.input_value(1))
+            if weights is None or settings["transpose_a"] or settings["transpose_b"]:
+                return None
+            return [ops.matmul(node.input_value(0), weight, False, False).output(0) for weight in weights]
+        case "Transpose" if whole.get_partial_shape().is_static and len(whole.get_shape()) == 2:
+            return list(ops.split(whole, 1, 2).outputs())  # a weight that is an input
+    return None
+
+
+def _is_all(value: openvino.Output, number: float) -> bool:
+    data = _data(value)
+    return data is not None and bool(np.all(data == number))
+
+
+def _data(value: openvino.Output) -> NDArray[np.generic] | None:
+    node = value.get_node()
+    while node.get_type_name() in _THROUGH:
+        node = node.input_value(0).get_node()
+    return node.get_data() if node.get_type_name() == "Constant" else None
