@@ -133,6 +133,14 @@ def test_a_large_graph_is_held_once(fused: Bundle, monkeypatch: pytest.MonkeyPat
     assert [model.is_dynamic() for model in compiled] == [True]
 
 
+def test_threads_are_not_bound_to_cores(fused: Bundle) -> None:
+    """Those of two processes would meet on the first ones: two of one thread each served half."""
+    session = opened(fused, "estimator")
+    assert isinstance(session, OpenVinoSession)
+    session.run({"image": noise(1, 8, 8, 3)})
+    assert [graph.get_property("ENABLE_CPU_PINNING") for graph in session._graphs.values()] == [False]
+
+
 # --- precision ------------------------------------------------------------------------------------
 
 

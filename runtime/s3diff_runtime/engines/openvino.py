@@ -79,7 +79,12 @@ class OpenVinoEngine:
         self._core = self._openvino.Core()
         self.precision: str | None = self._settled(cpu.cpu_precision, bundle)
         # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
-        self._settings = {"INFERENCE_PRECISION_HINT": self.precision, "NUM_STREAMS": 1}
+        # Threads are free to move: pinned ones of several processes, or of two callers, meet on the same cores.
+        self._settings = {
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
+        }
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
         self._kept = bundle and CompiledGraphs(bundle, self._circumstances())

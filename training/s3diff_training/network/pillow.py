@@ -1,12 +1,11 @@
 """Pillow's bicubic interpolation of 8-bit pictures as tensors, as a graph can hold it."""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
+from s3diff_training.network.keys import REACH, cubic_kernel
+
 _SHARPNESS = -0.5
-"""The kernel's parameter a; torch's bicubic has -0.75."""
-_REACH = 2
 
 
 def pillow_bicubic(image: Tensor, scale: int) -> Tensor:
@@ -26,21 +25,10 @@ def pillow_bicubic(image: Tensor, scale: int) -> Tensor:
 
 def _enlarged_columns(levels: Tensor, scale: int) -> Tensor:
     """`[N, C, h, w]` to `[N, C, h, scale w]`, rounded half up to grey levels."""
-    channels, kernel = levels.shape[1], _kernel(scale).to(levels)
+    channels, kernel = levels.shape[1], cubic_kernel(scale, _SHARPNESS)[:, None, None].to(levels)
     lines = levels.flatten(0, 1)[:, None]
-    sums = conv2d(lines, kernel, padding=(0, _REACH))
+    sums = conv2d(lines, kernel, padding=(0, REACH))
     ones = lines[:1, :, :1] * 0 + 1  # an exporter takes torch.ones_like for a constant of one size
-    weights = conv2d(ones, kernel, padding=(0, _REACH))
+    weights = conv2d(ones, kernel, padding=(0, REACH))
     phases = (sums / weights + 0.5).floor().clamp(0, 255)
     return phases.permute(0, 2, 3, 1).flatten(2).unflatten(0, (-1, channels))
-
-
-def _kernel(scale: int) -> Tensor:
-    """`[scale, 1, 1, 5]`: weights of the pixels from two before to two after, for each new pixel of one."""
-    new = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
-    x = (torch.arange(-_REACH, _REACH + 1) - new[:, None]).abs()
-    a = _SHARPNESS
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    taps = torch.where(x < 1, near, torch.where(x < 2, far, 0))
-    return taps[:, None, None]
