@@ -135,7 +135,10 @@ def test_a_build_is_verified_and_restores_at_every_scale(
                 exact = to_uint8(network.restore(from_uint8(picture)[None], scale=scale).image)
                 difference = np.abs(found.astype(int) - exact.astype(int))
                 assert found.shape == (21 * scale, 34 * scale, 3)
-                assert difference.max() <= (1 if precision == "fp32" else 16)
+                if precision == "fp32":
+                    assert difference.max() <= 1
+                else:  # 40 dB, the gate of a build; OpenVINO computes it in bf16 where it can
+                    assert np.mean(difference**2) <= 255**2 / 1e4
     with Upscaler.open(built.path, options=UpscaleOptions(threads=1, tile=16)) as upscaler:
         for scale, tiles in ((4, 6), (1, 1)):  # tiles have the network's size, whatever the scale
             assert upscaler(picture, scale=scale).tiles == tiles

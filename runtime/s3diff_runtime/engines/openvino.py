@@ -79,7 +79,7 @@ class OpenVinoEngine:
         self._core = self._openvino.Core()
         self.precision: str | None = self._settled(cpu.cpu_precision, bundle)
         # One stream: a stage uses all threads, and chains of two callers overlap from stage to stage.
-        # Threads are free to move: pinned ones of several processes, or of two callers, meet on the same cores.
+        # Threads are free to move: bound ones, of several processes, meet on the same cores.
         self._settings = {
             "INFERENCE_PRECISION_HINT": self.precision,
             "NUM_STREAMS": 1,
