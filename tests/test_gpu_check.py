@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 
 from s3diff_benchmarks import steps
-from s3diff_benchmarks.steps import Ended, Outcome, run_steps
+from s3diff_benchmarks.steps import Ended, Outcome, Step, run_steps
+from s3diff_runtime.lora_modes import LORA_MODES
 
 Told = Mapping[str, tuple[int, str, str]]
 """By words that stand in a command: code, output and error."""
@@ -56,27 +57,30 @@ class Commands:
 
 def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -> list[Outcome]:
     commands = Commands(told)
-    planned = list(tool.check_bundle("small", (), ("--demo",), Path("small.bundle"), "cuda"))
+    planned = list(tool.check_model("small", ("--demo",), (), Path("work"), "cuda"))
     with patch.multiple(steps, run_process=commands, monotonic=commands.clock):
         return run_steps(planned, lambda outcomes: None, seconds)
 
 
-def test_every_engine_is_built_compared_and_measured(tool: ModuleType) -> None:
+def test_every_engine_is_built_compared_and_measured_in_every_mode(tool: ModuleType) -> None:
     outcomes = checked(tool)
-    assert [each.status for each in outcomes] == ["ok"] * 9
-    commands = [" ".join(each.command[1:]) for each in outcomes]
-    assert commands[0].startswith("build --demo -o small.bundle")
-    for flavour in tool.FLAVOURS:
-        assert any(line.startswith(f"engines small.bundle --engine {flavour}") for line in commands)
+    assert {each.status for each in outcomes} == {"ok"}
+    commands = [" ".join(each.command[2:]) for each in outcomes]
+    assert all(line.startswith("s3diff_export ") and line.endswith("--json") for line in commands)
+    for mode in LORA_MODES:
+        assert any(f"build --demo --lora-mode {mode} " in line for line in commands)
+        for engine in ("onnx", *tool.FLAVOURS):
+            compared = f"verify work/small-{mode} --demo --engine {engine} --device cuda"
+            assert sum(compared in line for line in commands) == 1
+            assert engine == "onnx" or any(
+                f"engines work/small-{mode} --engine {engine}" in line for line in commands
+            )
     for engine in ("onnx", *tool.FLAVOURS):
-        assert any(
-            line.startswith("verify") and f"--engine {engine} --device cuda" in line for line in commands
-        )
-        assert any(
-            line.startswith("bench latency") and f"--engine {engine} --device cuda" in line
-            for line in commands
-        )
-    assert all(line.endswith("--json") for line in commands)
+        assert any("bench latency" in line and f"--engine {engine}" in line for line in commands)
+        for batch in "148":
+            words = f"--engine {engine} --batch {batch}"
+            assert any("bench throughput" in line and words in line for line in commands)
+    assert sum("bench latency" in line and "--demo" in line for line in commands) == 1  # PyTorch, once
     assert tool.passed(outcomes)
 
 
@@ -84,26 +88,36 @@ def test_an_engine_that_is_not_there_is_skipped_with_its_reason(tool: ModuleType
     missing = (2, "", "tensorrt is not installed: pip install 's3diff-export[tensorrt]'")
     outcomes = checked(tool, told={"--engine tensorrt --json": missing})
     found = {each.name: each for each in outcomes}
-    assert found["small: build tensorrt engines"].reason == missing[2]
-    assert found["small: tensorrt against PyTorch in fp32"].status == "skipped"
-    assert found["small: tensorrt latency"].reason == "small: build tensorrt engines skipped"
-    assert found["small: tensorrt-rtx latency"].status == "ok"
+    assert found["small: build tensorrt engines, fused"].reason == missing[2]
+    assert found["small: tensorrt against PyTorch in fp32, fused"].status == "skipped"
+    assert found["small: tensorrt latency, beside onnx"].reason.startswith("small: build tensorrt engines, ")
+    assert found["small: tensorrt-rtx latency, beside onnx"].status == "ok"
     assert tool.passed(outcomes)
 
 
 def test_a_crash_is_a_finding_and_the_rest_goes_on(tool: ModuleType) -> None:
     outcomes = checked(tool, told={"--engine tensorrt-rtx --device cuda --json": (-11, "", "")})
     found = {each.name: each for each in outcomes}
-    assert found["small: tensorrt-rtx against PyTorch in fp32"].reason == "the process ended with code -11"
-    assert found["small: tensorrt-rtx latency"].status == "ok"
+    crashed = found["small: tensorrt-rtx against PyTorch in fp32, merged"]
+    assert crashed.reason == "the process ended with code -11"
+    assert found["small: tensorrt-rtx throughput, batch 8"].status == "ok"
     assert not tool.passed(outcomes)
+
+
+def test_a_step_has_a_limit_of_its_own(tool: ModuleType) -> None:
+    commands, steps_given = Commands(), [Step("slow", ("sleep",), limit=5), Step("next", ("true",))]
+    with patch.multiple(steps, run_process=commands, monotonic=commands.clock):
+        outcomes = run_steps(steps_given, lambda outcomes: None, 1000)
+    assert [(each.status, each.reason) for each in outcomes] == [("failed", "out of time"), ("ok", "")]
+    assert all(step.limit <= 600 for step in tool.plan(Path("work"), "cuda", True))
 
 
 def test_nothing_starts_after_the_time_is_up(tool: ModuleType) -> None:
     outcomes = checked(tool, seconds=35)
-    assert [each.status for each in outcomes] == ["ok", "ok", "ok", "failed", *["skipped"] * 5]
+    assert [each.status for each in outcomes[:4]] == ["ok", "ok", "ok", "failed"]
+    assert {each.status for each in outcomes[4:]} == {"skipped"}
     assert outcomes[3].reason == "out of time"
-    assert "35 s" in outcomes[-1].reason
+    assert any("35 s" in each.reason for each in outcomes[4:])
 
 
 def test_nothing_compared_is_no_pass(tool: ModuleType) -> None:
@@ -112,8 +126,9 @@ def test_nothing_compared_is_no_pass(tool: ModuleType) -> None:
 
 def test_a_model_of_full_size_waits_for_its_weights(tool: ModuleType, tmp_path: Path) -> None:
     planned = {step.name: step for step in tool.plan(tmp_path, "cpu", True)}
-    assert planned["full size: build"].needs == "full size: make random weights"
-    assert f"--checkpoint={tmp_path / 'full-size' / 's3diff.pkl'}" in planned["full size: build"].command
+    built = planned["full size: build merged"]
+    assert built.needs == ("full size: make random weights",)
+    assert f"--checkpoint={tmp_path / 'full-size' / 's3diff.pkl'}" in built.command
 
 
 def test_without_a_gpu_it_says_so(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,14 +148,16 @@ def test_the_report_has_what_the_commands_said(
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "gpu-check.json").read_text())
     assert report["passed"] and report["machine"]["processor"]
-    assert [step["name"] for step in report["steps"]] == [
-        "small: build",
-        "small: onnx against PyTorch in fp32",
-        "small: onnx latency",
-        "full size",
+    names = [step["name"] for step in report["steps"]]
+    assert names[:4] == [
+        *(f"small: build {mode}" for mode in LORA_MODES),
+        "small: onnx latency, beside PyTorch",
     ]
-    assert report["steps"][1]["result"] == PARITY
-    assert report["steps"][3]["reason"] == "--small-only"
+    assert names[-1] == "full size"
+    results = {step["name"]: step["result"] for step in report["steps"]}
+    assert results["small: onnx against PyTorch in fp32, fused"] == PARITY
+    assert report["steps"][-1]["reason"] == "--small-only"
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu-check.json"]
 
 
 def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None:
@@ -153,5 +170,5 @@ def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None
     latency = {"tables": [{"name": "latency", "columns": columns, "rows": rows}]}
     outcomes = checked(tool, told={"latency": (0, json.dumps(latency), "")})
     found = {each.name: tool.figure_of(each) for each in outcomes}
-    assert found["small: onnx latency"] == "small.bundle 0.0123 s, PyTorch tuned 0.05 s"
-    assert found["small: onnx against PyTorch in fp32"] == "ε relative 1.0e-03, image 51.0 dB"
+    assert found["small: onnx latency, beside PyTorch"] == "small.bundle 0.0123 s, PyTorch tuned 0.05 s"
+    assert found["small: onnx against PyTorch in fp32, merged"] == "ε relative 1.0e-03, image 51.0 dB"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import click
 import pytest
+import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from s3diff_export import cli
 from s3diff_runtime.command_line import Member
@@ -168,6 +174,18 @@ def test_docstring_scan_finds_what_is_missing() -> None:
     methods = "class A:\n    def f(self): ...\n    def _g(self): ...\n"
     source = f'"""m"""\n{methods}def h():\n    """h"""\n    def i(): ...\n'
     assert list(undocumented(ast.parse(source), "m")) == ["m:A", "m:A:f"]
+
+
+def test_torch_is_bounded_while_graphs_are_made_with_its_older_tracer() -> None:
+    """The tracer is to go: versions that may lack it are shut out, and the first that does fails here."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    requirements = map(Requirement, project["optional-dependencies"]["export"])
+    (versions,) = (each.specifier for each in requirements if each.name == "torch")
+    installed = Version(torch.__version__)
+    assert installed in versions
+    assert Version(f"{installed.major}.{installed.minor + 1}.0") not in versions
+    importlib.import_module("torch.onnx._internal.torchscript_exporter.jit_utils")
+    assert "dynamo" in inspect.signature(torch.onnx.export).parameters
 
 
 def test_files_stay_readable() -> None:

@@ -2,19 +2,22 @@
 
     python tools/gpu_check.py gpu-check
 
-Takes the small model that ships and a random one of SD-Turbo's size through every engine that is
-installed: ONNX Runtime on CUDA, TensorRT, TensorRT-RTX. Every step is a command of s3diff-export in a
-process of its own, so one that fails, crashes or runs out of time is a finding and the others go on.
-Writes `OUT/gpu-check.json` after every step, with all that the commands said, and prints a table. The exit
+Takes the small model that ships and a random one of SD-Turbo's size, in every LoRA mode, through every
+engine that is installed: ONNX Runtime on CUDA, TensorRT, TensorRT-RTX. Every step is a command of
+s3diff-export in a process of its own with a limit of its own, so one that fails, crashes or runs out of time
+is a finding and the others go on. The most valuable come first. Writes `OUT/gpu-check.json` after every step,
+with all that the commands said, and prints a table; bundles and weights lie elsewhere (`--work`). The exit
 code is 1 when an engine that ran does not compute what PyTorch computes, or none ran.
+
+Where the project is not installed, PYTHONPATH=export:runtime:training:benchmarks does.
 """
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 from rich.console import Console
@@ -24,54 +27,88 @@ from rich.table import Table
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
 from s3diff_runtime.files import write_text
+from s3diff_runtime.lora_modes import LORA_MODES
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 _COMPARED = "against PyTorch in fp32"
 _MAKE_WEIGHTS = "full size: make random weights"
-_WEIGHTS = "full-size"
-"""The folder of the large model's weights, while the check runs."""
+_BATCHES = "1,4,8"
+_SECONDS = 30
+"""That a benchmark measures for."""
+_QUICK, _LONG = 180.0, 600.0
+"""Limits in seconds: of a step of the small model, and of what builds or loads a large one."""
 
 
-def plan(output: Path, device: str, full_size: bool) -> list[Step]:
+def plan(work: Path, device: str, full_size: bool) -> list[Step]:
     """All steps: of the small model, and where asked for of one of SD-Turbo's size."""
-    small = check_bundle("small", (), ("--demo",), output / "small.bundle", device)
+    small = check_model("small", ("--demo",), (), work, device)
     if not full_size:
         return [*small, Step("full size", left_out="--small-only")]
-    weights = output / _WEIGHTS
+    weights = work / "full-size"
     maker = (sys.executable, str(Path(__file__).with_name("make_full_size.py")), str(weights))
     files = {"base": "base", "checkpoint": "s3diff.pkl", "estimator": "de_net.pth"}
     options = [f"--{option}={weights / file}" for option, file in files.items()]
-    bundle = output / "full-size.bundle"
-    large = check_bundle("full size", ("--no-verify",), options, bundle, device, _MAKE_WEIGHTS)
-    return [*small, Step(_MAKE_WEIGHTS, maker), *large]
+    making = Step(_MAKE_WEIGHTS, (*maker, "--device", device), limit=_LONG)
+    large = check_model("full size", options, ("--no-verify",), work, device, (_MAKE_WEIGHTS,))
+    return [*small, making, *large]
 
 
-def check_bundle(
-    name: str, build: Sequence[str], weights: Sequence[str], bundle: Path, device: str, needs: str = ""
+def check_model(
+    name: str,
+    weights: Sequence[str],
+    build: Sequence[str],
+    work: Path,
+    device: str,
+    needs: tuple[str, ...] = (),
 ) -> Iterator[Step]:
-    """Build one bundle, and take it through every engine; what this machine lacks is skipped.
+    """Build a bundle of every LoRA mode, and take all through every engine that this machine has.
 
-    `build` is what that command needs besides the options that name the weights, and `needs` the step that
-    makes them.
+    `weights` are the options that name them, `build` what that command needs besides, and `needs` the steps
+    that make the weights.
     """
+    limit = _LONG if needs else _QUICK
+    bundles = {mode: str(work / f"{name} {mode}".replace(" ", "-")) for mode in LORA_MODES}
+    first, *others = bundles.values()
+    timed = ("--device", device, "--seconds", str(_SECONDS))
+    all_modes = (first, *(word for bundle in others for word in ("--vs", bundle)), *timed)
 
-    def step(what: str, *words: str, needs: str) -> Step:
-        return Step(f"{name}: {what}", own_command(*words, "--json"), needs, optional=True)
+    def step(what: str, *words: str, needs: tuple[str, ...], limit: float = limit) -> Step:
+        return Step(f"{name}: {what}", own_command(*words, "--json"), needs, limit, optional=True)
 
-    built = step("build", "build", *weights, *build, "-o", str(bundle), "--force", needs=needs)
-    yield built
-    ready = {"onnx": built.name}
+    built = []
+    for mode, bundle in bundles.items():
+        mode_options = ("--lora-mode", mode, *(("--bins", "1x1") if mode == "merged" else ()))
+        making = ("build", *weights, *build, *mode_options, "--device", device, "-o", bundle, "--force")
+        yield (made := step(f"build {mode}", *making, needs=needs))
+        built.append(made.name)
+    yield step(
+        "onnx latency, beside PyTorch",
+        *("bench", "latency", *all_modes, *weights, "--engine", "onnx", "--batch", _BATCHES),
+        needs=tuple(built),
+        limit=_LONG,
+    )
+    ready = {("onnx", mode): (made,) for mode, made in zip(bundles, built, strict=True)}
     for flavour in FLAVOURS if device != "cpu" else ():
-        engines = step(
-            f"build {flavour} engines", "engines", str(bundle), "--engine", flavour, needs=built.name
+        for mode, bundle in bundles.items():
+            engines = ("engines", bundle, "--engine", flavour)
+            made = step(f"build {flavour} engines, {mode}", *engines, needs=ready["onnx", mode], limit=_LONG)
+            ready[flavour, mode] = (made.name,)
+            yield made
+        # ONNX Runtime runs beside it again, so that PyTorch need not.
+        yield step(
+            f"{flavour} latency, beside onnx",
+            *("bench", "latency", *all_modes, "--engine", f"{flavour},onnx", "--batch", _BATCHES),
+            needs=tuple(name for mode in bundles for name in ready[flavour, mode]),
+            limit=_LONG,
         )
-        ready[flavour] = engines.name
-        yield engines
-    for engine, needed in ready.items():
-        runs = (str(bundle), *weights, "--engine", engine, "--device", device)
-        yield step(f"{engine} {_COMPARED}", "verify", *runs, needs=needed)
-        sizes = ("--size", "128", "--batch", "1,4", "--seconds", "20", "--cold-starts", "1")
-        yield step(f"{engine} latency", "bench", "latency", *runs, *sizes, needs=needed)
+    for (engine, mode), needed in ready.items():
+        runs = (bundles[mode], *weights, "--engine", engine, "--device", device)
+        yield step(f"{engine} {_COMPARED}, {mode}", "verify", *runs, needs=needed)
+    for engine in dict.fromkeys(engine for engine, _ in ready):
+        for batch in _BATCHES.split(","):
+            runs = (first, *timed, "--engine", engine, "--batch", batch, "--callers", "1,2,4")
+            needed = ready[engine, next(iter(bundles))]
+            yield step(f"{engine} throughput, batch {batch}", "bench", "throughput", *runs, needs=needed)
 
 
 def passed(outcomes: Sequence[Outcome]) -> bool:
@@ -103,9 +140,14 @@ def figure_of(outcome: Outcome) -> str:
 @click.option(
     "--device", default="cuda", show_default=True, help="cuda, cuda:N, or cpu to try the check itself."
 )
-@click.option("--minutes", default=9.0, show_default=True, help="For the whole check.")
+@click.option("--minutes", default=40.0, show_default=True, help="For the whole check.")
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for bundles and weights, kept; else a temporary one.",
+)
 @click.option("--full-size/--small-only", default=True, show_default=True, help="Check SD-Turbo's size too.")
-def main(output: Path, device: str, minutes: float, full_size: bool) -> None:
+def main(output: Path, device: str, minutes: float, work: Path | None, full_size: bool) -> None:
     """Run the check."""
     machine = describe_machine()
     if device != "cpu" and not machine.gpus:
@@ -119,8 +161,9 @@ def main(output: Path, device: str, minutes: float, full_size: bool) -> None:
         last = outcomes[-1]
         console.print(f"{last.status:8}{last.seconds:6.0f} s  {last.name}", highlight=False)
 
-    outcomes = run_steps(plan(output, device, full_size), finished, minutes * 60)
-    shutil.rmtree(output / _WEIGHTS, ignore_errors=True)
+    with TemporaryDirectory(prefix="gpu-check-") as temporary:
+        planned = plan(work or Path(temporary), device, full_size)
+        outcomes = run_steps(planned, finished, minutes * 60)
     table = Table("step", "", "time", "found", title=machine.name)
     for each in outcomes:
         table.add_row(each.name, each.status, f"{each.seconds:.0f} s", escape(each.reason or figure_of(each)))

@@ -112,7 +112,7 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
         Step(
             name,
             own_command("bench", name, bundle, *options[name], "-o", str(folder / name), *page),
-            needs=_BUILD,
+            needs=(_BUILD,),
             left_out="" if name != "quality" or request.lr else _NO_PHOTOGRAPHS,
         )
         for name in BENCHMARKS

@@ -6,11 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from tempfile import TemporaryFile
 from threading import Thread
 from time import monotonic
@@ -39,8 +37,10 @@ class Step:
 
     name: str
     command: tuple[str, ...] = ()
-    needs: str = ""
-    """The step without whose success this one is skipped."""
+    needs: tuple[str, ...] = ()
+    """The steps without whose success this one is skipped."""
+    limit: float = math.inf
+    """Seconds that it may take."""
     optional: bool = False
     """Whether a wrong request skips it: this machine lacks what it needs, which is no failure."""
     left_out: str = ""
@@ -92,16 +92,20 @@ def run_steps(
     """
     start, outcomes = monotonic(), dict[str, Outcome]()
     for step in steps:
-        begun, needed = monotonic(), outcomes.get(step.needs)
+        begun = monotonic()
+        missing = [
+            outcomes[name] for name in step.needs if name in outcomes and outcomes[name].status != "ok"
+        ]
         if step.left_out:
             outcome = Outcome(step.name, step.command, "left out", reason=step.left_out)
-        elif needed is not None and needed.status != "ok":
-            outcome = Outcome(step.name, step.command, "skipped", reason=f"{needed.name} {needed.status}")
+        elif missing:
+            reason = f"{missing[0].name} {missing[0].status}"
+            outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         elif begun - start >= seconds:
             reason = f"the {seconds:.0f} s for all steps are used up"
             outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         else:
-            ended = run_process(step.command, start + seconds - begun)
+            ended = run_process(step.command, min(step.limit, start + seconds - begun))
             outcome = _judged(step, ended, monotonic() - begun)
         outcomes[step.name] = outcome
         finished(list(outcomes.values()))
@@ -156,8 +160,8 @@ def run_process(command: Sequence[str], seconds: float, watching: Callable[[], N
 
 
 def own_command(*words: str) -> tuple[str, ...]:
-    """A command of s3diff-export, as it is installed here."""
-    return (str(Path(sysconfig.get_path("scripts")) / "s3diff-export"), *words)
+    """A command of s3diff-export, whether it is installed or only found by Python."""
+    return (sys.executable, "-m", "s3diff_export", *words)
 
 
 def _judged(step: Step, ended: Ended, seconds: float) -> Outcome:

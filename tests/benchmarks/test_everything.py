@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from tests.benchmarks.reports import HOSTILE, report, table
 
+from s3diff_benchmarks import everything
 from s3diff_benchmarks.everything import BENCHMARKS, AllRequest, plan, write_index
 from s3diff_benchmarks.report.output import Output, write_report
 from s3diff_benchmarks.steps import Outcome
 from s3diff_export import cli
 
-STAND_IN = f"""#!{sys.executable}
-import sys
+STAND_IN = """import sys
 from pathlib import Path
 name = sys.argv[2] if sys.argv[1] == "bench" else sys.argv[1]
-sys.stderr.write(f"working on {{name}}\\n")
+sys.stderr.write(f"working on {name}\\n")
 if name == "throughput":
     sys.exit("error: the machine is on fire")
 folder = Path(sys.argv[sys.argv.index("-o") + 1])
@@ -30,12 +30,10 @@ folder.mkdir(parents=True)
 
 @pytest.fixture(autouse=True)
 def _stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A command `s3diff-export` that writes a report in no time, in a folder of its own."""
-    script = tmp_path / "scripts" / "s3diff-export"
-    script.parent.mkdir()
+    """A command that writes a report in no time, in the place of s3diff-export."""
+    script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    script.chmod(0o755)
-    monkeypatch.setattr("sysconfig.get_path", lambda _: str(script.parent))
+    monkeypatch.setattr(everything, "own_command", lambda *words: (sys.executable, str(script), *words))
     monkeypatch.chdir(tmp_path)
     made = report(table(("a", 1.0, 0.9, 1.1, 1.2, 5)), title="TITLE")
     (tmp_path / "template.json").write_text(made.model_dump_json())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from s3diff_benchmarks.steps import Outcome, Step, run_process, run_steps
+from s3diff_benchmarks.steps import Outcome, Step, own_command, run_process, run_steps
 from s3diff_runtime.errors import JobError
 
 
@@ -32,10 +32,10 @@ def test_what_a_step_needs_must_have_worked() -> None:
 
     steps = (
         Step("a", python("")),
-        Step("b", python("raise SystemExit(3)"), needs="a"),
-        Step("c", python(""), needs="b"),
+        Step("b", python("raise SystemExit(3)"), needs=("a",)),
+        Step("c", python(""), needs=("a", "b")),
         Step("d", left_out="not asked for"),
-        Step("e", python(""), needs="unknown"),
+        Step("e", python(""), needs=("unknown",)),
     )
     found = run_steps(steps, finished)
     assert [each.status for each in found] == ["ok", "failed", "skipped", "left out", "ok"]
@@ -46,6 +46,12 @@ def test_what_a_step_needs_must_have_worked() -> None:
     ]
     assert [len(each) for each in told] == [1, 2, 3, 4, 5], "a summary after every step"
     assert found[3].text == "not measured: not asked for"
+
+
+def test_our_own_command_needs_no_installed_script() -> None:
+    ended = run_process(own_command("--version"), 60)
+    assert (ended.code, ended.error) == (0, "")
+    assert "s3diff-export" in ended.output
 
 
 @pytest.mark.parametrize(
