@@ -22,7 +22,7 @@ from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.compiled_graphs import keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.interface import Session, Value
-from s3diff_runtime.engines.openvino import OpenVinoEngine, OpenVinoSession
+from s3diff_runtime.engines.openvino import OpenVinoEngine, OpenVinoSession, _Requests
 from s3diff_runtime.errors import OutOfMemory
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import ColorFix, Precision
@@ -45,6 +45,12 @@ def fused(bundles: dict[LoraMode, Path]) -> Bundle:
 def opened(bundle: Bundle, stage: str) -> Session:
     spec = bundle.manifest.stages[stage]
     return OpenVinoEngine(F32).open(bundle.folder / spec.graphs["shared"], spec)
+
+
+def compiled_estimator(bundle: Bundle) -> openvino.CompiledModel:
+    return openvino.Core().compile_model(
+        bundle.folder / bundle.manifest.stages["estimator"].graphs["shared"], "CPU"
+    )
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -128,9 +134,32 @@ def test_the_first_shapes_get_a_graph_of_their_own_and_all_others_one(
 def test_a_large_graph_is_held_once(fused: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s3diff_runtime.engines.openvino.LARGE", -1)
     compiled, session = count_compilations(monkeypatch), opened(fused, "estimator")
-    for size in (16, 8):
+    assert isinstance(session, OpenVinoSession)
+    for size in (16, 16, 8, 16):
         session.run({"image": noise(1, size, 8, 3)})
-    assert [model.is_dynamic() for model in compiled] == [True]
+        assert len(session._graphs) == 1
+    assert [model.is_dynamic() for model in compiled] == [False, True]
+
+
+def test_requests_are_used_again_but_not_after_a_failure(fused: Bundle) -> None:
+    class Counting:
+        outputs, made = compiled_estimator(fused).outputs, 0
+
+        def create_infer_request(self) -> openvino.InferRequest:
+            self.made += 1
+            return compiled_estimator(fused).create_infer_request()
+
+    session, graph = opened(fused, "estimator"), Counting()
+    assert isinstance(session, OpenVinoSession)
+    session._graphs[None] = _Requests(graph)
+    kept = [session.run({"image": noise(1, size, 8, 3)})["degradation"] for size in (8, 16, 8)]
+    assert graph.made == 1
+    np.testing.assert_array_equal(kept[0], kept[2])
+    assert not np.array_equal(kept[0], kept[1]), "an earlier output was overwritten"
+    with pytest.raises(JobError, match="failed on cpu"):
+        session.run({"image": np.zeros((1, 8, 8, 4), np.uint8)})
+    session.run({"image": noise(1, 8, 8, 3)})
+    assert graph.made == 2
 
 
 def test_threads_are_not_bound_to_cores(fused: Bundle) -> None:
@@ -138,7 +167,8 @@ def test_threads_are_not_bound_to_cores(fused: Bundle) -> None:
     session = opened(fused, "estimator")
     assert isinstance(session, OpenVinoSession)
     session.run({"image": noise(1, 8, 8, 3)})
-    assert [graph.get_property("ENABLE_CPU_PINNING") for graph in session._graphs.values()] == [False]
+    (requests,) = session._graphs.values()
+    assert requests.graph.get_property("ENABLE_CPU_PINNING") is False
 
 
 # --- precision ------------------------------------------------------------------------------------
@@ -370,7 +400,7 @@ def test_want_of_memory_is_told_apart(fused: Bundle) -> None:
         def create_infer_request(self) -> object:
             return openvino.Tensor(openvino.Type.f32, openvino.Shape([1 << 50]))
 
-    session._graphs[None] = Starved()
+    session._graphs[None] = _Requests(Starved())
     with pytest.raises(OutOfMemory, match=r"stage estimator failed on cpu for want of memory .*bad_alloc"):
         session.run({"image": noise(1, 8, 8, 3)})
 

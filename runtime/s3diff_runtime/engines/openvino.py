@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,7 +29,7 @@ from s3diff_runtime.engines.standing import Standing
 from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
-    from openvino import CompiledModel, Model
+    from openvino import CompiledModel, InferRequest, Model
 
 _DEVICE, _CAPABILITIES = "CPU", "OPTIMIZATION_CAPABILITIES"
 _NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to )?allocate", re.IGNORECASE)
@@ -108,9 +109,7 @@ class OpenVinoEngine:
             if not has_convolutions(model):  # conversions would outweigh what little there is to compute
                 settings["INFERENCE_PRECISION_HINT"] = "f32"
             compiled_for = partial(self._compiled, graph, model, settings)
-            session = OpenVinoSession(
-                self._openvino, compiled_for, stage, graph.stem, one_for_all=held_bytes(model) > LARGE
-            )
+            large = held_bytes(model) > LARGE
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
             if _is_want_of_memory(error):
                 raise OutOfMemory(f"no memory for {graph} ({_line(error)})") from error
@@ -127,7 +126,7 @@ class OpenVinoEngine:
             )
             if problem:
                 raise BundleError(f"{graph} {problem}; rebuild the bundle with s3diff-export build")
-        return session
+        return OpenVinoSession(self._openvino, compiled_for, stage, graph.stem, large)
 
     def _compiled(
         self, graph: Path, model: Model, settings: Mapping[str, Any], shapes: Shapes | None
@@ -185,10 +184,15 @@ class OpenVinoLane:
 class OpenVinoSession:
     """A graph, compiled for the shapes that come first, and for all others once more.
 
-    Of known shapes OpenVINO makes faster graphs: the small model's UNet takes a sixth less time. Of a large
-    graph there is one, for all shapes: it would hold its weights twice.
+    Of known shapes OpenVINO makes faster graphs: the small model's UNet takes a sixth less time.
 
-    Every call has a request of its own, and its outputs belong to the caller.
+    Args:
+        openvino: the module.
+        compiled_for: compiles the graph, for inputs of certain shapes or of any.
+        stage: what the manifest says of it.
+        name: of the stage.
+        large: whether its weights are too many to be held twice: then the graph for any shapes takes the
+            place of the first.
     """
 
     def __init__(
@@ -197,34 +201,32 @@ class OpenVinoSession:
         compiled_for: Callable[[Shapes | None], CompiledModel],
         stage: Stage,
         name: str,
-        one_for_all: bool = False,
+        large: bool = False,
     ) -> None:
-        self._openvino, self._compiled_for, self._name = openvino, compiled_for, name
+        self._openvino, self._compiled_for, self._name, self._large = openvino, compiled_for, name, large
         self._inputs = [spec.name for spec in stage.inputs]
         self._outputs = [(spec.name, _least(spec.shape)) for spec in stage.outputs]
         self._lock = Lock()
-        self._graphs: dict[Shapes | None, CompiledModel] = {}
-        if one_for_all:
-            self._graphs[None] = compiled_for(None)
+        self._graphs: dict[Shapes | None, _Requests] = {}
 
     def run(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
         """See `Session.run`."""
         # `order` keeps scalars scalars.
         arrays = [np.asarray(inputs[name], order="C") for name in self._inputs]
         try:
-            graph = self._graph_for(tuple(array.shape for array in arrays))
-            request = graph.create_infer_request()
-            for index, array in enumerate(arrays):  # which have to live until the request has run
-                request.set_input_tensor(index, self._openvino.Tensor(array, shared_memory=True))
-            tensors = {}
-            for index, ((name, least), port) in enumerate(zip(self._outputs, graph.outputs, strict=True)):
-                shape = port.partial_shape
-                # One of unknown shape is grown by OpenVINO.
-                tensors[name] = self._openvino.Tensor(
-                    port.element_type, shape.to_shape() if shape.is_static else self._openvino.Shape(least)
-                )
-                request.set_output_tensor(index, tensors[name])
-            request.infer()
+            requests = self._requests_for(tuple(array.shape for array in arrays))
+            with requests.one() as request:
+                for index, array in enumerate(arrays):  # which have to live until the request has run
+                    request.set_input_tensor(index, self._openvino.Tensor(array, shared_memory=True))
+                tensors = {}
+                for index, (name, least) in enumerate(self._outputs):  # new ones, which the caller keeps
+                    port = requests.graph.outputs[index]
+                    known = port.partial_shape.is_static
+                    # One of unknown shape is grown by OpenVINO.
+                    shape = port.shape if known else self._openvino.Shape(least)
+                    tensors[name] = self._openvino.Tensor(port.element_type, shape)
+                    request.set_output_tensor(index, tensors[name])
+                request.infer()
             return {name: tensor.data for name, tensor in tensors.items()}
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
             what = f"stage {self._name} failed on {OpenVinoEngine.device}"
@@ -236,12 +238,34 @@ class OpenVinoSession:
                 f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less"
             ) from error
 
-    def _graph_for(self, shapes: Shapes) -> CompiledModel:
+    def _requests_for(self, shapes: Shapes) -> _Requests:
         with self._lock:
             key = shapes if shapes in self._graphs or not self._graphs else None
             if key not in self._graphs:
-                self._graphs[key] = self._compiled_for(key)
+                if self._large:
+                    self._graphs.clear()
+                self._graphs[key] = _Requests(self._compiled_for(key))
             return self._graphs[key]
+
+
+class _Requests:
+    """A compiled graph and its idle requests, which keep the memory that they work in: making it anew took
+    a tenth of a call.
+    """
+
+    def __init__(self, graph: CompiledModel) -> None:
+        self.graph = graph
+        self._idle: deque[InferRequest] = deque()
+
+    @contextmanager
+    def one(self) -> Iterator[InferRequest]:
+        """A request that nobody else uses within. One that failed is not used again."""
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self.graph.create_infer_request()
+        yield request
+        self._idle.append(request)
 
 
 def _import_openvino() -> ModuleType:
