@@ -18,6 +18,7 @@ from tests.runtime.fake_bundle import write_fake_bundle
 
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.engines import openvino_graphs
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.compiled_graphs import keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
@@ -251,7 +252,7 @@ def test_a_second_start_compiles_nothing_and_computes_the_same(
     assert len(compiled) == len(list(caches.iterdir()))
 
 
-@pytest.mark.parametrize("changed", ["weights", "settings", "version", "processor"])
+@pytest.mark.parametrize("changed", ["weights", "settings", "version", "processor", "rewriting"])
 def test_what_was_compiled_otherwise_is_not_taken(
     fused: Bundle, caches: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
@@ -274,6 +275,8 @@ def test_what_was_compiled_otherwise_is_not_taken(
         cpu = CpuOptions(cpu_precision="f32", threads=2)
     elif changed == "version":
         monkeypatch.setattr(openvino, "get_version", lambda: "2027.0")
+    elif changed == "rewriting":
+        monkeypatch.setattr(openvino_graphs, "__file__", __file__)
     else:
         asked = openvino.Core.get_property
         monkeypatch.setattr(openvino.Core, "get_property", lambda *names: f"another {asked(*names)}")

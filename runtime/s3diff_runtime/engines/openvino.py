@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import deque
@@ -152,10 +153,13 @@ class OpenVinoEngine:
 
     def _circumstances(self) -> list[str]:
         """What decides how a graph is compiled, besides the graph, its settings and shapes."""
+        from s3diff_runtime.engines import openvino_graphs
+
+        rewriting = hashlib.sha256(Path(openvino_graphs.__file__).read_bytes()).hexdigest()
         processor = [
             str(self._core.get_property(_DEVICE, name)) for name in ("FULL_DEVICE_NAME", _CAPABILITIES)
         ]
-        return [self._openvino.get_version(), *processor]
+        return [self._openvino.get_version(), rewriting, *processor]
 
     def _settled(self, asked: CpuPrecision, bundle: Bundle | None) -> str:
         has_bf16 = "BF16" in self._core.get_property(_DEVICE, _CAPABILITIES)
