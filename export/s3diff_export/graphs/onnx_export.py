@@ -26,11 +26,13 @@ OPSET = 18
 def export_onnx(graph: StageGraph, path: Path) -> None:
     """Trace a stage, simplify it, check it, and write `path` with its weights in `path` + `.data`.
 
-    The tracer is torch's older one: the newer, symbolic one needs minutes where this takes seconds (250 s and
-    9 s for a small UNet with LoRA branches), and both give the same numbers. It sees the weights as inputs;
-    they are attached afterwards and stream from the module to disk, where the tracer itself would hold three
-    copies of them (4.5 GiB of a full-size UNet in fp16). Constants are folded and dead nodes removed by
-    onnxscript's optimiser.
+    The tracer is torch's older one. The newer, symbolic one took minutes where this takes seconds (250 s and
+    9 s for a small UNet with LoRA branches), and that of torch 2.13 refuses the UNet, in which a batch of
+    images becomes one of images and prompts. The older one is to go, so torch has an upper bound.
+
+    It sees the weights as inputs; they are attached afterwards and stream from the module to disk, where the
+    tracer itself would hold three copies of them (4.5 GiB of a full-size UNet in fp16). Constants are folded
+    and dead nodes removed by onnxscript's optimiser.
 
     Raises:
         BuildError: when the stage cannot be traced or the result is not valid ONNX.
