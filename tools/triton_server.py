@@ -81,10 +81,16 @@ def _python() -> str:
 @click.argument("repository", type=click.Path(path_type=Path, exists=True))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def main(repository: Path, options: tuple[str, ...]) -> None:
-    """Set the server up where it is missing, and become it; OPTIONS are tritonserver's, after `--`."""
+    """Set the server up where it is missing, and become it; OPTIONS are tritonserver's, after `--`.
+
+    It listens on this machine alone, unless they say otherwise (`--http-address=0.0.0.0`).
+    """
     server = TritonServer(FOLDER)
     server.install()
-    command = server.command(repository, *options)
+    given = {option.partition("=")[0] for option in options}
+    here = [f"--{which}-address" for which in ("http", "grpc", "metrics")]
+    local = [f"{option}=127.0.0.1" for option in here if option not in given]
+    command = server.command(repository, *local, *options)
     os.execve(command[0], command, server.environment())
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
 import socket
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +23,8 @@ from tests.runtime.fake_bundle import dark_noise, enlarged, estimate_of, expecte
 from tests.runtime.pictures import exif_with
 from tests.runtime.served import Answered, Served, served
 
+from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.serving.command import ServeRequest
 from s3diff_runtime.serving.page import FILES
 
 SMALL = dark_noise(12, 20)
@@ -120,19 +125,41 @@ def test_metadata_is_kept(service: Served) -> None:
     assert result.getexif()[0x13B] == "A. Photographer"
 
 
+FORM = {"content_type": "multipart/form-data; boundary=x7"}
+
+
+def form(*parts: tuple[str, bytes]) -> bytes:
+    """A form of files, and of fields, whose names are followed by no file's."""
+    heads = (f"--x7\r\nContent-Disposition: form-data; {name}\r\n\r\n".encode() for name, _ in parts)
+    return b"".join(head + part[1] + b"\r\n" for head, part in zip(heads, parts, strict=True)) + b"--x7--\r\n"
+
+
+FILE = ('name="picture"; filename="a.png"', SMALL_PNG)
+NOISE = ('name="noise"', b"0.9")
+
+
 def test_a_form_with_a_file_will_do(service: Served) -> None:
-    boundary = "x7"
-    head = 'Content-Disposition: form-data; name="picture"; filename="a.png"\r\nContent-Type: image/png'
-    note = f'--{boundary}\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'
-    form = f"{note}--{boundary}\r\n{head}\r\n\r\n".encode() + SMALL_PNG + f"\r\n--{boundary}--\r\n".encode()
-    kind = f"multipart/form-data; boundary={boundary}"
-    assert (
-        service.ask("/v1/upscale", form, content_type=kind).body == service.ask("/v1/upscale", SMALL_PNG).body
-    )
-    empty = service.ask("/v1/upscale", f"{note}--{boundary}--\r\n".encode(), content_type=kind)
-    assert (empty.status, empty.error[:15]) == (400, "no picture came")
-    broken = service.ask("/v1/upscale", SMALL_PNG, content_type=kind)
-    assert (broken.status, broken.error[:23]) == (400, "the form cannot be read")
+    found = service.ask("/v1/upscale", form(FILE), **FORM)
+    assert found.body == service.ask("/v1/upscale", SMALL_PNG).body
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (form(), "no picture came"),
+        (SMALL_PNG, "the form cannot be read; send one as curl"),
+        (form(FILE, NOISE), "the form has the field 'noise': parameters go into the query"),
+        (form(FILE, FILE), "the form has 2 files, expected one"),
+    ],
+)
+def test_a_form_with_anything_else_is_refused(service: Served, body: bytes, message: str) -> None:
+    answer = service.ask("/v1/upscale", body, **FORM)
+    assert (answer.status, answer.error[: len(message)]) == (400, message)
+
+
+def test_an_encoded_body_is_refused(service: Served) -> None:
+    answer = service.ask("/v1/upscale", gzip.compress(SMALL_PNG), content_encoding="gzip")
+    assert (answer.status, answer.error) == (400, "the body is encoded (gzip): send the file as it is")
 
 
 def test_estimate_gives_the_scores_alone(service: Served) -> None:
@@ -205,7 +232,17 @@ def test_too_many_bytes_are_refused_while_they_stream(service: Served) -> None:
 def test_too_many_pixels_are_refused(service: Served) -> None:
     answer = service.ask("/v1/upscale", encoded(np.zeros((600, 600, 3), np.uint8)))
     assert answer.status == 413
-    assert answer.error == f"the image has 600x600 pixels, more than the limit of {MOST_PIXELS} pixels"
+    limit = f"more than the limit of {MOST_PIXELS} pixels; make it smaller first"
+    assert answer.error == f"the image has 600x600 pixels, {limit}"
+
+
+def test_pillows_own_limit_is_not_told_to_clients(service: Served) -> None:
+    head = bytearray(SMALL_PNG)
+    head[16:24] = struct.pack(">II", 20000, 20000)
+    head[29:33] = struct.pack(">I", zlib.crc32(head[12:29]))
+    answer = service.ask("/v1/upscale", bytes(head))
+    assert answer.status == 413
+    assert answer.error.startswith("the image has 20000x20000 pixels, more than the limit")
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(service: Served) -> None:
@@ -250,7 +287,8 @@ def test_a_client_that_went_is_never_computed(service: Served) -> None:
         connection.close()
     service.until("pictures_inside", 0)
     assert service.metric("pictures_total") == before
-    assert service.logged(error="the client went away")["path"] == "/v1/upscale"
+    line = service.logged(error="the client went away")
+    assert (line["path"], line["status"]) == ("/v1/upscale", 499)
 
 
 # --- progress -------------------------------------------------------------------------------------
@@ -277,7 +315,8 @@ def test_progress_is_told_by_tiles(service: Served) -> None:
 def test_streams_refuse_too(service: Served) -> None:
     bad = service.ask("/v1/upscale", b"no picture", accept="text/event-stream")
     assert bad.status == 400
-    late = service.ask("/v1/upscale", SLOW_PNG, accept="text/event-stream")
+    late = service.ask("/v1/upscale", SLOW_PNG, accept="text/event-stream", x_request_id="late-stream")
+    assert (late.status, service.logged(request="late-stream")["status"]) == (200, 504)
     assert events_of(late)[-1][0] == "error"
     assert events_of(late)[-1][1]["status"] == 504
     service.until("pictures_inside", 0)
@@ -330,6 +369,12 @@ def test_a_token_is_asked_for(bundle: Path, tmp_path: Path) -> None:
             time.sleep(0.05)
         assert running.ask("/v1/upscale", SMALL_PNG, authorization="bearer open sesame").status == 200
         assert "open sesame" not in running.log.read_text()
+
+
+def test_an_empty_token_is_no_token(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("S3DIFF_TOKEN", "")
+    with pytest.raises(RequestError, match="S3DIFF_TOKEN is set and empty; give it a token, or unset it"):
+        refuse(ServeRequest(str(bundle)).problems())
 
 
 def test_what_was_taken_in_is_answered_before_it_stops(bundle: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Site:
             return
         if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode(), self._token.encode()):
             raise Refused(
-                401, "a token is needed: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+                401, "no token, or a wrong one: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
     def _require_ready(self) -> None:
@@ -225,7 +225,9 @@ class Site:
             async for piece in _pieces(result):
                 yield piece
         except Refused as refused:
-            Exchange.of(request.scope).facts |= {"error": refused.message, "refused": refused.status}
+            exchange = Exchange.of(request.scope)
+            exchange.status = refused.status  # what the log and the metrics tell; 200 has been sent
+            exchange.facts["error"] = refused.message
             yield _event("error", {"status": refused.status, "error": refused.message})
         finally:
             if not visit.task.done():
@@ -242,7 +244,8 @@ def _refusing() -> Iterator[None]:
     except BusyError as error:
         raise Refused(503, str(error), {"Retry-After": str(error.retry_after)}) from error
     except TooLarge as error:
-        raise Refused(413, str(error).partition("; ")[0]) from error  # the rest is for the command line
+        # The rest is for the command line.
+        raise Refused(413, f"{str(error).partition('; ')[0]}; make it smaller first") from error
     except Exception as error:
         if isinstance(error, RequestError) and not isinstance(error, BundleError):
             raise Refused(400, str(error)) from error
@@ -270,9 +273,9 @@ async def _refusal(request: Request, error: Exception) -> Response:
 
 
 async def _nobody(request: Request, error: Exception) -> Response:
-    """For a client that has gone; it is never sent."""
+    """For a client that has gone; it is never sent. Proxies log such with 499 as well."""
     Exchange.of(request.scope).facts["error"] = "the client went away"
-    return Response(status_code=400)
+    return Response(status_code=499)
 
 
 async def _bug(request: Request, error: Exception) -> Response:

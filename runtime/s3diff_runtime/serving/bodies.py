@@ -16,6 +16,8 @@ from s3diff_runtime.serving.exchange import Exchange
 _DRAIN_SECONDS = 10.0
 """For how long what a refused client still sends is read and dropped: many listen only after sending."""
 _DRAIN_BYTES = 256 * 2**20
+_LONGEST_NAME = 100
+"""Characters of a name that a client sent, in what it is told."""
 
 
 class Refused(Exception):
@@ -76,21 +78,23 @@ class Mailroom:
         self._held = 0
 
     async def picture(self, request: Request) -> bytes:
-        """The picture that a client sends: the body, or the first file of a form (`multipart/form-data`).
+        """The picture that a client sends: the body, or the one file of a form (`multipart/form-data`).
 
         Raises:
             Refused: 413 for too many bytes, 408 where they take too long, 503 where too many are on their
-                way, 400 for an empty body, or a form without a file.
+                way, 400 for an empty or encoded body, or a form without a file or with anything else.
             starlette.requests.ClientDisconnect: when the client goes before it has sent everything.
         """
         kind, parameters = parse_options_header(request.headers.get("content-type"))
+        if (encoding := request.headers.get("content-encoding", "identity")) != "identity":
+            raise Refused(400, f"the body is encoded ({encoding[:20]}): send the file as it is")
         try:
             async with asyncio.timeout(self._seconds):
                 body = await self._whole(request)
         except TimeoutError:
             raise Refused(408, f"the picture took longer than {self._seconds:g} s to arrive") from None
         if kind == b"multipart/form-data":
-            body = await asyncio.to_thread(_first_file, body, parameters.get(b"boundary", b""))
+            body = await asyncio.to_thread(_only_file, body, parameters.get(b"boundary", b""))
         if not body:
             raise Refused(400, "no picture came: send the bytes of its file as the body of the request")
         return body
@@ -118,9 +122,9 @@ class Mailroom:
         return Refused(413, f"the file is larger than the {self.most} bytes that this service takes")
 
 
-def _first_file(body: bytes, boundary: bytes) -> bytes:
-    """The first part of a form that has the name of a file; empty where there is none."""
-    files: list[list[bytes]] = []
+def _only_file(body: bytes, boundary: bytes) -> bytes:
+    """The part of a form that has the name of a file; empty where there is none."""
+    files, fields = list[list[bytes]](), list[str]()
     header: list[bytes] = [b"", b""]
     is_file = False
 
@@ -132,9 +136,13 @@ def _first_file(body: bytes, boundary: bytes) -> bytes:
 
     def header_end() -> None:
         nonlocal is_file
-        if header[0].lower() == b"content-disposition" and b"filename" in parse_options_header(header[1])[1]:
-            is_file = True
-            files.append([])
+        if header[0].lower() == b"content-disposition":
+            given = parse_options_header(header[1])[1]
+            is_file = b"filename" in given
+            if is_file:
+                files.append([])
+            else:
+                fields.append(given.get(b"name", b"").decode(errors="replace")[:_LONGEST_NAME])
         header[:] = [b"", b""]
 
     def part_begin() -> None:
@@ -142,8 +150,8 @@ def _first_file(body: bytes, boundary: bytes) -> bytes:
         is_file = False
 
     def part_data(data: bytes, start: int, end: int) -> None:
-        if is_file and len(files) == 1:
-            files[0].append(data[start:end])
+        if is_file:
+            files[-1].append(data[start:end])
 
     try:
         parser = MultipartParser(
@@ -159,7 +167,15 @@ def _first_file(body: bytes, boundary: bytes) -> bytes:
         parser.write(body)
         parser.finalize()
     except FormParserError as error:
-        raise Refused(400, f"the form cannot be read: {error}") from error
+        raise Refused(
+            400, "the form cannot be read; send one as curl -F picture=@photo.jpg does, or the file alone"
+        ) from error
+    if fields:
+        raise Refused(400, f"the form has the field {fields[0]!r}: parameters go into the query (?noise=0.3)")
+    if len(files) > 1:
+        raise Refused(
+            400, f"the form has {len(files)} files, expected one: send each in a request of its own"
+        )
     return b"".join(files[0]) if files else b""
 
 

@@ -11,6 +11,7 @@ import click
 import uvicorn
 
 from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.run import every_size_allowed
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
@@ -25,6 +26,7 @@ from s3diff_runtime.upscale_options import UpscaleOptions
 
 _STOPPING_SECONDS = 10
 """Beyond the time limit of a picture, until a client that does not listen is left."""
+TOKEN_VARIABLE = "S3DIFF_TOKEN"
 _logger = logging.getLogger("s3diff_runtime.serving")
 
 
@@ -46,7 +48,7 @@ class ServeRequest(Options):
     max_bytes: int = option(32 * 2**20, "Larger files are refused.", least=1)
     max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
     token: str | None = option(
-        None, "That clients must show as Authorization: Bearer TOKEN.", env="S3DIFF_TOKEN"
+        None, "That clients must show as Authorization: Bearer TOKEN.", env=TOKEN_VARIABLE
     )
     engine: str = option(
         "auto",
@@ -59,6 +61,8 @@ class ServeRequest(Options):
         """A token that no client could show."""
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token):
             yield "token holds what no header can, or nothing; expected printable ASCII"
+        if self.token is None and os.environ.get(TOKEN_VARIABLE) == "":
+            yield f"{TOKEN_VARIABLE} is set and empty; give it a token, or unset it to let everybody in"
 
 
 def run_serve(request: ServeRequest) -> None:
@@ -78,7 +82,7 @@ def run_serve(request: ServeRequest) -> None:
     _log_json_lines()
     with _listening(request.host, request.port) as listener:
         fleet = Fleet.open(request.bundle, request.engine, listed_devices(request.device), request.options)
-        with fleet:
+        with fleet, every_size_allowed():  # --max-pixels holds, and answers are larger
             _serve(request, fleet, listener)
 
 
