@@ -109,8 +109,8 @@ class RemotePath:
                 return
         for entry in sorted(found, key=lambda entry: entry["name"]):
             name, is_folder = entry["name"].removesuffix("/"), entry["type"] == "directory"
-            if is_folder:
-                yield self / name.rpartition("/")[2], True
+            if is_folder:  # where a key has two slashes, one of an empty name
+                yield self / ("" if name == path else name.rpartition("/")[2]), True
             elif name != path:  # stores list a file itself, and a folder's own mark where somebody made one
                 yield replace(self / name.rpartition("/")[2], size=entry["size"] or 0), False
 
