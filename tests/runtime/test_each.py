@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def photos(tmp_path: Path) -> Path:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "in" / name)
     return tmp_path / "in"
+
+
+def reported(bundle: Path, photos: Path, text: str) -> dict[str, dict[str, object]]:
+    """The settings of each picture in the report, by name."""
+    table, report = photos.parent / "each.csv", photos.parent / "report.json"
+    table.write_text(text)
+    request = UpscaleRequest((str(photos),), photos.parent / "reported", bundle, each=table, report=report)
+    run_upscale(request)
+    images = json.loads(report.read_text())["images"]
+    return {Path(image["input"]).name: image["settings"] for image in images}
+
+
+def test_the_report_has_the_settings_of_each(bundle: Path, photos: Path) -> None:
+    found = reported(bundle, photos, "input,noise\nb.png,0.5\n")
+    assert found["b.png"] == {"noise": 0.5}
+    assert found["a.png"] == {}
 
 
 def run(

@@ -115,6 +115,15 @@ def test_offline_the_cache_serves(hub: FakeHub, bundle: Path, monkeypatch: pytes
         local_bundle("me/other")
 
 
+def test_without_a_network_it_is_not_the_hub_that_refuses(
+    hub: FakeHub, bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    code, _, err = command(capsys, "push", str(bundle), "me/small")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "me/small cannot be had, the Hub is not reached: " in err
+
+
 def test_folders_are_folders(hub: FakeHub, bundle: Path) -> None:
     assert local_bundle(bundle) == local_bundle(str(bundle)) == local_bundle(f"file://{bundle}") == bundle
     assert not hub.requests

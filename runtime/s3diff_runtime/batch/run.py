@@ -79,6 +79,8 @@ class Outcome:
     """The degradation read off the picture; None where it was set by hand."""
     applied: dict[str, float] | None = None
     """The degradation asked of the network."""
+    settings: UpscaleSettings = field(default_factory=UpscaleSettings)
+    """Its own, over those for all."""
     bin: str | None = None
     """Name of the bin whose weights were used, for merged bundles."""
     tiles: int | None = None
@@ -98,6 +100,7 @@ class Outcome:
             "input_size": self.input_size,
             "output_size": self.output_size,
             "degradation": {"estimated": self.estimated, "applied": self.applied},
+            "settings": self.settings,
             "bin": self.bin,
             "tiles": self.tiles,
             "notes": self.notes,
@@ -269,6 +272,7 @@ class Batch:
             outcome,
             estimated=result.estimated,
             applied=result.applied,
+            settings=self._options.each.get(outcome.job.source, UpscaleSettings()),
             bin=result.bin.name if result.bin else None,
             tiles=result.tiles,
         )

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gaierror
 from typing import Any, Protocol
 
 from s3diff_runtime.bundle.manifest import Manifest
@@ -193,5 +194,14 @@ def asking_hub(name: str) -> Iterator[Any]:
         raise
     except Exception as error:  # the library, and those that it uses, raise many kinds
         told = next((what for kind, what in reasons if isinstance(error, kind)), None)
-        told = told or f"is refused by the Hub: {without_credentials(first_line(error))}"
+        unreached = any(isinstance(each, ConnectionError | gaierror) for each in _with_causes(error))
+        what = "cannot be had, the Hub is not reached" if unreached else "is refused by the Hub"
+        told = told or f"{what}: {without_credentials(first_line(error))}"
         raise RequestError(f"{name} {told}") from error
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it was raised after."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
