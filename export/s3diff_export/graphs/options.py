@@ -13,7 +13,9 @@ class GraphOptions(Options):
     """How the network becomes graphs."""
 
     lora_mode: LoraMode = option(
-        "dynamic", "; ".join(f"{mode}: {traits.summary}" for mode, traits in LORA_MODES.items()) + "."
+        "dynamic",
+        "; ".join(f"{mode}: {traits.summary}" for mode, traits in LORA_MODES.items()) + ".",
+        shown="dynamic; where a family has no modulation, merged",
     )
     precision: Precision = option("fp16", "Of UNet and VAE inside; inputs, outputs, guidance, x0 are fp32.")
     prompts: Literal["folded", "runtime"] = option(
