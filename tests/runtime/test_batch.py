@@ -18,17 +18,20 @@ from tests.runtime.pictures import PICTURE, enlarged
 from s3diff_runtime.batch import run as batch_module
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job, plan_jobs
-from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, is_whole
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome
+from s3diff_runtime.batch.sizing import ResultSize, Sizing, is_whole
 from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Result, Upscaler
+
+TIMES_FOUR = Sizing(ResultSize(), 4, (4,))
 
 
 class Enlarger:
     """Stands in for an upscaler: repeats pixels, remembers its calls, and fails where it is told to."""
 
     def __init__(self, batch: int = 1, seconds: float = 0.0, failing: Sequence[int] = ()) -> None:
-        self.manifest = SimpleNamespace(scale=4)
+        self.manifest = SimpleNamespace(scale=4, scales=(4,))
         self.options = UpscaleOptions(batch=batch)
         self.calls: list[list[tuple[int, int]]] = []
         self.before_call: Callable[[], object] = lambda: None
@@ -246,10 +249,10 @@ def test_resume_redoes_what_is_not_whole(jobs: list[Job], damage: str) -> None:
 def test_comparison_is_part_of_what_is_whole(jobs: list[Job]) -> None:
     run(Enlarger(), jobs[:1])
     compared = Job(jobs[0].source, jobs[0].target, target(jobs[0]).with_suffix(".compare.png"))
-    assert is_whole(jobs[0], 4, 10_000)
-    assert not is_whole(compared, 4, 10_000)
+    assert is_whole(jobs[0], TIMES_FOUR, 10_000)
+    assert not is_whole(compared, TIMES_FOUR, 10_000)
     run(Enlarger(), [compared], resume=True)
-    assert is_whole(compared, 4, 10_000)
+    assert is_whole(compared, TIMES_FOUR, 10_000)
     with Image.open(target(jobs[0]).with_suffix(".compare.png")) as sheet:
         halves = np.asarray(sheet)[-160:, :80], np.asarray(sheet)[-160:, -80:]
     assert np.array_equal(halves[1], enlarged(PICTURE[:, :20]))

@@ -17,17 +17,15 @@ from PIL import Image
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
+from s3diff_runtime.batch.sizing import ResultSize, Sized, Sizing, is_whole
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
 from s3diff_runtime.pictures.comparison import before_and_after
-from s3diff_runtime.pictures.formats import QUALITY, holds_transparency, require_fit, save
+from s3diff_runtime.pictures.formats import QUALITY, require_fit, save
 from s3diff_runtime.pictures.photograph import (
     MAX_PIXELS,
     Photograph,
     open_photograph,
-    photograph_size,
-    result_needs,
 )
-from s3diff_runtime.pictures.reading import opened
 from s3diff_runtime.remote import Place, RemotePath
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscaler import Result, Upscaler
@@ -52,6 +50,8 @@ class BatchOptions:
 
     settings: PictureSettings = field(default_factory=PictureSettings)
     """Degradation, guidance, prompts, colour correction, scale."""
+    result_size: ResultSize = field(default_factory=ResultSize)
+    """In the place of a scale."""
     each: Mapping[Place, UpscaleSettings] = field(default_factory=dict)
     """Settings of single pictures over these, by `Job.source`."""
     quality: int = QUALITY
@@ -114,10 +114,16 @@ class _DecodedPicture:
 
     number: int
     photograph: Photograph
+    sized: Sized
 
     @property
     def pixels(self) -> int:
         return self.photograph.pixels.shape[0] * self.photograph.pixels.shape[1]
+
+    @property
+    def held(self) -> int:
+        """Pixels of the result, while it waits to be written."""
+        return max(self.pixels * self.sized.scale**2, self.sized.width * self.sized.height)
 
 
 class Batch:
@@ -146,7 +152,9 @@ class Batch:
         self.outcomes: list[Outcome] = []
         self._jobs = iter(jobs)
         self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
-        self._scale, self._batch = options.settings.scale or fleet.manifest.scale, fleet.options.batch
+        self._batch, manifest = fleet.options.batch, fleet.manifest
+        scale = options.settings.scale or manifest.scale
+        self._sizing = Sizing(options.result_size, scale, manifest.scales)
         self._chunk_length = self._batch
         self._waiting: deque[tuple[Future[None], int]] = deque()  # writes, with their result pixels
         self._making_room = Lock()
@@ -178,12 +186,12 @@ class Batch:
 
     def _upscale(self, upscaler: Upscaler, chunk: list[_DecodedPicture], writers: ThreadPoolExecutor) -> None:
         """Upscale a chunk and leave the results to the writers."""
-        self._make_room(sum(picture.pixels for picture in chunk) * self._scale**2)
+        self._make_room(sum(picture.held for picture in chunk))
         start = perf_counter()
         for picture, result in self._upscaled(upscaler, chunk):
             write = writers.submit(self._write, picture, result)
             with self._making_room:
-                self._waiting.append((write, picture.pixels * self._scale**2))
+                self._waiting.append((write, picture.held))
         per_picture = (perf_counter() - start) / len(chunk)
         length = min(_LARGEST_CHUNK * self._batch, int(_CHUNK_SECONDS / per_picture))
         self._chunk_length = max(self._batch, length)
@@ -205,25 +213,25 @@ class Batch:
         try:
             if outcome.job.problem:
                 raise RequestError(outcome.job.problem)
-            if self._options.resume and is_whole(outcome.job, self._scale, self._options.max_pixels):
+            if self._options.resume and is_whole(outcome.job, self._sizing, self._options.max_pixels):
                 self._settle(number, replace(outcome, status="skipped"))
                 return None
             photograph = open_photograph(outcome.job.source, self._options.max_pixels)
             height, width = photograph.pixels.shape[:2]
-            self._fleet.check_size(height, width, self._scale)
-            width, height = (side * self._scale for side in photograph.size)
-            require_fit(outcome.job.target, width, height, photograph.transparent)
+            sized = self._sizing.of(*photograph.size)
+            self._fleet.check_size(height, width, sized.scale)
+            require_fit(outcome.job.target, sized.width, sized.height, photograph.transparent)
         except S3DiffError as error:
             self._settle(number, replace(outcome, status="failed", error=str(error)))
             return None
         self.outcomes[number] = replace(
             outcome,
             input_size=photograph.size,
-            output_size=(width, height),
+            output_size=(sized.width, sized.height),
             notes=photograph.notes,
             seconds={"read": perf_counter() - start},
         )
-        return _DecodedPicture(number, photograph)
+        return _DecodedPicture(number, photograph, sized)
 
     def _chunks(self, pictures: Iterator[_DecodedPicture]) -> Iterator[list[_DecodedPicture]]:
         """Lists of pictures for one call of the upscaler, which batches those that go together."""
@@ -245,9 +253,8 @@ class Batch:
         """The results of a chunk; when it fails, its pictures are tried one by one."""
         try:
             pixels = [picture.photograph.pixels for picture in chunk]
-            each = [
-                self._options.each.get(self.outcomes[picture.number].job.source, UpscaleSettings())
-                for picture in chunk
+            each: list[UpscaleSettings] = [
+                {**self._own_settings(picture.number), "scale": picture.sized.scale} for picture in chunk
             ]
             results = upscaler.upscale_pixels(pixels, each, **self._options.settings.keywords)
         except JobError as error:
@@ -259,6 +266,9 @@ class Batch:
                     yield from self._upscaled(upscaler, [picture])
             return
         yield from zip(chunk, results, strict=True)
+
+    def _own_settings(self, number: int) -> UpscaleSettings:
+        return self._options.each.get(self.outcomes[number].job.source, UpscaleSettings())
 
     def _make_room(self, pixels: int) -> None:
         """Wait until so many result pixels may join those that wait to be written."""
@@ -272,12 +282,12 @@ class Batch:
             outcome,
             estimated=result.estimated,
             applied=result.applied,
-            settings=self._options.each.get(outcome.job.source, UpscaleSettings()),
+            settings=self._own_settings(picture.number),
             bin=result.bin.name if result.bin else None,
             tiles=result.tiles,
         )
         try:
-            image = picture.photograph.finish(result.pixels)
+            image = picture.photograph.finish(result.pixels, (picture.sized.width, picture.sized.height))
             notes = save(image, outcome.job.target, self._options.quality)
             if outcome.job.comparison is not None:
                 save(before_and_after(picture.photograph, image), outcome.job.comparison)
@@ -319,44 +329,6 @@ def _ends_all(job: Job, cause: BaseException | None) -> bool:
     if isinstance(job.target, RemotePath):
         return isinstance(cause, PermissionError | FileNotFoundError)  # expired keys, a bucket that is gone
     return isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
-
-
-def size_of_result(job: Job, scale: int, max_pixels: int) -> tuple[int, int]:
-    """`(width, height)` that the result of a job will have, judging by the header of its input.
-
-    Raises:
-        RequestError: when the input cannot be read, or the format of the result cannot hold it.
-    """
-    only_opaque = not holds_transparency(job.target)
-    (width, height), transparent = result_needs(job.source, max_pixels, only_opaque)
-    require_fit(job.target, width * scale, height * scale, transparent)
-    return width * scale, height * scale
-
-
-def is_whole(job: Job, scale: int, max_pixels: int) -> bool:
-    """Whether every output of a job exists and decodes to its end, and the result has the size it must have.
-
-    In a store a file that is there and not empty is whole, as it came at once: its content is not read.
-
-    Raises:
-        RequestError: when the input cannot be read.
-    """
-    if not all(path.is_file() for path in job.outputs):
-        return False
-    if isinstance(job.target, RemotePath):
-        return True
-    width, height = photograph_size(job.source, max_pixels)
-    sizes = [_decoded_size(path) for path in job.outputs]
-    return sizes[0] == (width * scale, height * scale) and None not in sizes
-
-
-def _decoded_size(path: Place) -> tuple[int, int] | None:
-    try:
-        with opened(path, max_pixels=None) as picture:
-            _, _, notes = picture.decode()
-            return None if notes else picture.size
-    except RequestError:
-        return None
 
 
 def _present(picture: _DecodedPicture | None) -> Iterator[_DecodedPicture]:

@@ -37,10 +37,9 @@ from s3diff_runtime.batch.run import (
     Outcome,
     Status,
     every_size_allowed,
-    is_whole,
-    size_of_result,
 )
 from s3diff_runtime.batch.search import LeftOut
+from s3diff_runtime.batch.sizing import ResultSize, Sizing, is_whole, size_of_result
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
@@ -83,6 +82,7 @@ class UpscaleRequest(Options):
     format: Format | None = option(None, "Of the results; as the input by default.")
     quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
     settings: PictureSettings = group(PictureSettings)
+    result_size: ResultSize = group(ResultSize)
     each: Path | None = option(
         None, "CSV of settings for single pictures: a column input, and one for each setting."
     )
@@ -106,6 +106,8 @@ class UpscaleRequest(Options):
             yield "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
         if self.cluster.ray and self.device not in ("cpu", "cuda"):
             yield f"--device {self.device} with --ray, which gives each worker its GPU; expected cpu or cuda"
+        if self.settings.scale is not None and self.result_size.given:
+            yield f"--scale with {' and '.join(self.result_size.flags_of())}; a result has one size"
         if self.force and self.resume:
             yield "--force replaces results and --resume keeps them; choose one"
         if self.dry_run and self.report:
@@ -136,7 +138,8 @@ def run_upscale(request: UpscaleRequest) -> None:
         if request.dry_run:
             manifest = Manifest.read(local_bundle(bundle))
             require_able(manifest, request.settings, each)
-            _show_plan(request, jobs, request.settings.scale or manifest.scale)
+            scale = request.settings.scale or manifest.scale
+            _show_plan(request, jobs, Sizing(request.result_size, scale, manifest.scales))
             return
         with _opened(request, bundle) as fleet:
             require_able(fleet.manifest, request.settings, each)
@@ -181,6 +184,7 @@ def _run(
 ) -> None:
     options = BatchOptions(
         request.settings,
+        request.result_size,
         each,
         request.quality,
         request.resume,
@@ -224,20 +228,20 @@ def _is_remote(request: UpscaleRequest) -> bool:
     return any(isinstance(place, RemotePath) for place in places)
 
 
-def _show_plan(request: UpscaleRequest, jobs: Jobs | ListedJobs, scale: int) -> None:
+def _show_plan(request: UpscaleRequest, jobs: Jobs | ListedJobs, sizing: Sizing) -> None:
     failed = total = 0
     for total, job in enumerate(jobs, start=1):  # noqa: B007 - told below
         try:
             if job.problem:
                 raise RequestError(job.problem)
-            width, height = size_of_result(job, scale, request.max_pixels)
-            kept = request.resume and is_whole(job, scale, request.max_pixels)
+            (width, height), sized = size_of_result(job, sizing, request.max_pixels)
+            kept = request.resume and is_whole(job, sizing, request.max_pixels)
         except S3DiffError as error:
             failed += 1
             click.echo(f"failing: {error}")
             continue
         what = "is whole" if kept else "replaced" if exists(job.target) else "new"
-        sizes = f"{width // scale}x{height // scale} -> {width}x{height}"
+        sizes = f"{width}x{height} -> {sized.width}x{sized.height}"
         click.echo(f"{job.source} -> {job.target} ({sizes}, {what})")
     _print_left_out(jobs.left_out)
     if failed:
@@ -328,7 +332,7 @@ def _report(
         "engine": fleet.engine,
         "device": fleet.device,
         "precision": fleet.precision,
-        "settings": asdict(request.settings),
+        "settings": asdict(request.settings) | asdict(request.result_size),
         "ended_by": None if ending is None else str(ending) or type(ending).__name__,
         "counts": counts,
         "images": [outcome.as_json() for outcome in outcomes],

@@ -60,7 +60,7 @@ class Metadata:
     lossless: bool = False
     """Whether the file was a WebP without loss."""
 
-    def info_for(self, width: int, height: int, scale: int) -> dict[str, Any]:
+    def info_for(self, width: int, height: int, scale: float) -> dict[str, Any]:
         """It all as `info` of a result of so many pixels, under Pillow's names where it has one."""
         values = {
             "icc_profile": self.icc,
@@ -192,7 +192,7 @@ def _kept_xmp(xmp: bytes) -> tuple[bytes | None, list[str]]:
     return text.encode(), []
 
 
-def _resized_xmp(xmp: bytes, width: int, height: int, scale: int) -> bytes:
+def _resized_xmp(xmp: bytes, width: int, height: int, scale: float) -> bytes:
     """XMP with what it repeats of size and orientation set, as attributes or elements, where it has them."""
     text = xmp.decode()
     values = {
@@ -205,7 +205,7 @@ def _resized_xmp(xmp: bytes, width: int, height: int, scale: int) -> bytes:
     for name, value in values.items():
         text = re.sub(rf"(\b{name}(?:\s*=\s*[\"']|>)\s*)\d+", rf"\g<1>{value}", text)
     panorama = r"(\bGPano:\w+Pixels(?:\s*=\s*[\"']|>)\s*)(\d+)"  # of a sphere and the part that is seen
-    return re.sub(panorama, lambda match: f"{match[1]}{int(match[2]) * scale}", text).encode()
+    return re.sub(panorama, lambda match: f"{match[1]}{round(int(match[2]) * scale)}", text).encode()
 
 
 def _bytes(value: object) -> bytes | None:

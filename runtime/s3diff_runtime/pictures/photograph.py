@@ -71,7 +71,7 @@ class Photograph:
         """`(width, height)` of the upright picture."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
-    def finish(self, upscaled: Pixels) -> Image.Image:
+    def finish(self, upscaled: Pixels, size: tuple[int, int] | None = None) -> Image.Image:
         """The upscaled picture as this one was: grey, with alpha, profile and EXIF where this one had them.
 
         Grey is the luma of the network's colours (Rec. 601). Alpha is resized beside, bicubically: what the
@@ -79,6 +79,7 @@ class Photograph:
 
         Args:
             upscaled: uint8 RGB `[s·H, s·W, 3]` for any whole factor s.
+            size: `(width, height)` that it is resized to, with Lanczos' filter; its own by default.
 
         Returns:
             An image of mode L, LA, RGB or RGBA. Its `info` holds profile, EXIF and all else that the result
@@ -95,11 +96,13 @@ class Photograph:
                 f"[s·{height}, s·{width}, 3] for a whole factor s"
             )
         image = Image.fromarray(upscaled)
+        if size is not None and size != image.size:
+            image = image.resize(size, Image.Resampling.LANCZOS)
         if self.grey:
             image = image.convert("L")
         if self.alpha is not None:
             image.putalpha(Image.fromarray(self.alpha).resize(image.size, Image.Resampling.BICUBIC))
-        image.info.update(self.metadata.info_for(image.width, image.height, scale))
+        image.info.update(self.metadata.info_for(image.width, image.height, image.height / height))
         return image
 
 
