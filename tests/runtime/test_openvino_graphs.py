@@ -9,7 +9,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
-from s3diff_runtime.engines.openvino_graphs import has_convolutions, refit
+from s3diff_runtime.engines.openvino_graphs import is_network, refit
 
 RANDOM = np.random.default_rng(0)
 
@@ -95,6 +95,9 @@ def test_a_split_of_something_else_stays() -> None:
     assert operators(model)["Split"] == 1
 
 
-def test_convolutions_are_found() -> None:
-    assert has_convolutions(network(1))
-    assert not has_convolutions(projection(modulated=True))
+def test_what_interpolates_is_no_network() -> None:
+    image = ops.parameter([-1, 1, -1, -1], np.float32, name="image")
+    phases = ops.convolution(image, weights(16, 1, 5, 5), [1, 1], [2, 2], [2, 2], [1, 1])
+    assert is_network(network(1))
+    assert not is_network(openvino.Model([phases], [image], "interpolation"))
+    assert not is_network(projection(modulated=True))

@@ -101,13 +101,13 @@ class OpenVinoEngine:
 
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""
-        from s3diff_runtime.engines.openvino_graphs import has_convolutions, held_bytes, refit
+        from s3diff_runtime.engines.openvino_graphs import held_bytes, is_network, refit
 
         try:
             model = self._core.read_model(graph)
             refit(model)
             settings = dict(self._settings)
-            if not has_convolutions(model):  # conversions would outweigh what little there is to compute
+            if not is_network(model):  # conversions would outweigh what little there is to compute
                 settings["INFERENCE_PRECISION_HINT"] = "f32"
             compiled_for = partial(self._compiled, graph, model, settings)
             large = held_bytes(model) > LARGE

@@ -27,9 +27,15 @@ def refit(model: openvino.Model) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def has_convolutions(model: openvino.Model) -> bool:
-    """Whether a graph computes enough for low precision to pay."""
-    return any(node.get_type_name() == "Convolution" for node in model.get_ops())
+def is_network(model: openvino.Model) -> bool:
+    """Whether a graph has convolutions of several channels: enough work for low precision to pay.
+
+    Those of one channel interpolate: they are little work, and their results are rounded to grey levels.
+    """
+    return any(
+        node.get_type_name() == "Convolution" and node.get_input_partial_shape(1)[1] != 1
+        for node in model.get_ops()
+    )
 
 
 def held_bytes(model: openvino.Model) -> int:
