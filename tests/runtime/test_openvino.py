@@ -15,6 +15,7 @@ import numpy as np
 import openvino
 import pytest
 from tests.runtime.fake_bundle import write_fake_bundle
+from tests.runtime.openvino_tools import F32, OPTIONS, count_compilations, noise, opened
 
 from s3diff_runtime import BundleError, JobError, RequestError, UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.opening import Bundle
@@ -22,14 +23,11 @@ from s3diff_runtime.engines import openvino_graphs
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.compiled_graphs import keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
-from s3diff_runtime.engines.interface import Session, Value
+from s3diff_runtime.engines.interface import Value
 from s3diff_runtime.engines.openvino import OpenVinoEngine, OpenVinoSession, _Requests
 from s3diff_runtime.errors import OutOfMemory
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.vocabulary import ColorFix, Precision
-
-F32 = CpuOptions(cpu_precision="f32", threads=1)
-OPTIONS = UpscaleOptions(tile=32, overlap=8, batch=3, threads=1, cpu_precision="f32")
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +39,6 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[LoraMode, Path]:
 @pytest.fixture(scope="module")
 def fused(bundles: dict[LoraMode, Path]) -> Bundle:
     return Bundle.open(bundles["fused"])
-
-
-def opened(bundle: Bundle, stage: str) -> Session:
-    spec = bundle.manifest.stages[stage]
-    return OpenVinoEngine(F32).open(bundle.folder / spec.graphs["shared"], spec)
-
-
-def compiled_estimator(bundle: Bundle) -> openvino.CompiledModel:
-    return openvino.Core().compile_model(
-        bundle.folder / bundle.manifest.stages["estimator"].graphs["shared"], "CPU"
-    )
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 # --- what it computes -----------------------------------------------------------------------------
@@ -120,58 +103,6 @@ def test_a_picture_at_a_time_unless_more_are_asked_for(bundles: dict[LoraMode, P
             assert upscaler.options.batch == expected
 
 
-def test_the_first_shapes_get_a_graph_of_their_own_and_all_others_one(
-    fused: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    compiled, session = count_compilations(monkeypatch), opened(fused, "estimator")
-    assert not compiled
-    expected = {size: noise(1, size, 8, 3).mean((1, 2))[:, :2] / 255 for size in (8, 16, 24)}
-    for size in (16, 8, 16, 24, 8, 24):
-        found = session.run({"image": noise(1, size, 8, 3)})["degradation"]
-        np.testing.assert_allclose(np.asarray(found), expected[size], rtol=1e-5)
-    assert [model.is_dynamic() for model in compiled] == [False, True]
-
-
-def test_a_large_graph_is_held_once(fused: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3diff_runtime.engines.openvino.LARGE", -1)
-    compiled, session = count_compilations(monkeypatch), opened(fused, "estimator")
-    assert isinstance(session, OpenVinoSession)
-    for size in (16, 16, 8, 16):
-        session.run({"image": noise(1, size, 8, 3)})
-        assert len(session._graphs) == 1
-    assert [model.is_dynamic() for model in compiled] == [False, True]
-
-
-def test_requests_are_used_again_but_not_after_a_failure(fused: Bundle) -> None:
-    class Counting:
-        outputs, made = compiled_estimator(fused).outputs, 0
-
-        def create_infer_request(self) -> openvino.InferRequest:
-            self.made += 1
-            return compiled_estimator(fused).create_infer_request()
-
-    session, graph = opened(fused, "estimator"), Counting()
-    assert isinstance(session, OpenVinoSession)
-    session._graphs[None] = _Requests(graph)
-    kept = [session.run({"image": noise(1, size, 8, 3)})["degradation"] for size in (8, 16, 8)]
-    assert graph.made == 1
-    np.testing.assert_array_equal(kept[0], kept[2])
-    assert not np.array_equal(kept[0], kept[1]), "an earlier output was overwritten"
-    with pytest.raises(JobError, match="failed on cpu"):
-        session.run({"image": np.zeros((1, 8, 8, 4), np.uint8)})
-    session.run({"image": noise(1, 8, 8, 3)})
-    assert graph.made == 2
-
-
-def test_threads_are_not_bound_to_cores(fused: Bundle) -> None:
-    """Those of two processes would meet on the first ones: two of one thread each served half."""
-    session = opened(fused, "estimator")
-    assert isinstance(session, OpenVinoSession)
-    session.run({"image": noise(1, 8, 8, 3)})
-    (requests,) = session._graphs.values()
-    assert requests.graph.get_property("ENABLE_CPU_PINNING") is False
-
-
 # --- precision ------------------------------------------------------------------------------------
 
 
@@ -219,17 +150,6 @@ def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("s3diff_runtime.engines.compiled_graphs._LEAST", 0)
     return tmp_path / "s3diff-export" / "openvino"
-
-
-def count_compilations(monkeypatch: pytest.MonkeyPatch) -> list[openvino.Model]:
-    compile_model, compiled = openvino.Core.compile_model, list[openvino.Model]()
-
-    def counting(core: openvino.Core, model: openvino.Model, *rest: object) -> openvino.CompiledModel:
-        compiled.append(model)
-        return compile_model(core, model, *rest)
-
-    monkeypatch.setattr(openvino.Core, "compile_model", counting)
-    return compiled
 
 
 def homeless() -> Path:
