@@ -28,7 +28,7 @@ REFUSED = {"http": "400", "grpc": "StatusCode.INVALID_ARGUMENT"}
 BUSY = {"http": "503", "grpc": "StatusCode.UNAVAILABLE"}
 FAILED = {"http": "500", "grpc": "StatusCode.INTERNAL"}
 PIXELS = dark_noise(16, 24)
-LARGE = dark_noise(320, 320)
+LARGE = dark_noise(480, 480)
 BUSY_FOR_A_WHILE = [Ask("http", {"pixels": LARGE[None]}) for _ in range(5)]
 
 
@@ -138,7 +138,7 @@ def test_transparency_is_kept_and_the_answer_takes_the_form_that_was_asked_for(t
         (Ask("", {"image": np.repeat(PHOTO, 2, 0)}), "2 files in a request, expected one"),
         (Ask("", {"pixels": np.stack([PIXELS] * 2)}, outputs=("upscaled",)), "ask for upscaled_pixels"),
         (Ask("", {"pixels": np.zeros((1, 0, 4, 3), np.uint8)}), "empty"),
-        (Ask("", {"pixels": np.zeros((1, 321, 320, 3), np.uint8)}), "320x321 pixels, more than the limit"),
+        (Ask("", {"pixels": np.zeros((1, 481, 480, 3), np.uint8)}), "480x481 pixels, more than the limit"),
         (Ask("", {"image": PHOTO}, {"nosie": "0.5"}), "unknown parameter 'nosie', expected noise"),
         (
             Ask("", {"image": PHOTO}, {"noise": "2", "blur": "x"}),

@@ -337,7 +337,7 @@ def test_a_run_by_the_clock_ends_with_its_minutes_and_its_schedule(tmp_path: Pat
     options = quiet.but(log_every=1, sample_every=0, validate_every=0)
     trainer, run = train(tmp_path / "run", options)
     records = read_log(run, "losses")
-    assert records[-2]["seconds"] < 0.5 <= records[-1]["seconds"]
+    assert records[-2]["seconds"] <= 0.5 <= records[-1]["seconds"]  # which are rounded
     assert len(records) > 1
     assert trainer.rates[-1] < 0.2 * max(trainer.rates)
     assert (run.path / "product.pt").exists()
