@@ -59,12 +59,21 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def upscaled(bundle: Path, photo: Path, size: ResultSize, resume: bool = False) -> Path:
+def upscaled(
+    bundle: Path, photo: Path, size: ResultSize, resume: bool = False, compare: bool = False
+) -> Path:
     output = photo.parent / "out.png"
     report = photo.parent / "report.json"
     run_upscale(
         UpscaleRequest(
-            (str(photo),), output, bundle, settings=EXACT, result_size=size, report=report, resume=resume
+            (str(photo),),
+            output,
+            bundle,
+            settings=EXACT,
+            result_size=size,
+            report=report,
+            resume=resume,
+            compare=compare,
         )
     )
     return output
@@ -86,6 +95,20 @@ def test_results_have_the_size_that_was_asked_for(
     assert tuple(report["images"][0]["output_size"]) == size
     assert report["settings"]["long_side"] == wanted.long_side
     assert report["settings"]["size"] == wanted.size
+
+
+@pytest.mark.parametrize("long_side", [10, 47, 70])
+def test_comparisons_show_the_whole_of_both(bundle: Path, photo: Path, long_side: int) -> None:
+    upscaled(bundle, photo, ResultSize(long_side=long_side), compare=True)
+    result, sheet = Image.open(photo.parent / "out.png"), Image.open(photo.parent / "out.compare.png")
+    halves = [
+        sheet.crop((at, sheet.height - result.height, at + result.width, sheet.height))
+        for at in (0, sheet.width - result.width)
+    ]
+    white = Image.new("RGB", result.size, "white")
+    white.paste(result.convert("RGB"), mask=result.getchannel("A"))
+    assert np.array_equal(np.asarray(halves[1]), np.asarray(white))
+    assert np.abs(np.asarray(halves[0]).astype(int).mean() - np.asarray(white).mean()) < 12
 
 
 def test_resume_knows_the_size(bundle: Path, photo: Path) -> None:

@@ -25,9 +25,11 @@ def before_and_after(photograph: Photograph, result: Image.Image) -> Image.Image
     Returns:
         An image of mode L for grey pictures, else RGB, with the result's profile in `info`.
     """
-    scale = result.width // photograph.pixels.shape[1]
-    left, top, right, bottom = _middle(photograph.size, LONGEST_SIDE // scale)
-    after = _on_white(result.crop((left * scale, top * scale, right * scale, bottom * scale)))
+    # Of a size that was asked for they are no whole numbers, and not quite equal.
+    across, down = (after / before for after, before in zip(result.size, photograph.size, strict=True))
+    left, top, right, bottom = _middle(photograph.size, int(LONGEST_SIDE / max(across, down)))
+    window = (round(left * across), round(top * down), round(right * across), round(bottom * down))
+    after = _on_white(result.crop(window))
     # The interpolation reaches over the crop's border into the picture, as it did for the network.
     before = _on_white(
         photograph.finish(photograph.pixels).resize(
@@ -37,8 +39,8 @@ def before_and_after(photograph: Photograph, result: Image.Image) -> Image.Image
     sheet = Image.new(after.mode, (2 * after.width + _GAP, after.height + _CAPTION), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=_TEXT_SIZE)
     for x, caption, half in (
-        (0, f"bicubic x{scale}", before),
-        (after.width + _GAP, f"upscaled x{scale}", after),
+        (0, f"bicubic x{across:.3g}", before),
+        (after.width + _GAP, f"upscaled x{across:.3g}", after),
     ):
         draw.text((x + _GAP, _GAP // 2), caption, fill="black", font=font)
         sheet.paste(half, (x, _CAPTION))
