@@ -27,7 +27,7 @@ from rich.table import Table
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
 from s3diff_runtime.files import write_text
-from s3diff_runtime.lora_modes import LORA_MODES
+from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 _COMPARED = "against PyTorch in fp32"
@@ -75,39 +75,37 @@ def check_model(
     def step(what: str, *words: str, needs: tuple[str, ...], limit: float = limit) -> Step:
         return Step(f"{name}: {what}", own_command(*words, "--json"), needs, limit, optional=True)
 
-    built = []
+    ready: dict[tuple[str, LoraMode], str] = {}
     for mode, bundle in bundles.items():
-        mode_options = ("--lora-mode", mode, *(("--bins", "1x1") if mode == "merged" else ()))
+        mode_options = ("--lora-mode", mode, *(("--bins", "1x1") if LORA_MODES[mode].has_bins else ()))
         making = ("build", *weights, *build, *mode_options, "--device", device, "-o", bundle, "--force")
         yield (made := step(f"build {mode}", *making, needs=needs))
-        built.append(made.name)
+        ready["onnx", mode] = made.name
     yield step(
         "onnx latency, beside PyTorch",
         *("bench", "latency", *all_modes, *weights, "--engine", "onnx", "--batch", _BATCHES),
-        needs=tuple(built),
+        needs=tuple(ready.values()),
         limit=_LONG,
     )
-    ready = {("onnx", mode): (made,) for mode, made in zip(bundles, built, strict=True)}
     for flavour in FLAVOURS if device != "cpu" else ():
         for mode, bundle in bundles.items():
-            engines = ("engines", bundle, "--engine", flavour)
-            made = step(f"build {flavour} engines, {mode}", *engines, needs=ready["onnx", mode], limit=_LONG)
-            ready[flavour, mode] = (made.name,)
-            yield made
+            engines, needed = ("engines", bundle, "--engine", flavour), (ready["onnx", mode],)
+            yield (made := step(f"build {flavour} engines, {mode}", *engines, needs=needed, limit=_LONG))
+            ready[flavour, mode] = made.name
         # ONNX Runtime runs beside it again, so that PyTorch need not.
         yield step(
             f"{flavour} latency, beside onnx",
             *("bench", "latency", *all_modes, "--engine", f"{flavour},onnx", "--batch", _BATCHES),
-            needs=tuple(name for mode in bundles for name in ready[flavour, mode]),
+            needs=tuple(ready[flavour, mode] for mode in bundles),
             limit=_LONG,
         )
-    for (engine, mode), needed in ready.items():
-        runs = (bundles[mode], *weights, "--engine", engine, "--device", device)
-        yield step(f"{engine} {_COMPARED}, {mode}", "verify", *runs, needs=needed)
+    for (engine, lora_mode), made_by in ready.items():
+        runs = (bundles[lora_mode], *weights, "--engine", engine, "--device", device)
+        yield step(f"{engine} {_COMPARED}, {lora_mode}", "verify", *runs, needs=(made_by,))
     for engine in dict.fromkeys(engine for engine, _ in ready):
         for batch in _BATCHES.split(","):
             runs = (first, *timed, "--engine", engine, "--batch", batch, "--callers", "1,2,4")
-            needed = ready[engine, next(iter(bundles))]
+            needed = (ready[engine, next(iter(bundles))],)
             yield step(f"{engine} throughput, batch {batch}", "bench", "throughput", *runs, needs=needed)
 
 

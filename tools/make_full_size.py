@@ -23,7 +23,7 @@ from s3diff_training.families.osediff import CHECKPOINT as OSEDIFF_CHECKPOINT
 from s3diff_training.families.osediff import OSEDiff, OSEDiffConfig
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT, NetworkConfig
-from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.lora import lora_layers, targeted_layers
 from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import SD_TURBO_SCHEDULER, prompt_tokenizer, save_base
 
@@ -50,11 +50,9 @@ def full_size_base() -> BaseModel:
 
 def osediff_checkpoint(base: BaseModel) -> dict[str, object]:
     """What `osediff.pkl` holds: LoRA of rank 4 where S3Diff has it, and on the UNet's first convolution."""
-    adapted = S3Diff(base, NetworkConfig())
-    unet_layers, vae_layers = ("conv_in", *lora_layers(adapted.unet)), tuple(lora_layers(adapted.vae))
-    for part in (adapted.unet, adapted.vae):
-        for name, layer in lora_layers(part).items():
-            part.set_submodule(name, layer.base_layer)
+    config = NetworkConfig()
+    unet_layers = ("conv_in", *targeted_layers(base.unet, config.unet_targets))
+    vae_layers = tuple(targeted_layers(base.vae, config.vae_targets))
     network = OSEDiff(base, OSEDiffConfig(_OSEDIFF_RANK, _OSEDIFF_RANK, unet_layers, vae_layers))
     adapters = {"down_blocks": "encoder", "conv_in": "encoder", "up_blocks": "decoder", "conv_out": "decoder"}
     groups = {name: adapters.get(name.partition(".")[0], "others") for name in unet_layers}

@@ -43,11 +43,14 @@ class TritonServer:
         return self._packages / "pytriton" / "tritonserver"
 
     def command(self, repository: Path, *options: str) -> list[str]:
-        """What starts it; `options` are more of tritonserver's."""
+        """What starts it, on this machine alone unless `options`, which are tritonserver's, say otherwise."""
+        given = {option.partition("=")[0] for option in options}
+        addresses = (f"--{which}-address" for which in ("http", "grpc", "metrics"))
         return [
             str(self._tree / "bin" / "tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={self.folder / 'backends'}",
+            *(f"{option}=127.0.0.1" for option in addresses if option not in given),
             *options,
         ]
 
@@ -87,10 +90,7 @@ def main(repository: Path, options: tuple[str, ...]) -> None:
     """
     server = TritonServer(FOLDER)
     server.install()
-    given = {option.partition("=")[0] for option in options}
-    here = [f"--{which}-address" for which in ("http", "grpc", "metrics")]
-    local = [f"{option}=127.0.0.1" for option in here if option not in given]
-    command = server.command(repository, *local, *options)
+    command = server.command(repository, *options)
     os.execve(command[0], command, server.environment())
 
 

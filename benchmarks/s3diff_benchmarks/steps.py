@@ -93,13 +93,12 @@ def run_steps(
     start, outcomes = monotonic(), dict[str, Outcome]()
     for step in steps:
         begun = monotonic()
-        missing = [
-            outcomes[name] for name in step.needs if name in outcomes and outcomes[name].status != "ok"
-        ]
+        needed = [outcomes[name] for name in step.needs if name in outcomes]
+        missing = next((each for each in needed if each.status != "ok"), None)
         if step.left_out:
             outcome = Outcome(step.name, step.command, "left out", reason=step.left_out)
-        elif missing:
-            reason = f"{missing[0].name} {missing[0].status}"
+        elif missing is not None:
+            reason = f"{missing.name} {missing.status}"
             outcome = Outcome(step.name, step.command, "skipped", reason=reason)
         elif begun - start >= seconds:
             reason = f"the {seconds:.0f} s for all steps are used up"

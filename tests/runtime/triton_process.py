@@ -113,7 +113,6 @@ def running(server: TritonServer, repository: Path, models: str) -> Iterator[Run
     """Start a server with some models of a repository, wait until it is ready, and stop it in the end."""
     ports = dict(zip(_PROTOCOLS, _free_ports(len(_PROTOCOLS)), strict=True))
     options = [f"--{protocol}-port={port}" for protocol, port in ports.items()]
-    options += [f"--{protocol}-address=127.0.0.1" for protocol in _PROTOCOLS]
     options += ["--model-control-mode=explicit", f"--load-model={models}", "--exit-timeout-secs=5"]
     log = repository.with_suffix(".log")
     with ExitStack() as stack, log.open("wb") as output:

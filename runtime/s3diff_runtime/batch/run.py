@@ -21,11 +21,7 @@ from s3diff_runtime.batch.sizing import ResultSize, Sized, Sizing, is_whole
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError
 from s3diff_runtime.pictures.comparison import before_and_after
 from s3diff_runtime.pictures.formats import QUALITY, require_fit, save
-from s3diff_runtime.pictures.photograph import (
-    MAX_PIXELS,
-    Photograph,
-    open_photograph,
-)
+from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph
 from s3diff_runtime.remote import Place, RemotePath
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
 from s3diff_runtime.upscaler import Result, Upscaler
@@ -152,9 +148,8 @@ class Batch:
         self.outcomes: list[Outcome] = []
         self._jobs = iter(jobs)
         self._fleet, self._options, self._on_outcome = fleet, options, on_outcome
-        self._batch, manifest = fleet.options.batch, fleet.manifest
-        scale = options.settings.scale or manifest.scale
-        self._sizing = Sizing(options.result_size, scale, manifest.scales)
+        self._batch = fleet.options.batch
+        self._sizing = Sizing.asked(options.result_size, options.settings.scale, fleet.manifest)
         self._chunk_length = self._batch
         self._waiting: deque[tuple[Future[None], int]] = deque()  # writes, with their result pixels
         self._making_room = Lock()

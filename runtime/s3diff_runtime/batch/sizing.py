@@ -3,20 +3,19 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from s3diff_runtime.batch.jobs import Job
+from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import Options, option
 from s3diff_runtime.pictures.formats import holds_transparency, require_fit
 from s3diff_runtime.pictures.photograph import photograph_size, result_needs
-from s3diff_runtime.pictures.reading import opened
+from s3diff_runtime.pictures.reading import MAX_SIDE, opened
 from s3diff_runtime.remote import Place, RemotePath
 
 MOST_FACTOR = 8
 """Sides of a result over those of its input: twice what the network can do. Beyond, nothing is restored."""
-_LONGEST = 65535
-"""Pixels of a side, which no format of ours exceeds."""
 _BOX = re.compile(r"([1-9]\d{0,4})[xX×]([1-9]\d{0,4})")
 
 
@@ -36,7 +35,7 @@ class ResultSize(Options):
         None,
         "Pixels of the result's longer side, by the least scale that reaches it and Lanczos.",
         least=1,
-        most=_LONGEST,
+        most=MAX_SIDE,
     )
     size: str | None = option(
         None, "WIDTHxHEIGHT that the result fills as far as its proportions allow, in the same way."
@@ -58,6 +57,11 @@ class Sizing:
     scale: int
     scales: Sequence[int]
     """To choose from."""
+
+    @classmethod
+    def asked(cls, wanted: ResultSize, scale: int | None, manifest: Manifest) -> Self:
+        """What a bundle makes of a request; without a scale it is the bundle's."""
+        return cls(wanted, scale or manifest.scale, manifest.scales)
 
     def of(self, width: int, height: int) -> Sized:
         """What becomes of a picture of `width` × `height` pixels.

@@ -138,8 +138,7 @@ def run_upscale(request: UpscaleRequest) -> None:
         if request.dry_run:
             manifest = Manifest.read(local_bundle(bundle))
             require_able(manifest, request.settings, each)
-            scale = request.settings.scale or manifest.scale
-            _show_plan(request, jobs, Sizing(request.result_size, scale, manifest.scales))
+            _show_plan(request, jobs, Sizing.asked(request.result_size, request.settings.scale, manifest))
             return
         with _opened(request, bundle) as fleet:
             require_able(fleet.manifest, request.settings, each)

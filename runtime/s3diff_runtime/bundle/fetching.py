@@ -194,9 +194,10 @@ def asking_hub(name: str) -> Iterator[Any]:
         raise
     except Exception as error:  # the library, and those that it uses, raise many kinds
         told = next((what for kind, what in reasons if isinstance(error, kind)), None)
-        unreached = any(isinstance(each, ConnectionError | gaierror) for each in _with_causes(error))
-        what = "cannot be had, the Hub is not reached" if unreached else "is refused by the Hub"
-        told = told or f"{what}: {without_credentials(first_line(error))}"
+        if told is None:
+            unreached = any(isinstance(each, ConnectionError | gaierror) for each in _with_causes(error))
+            what = "cannot be had, the Hub is not reached" if unreached else "is refused by the Hub"
+            told = f"{what}: {without_credentials(first_line(error))}"
         raise RequestError(f"{name} {told}") from error
 
 

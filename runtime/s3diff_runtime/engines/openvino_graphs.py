@@ -91,6 +91,7 @@ def _halves(whole: openvino.Output) -> list[openvino.Output] | None:
             data: NDArray[np.generic] = node.get_data()
             if data.ndim == 0 or data.shape[-1] == 1:
                 return [whole, whole]
+            # Whole arrays: of a view of float16 OpenVINO makes a constant of int16.
             return [ops.constant(half.copy()).output(0) for half in np.split(data, 2, -1)]
         case "Add" | "Multiply":
             make = ops.add if node.get_type_name() == "Add" else ops.multiply

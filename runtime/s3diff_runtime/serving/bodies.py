@@ -12,12 +12,11 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from s3diff_runtime.serving.exchange import Exchange
+from s3diff_runtime.serving.picture_request import LONGEST_QUOTE
 
 _DRAIN_SECONDS = 10.0
 """For how long what a refused client still sends is read and dropped: many listen only after sending."""
 _DRAIN_BYTES = 256 * 2**20
-_LONGEST_NAME = 100
-"""Characters of a name that a client sent, in what it is told."""
 
 
 class Refused(Exception):
@@ -142,7 +141,7 @@ def _only_file(body: bytes, boundary: bytes) -> bytes:
             if is_file:
                 files.append([])
             else:
-                fields.append(given.get(b"name", b"").decode(errors="replace")[:_LONGEST_NAME])
+                fields.append(given.get(b"name", b"").decode(errors="replace")[:LONGEST_QUOTE])
         header[:] = [b"", b""]
 
     def part_begin() -> None:

@@ -9,7 +9,7 @@ from s3diff_runtime.options import KEY, OptionInfo, Options, group, infos_of, op
 from s3diff_runtime.pictures.formats import FORMATS, QUALITY, FileFormat, Format
 from s3diff_runtime.settings import PictureSettings
 
-_LONGEST = 100
+LONGEST_QUOTE = 100
 """Characters of what a client sent, in what it is told."""
 
 
@@ -48,7 +48,7 @@ class Parameter:
             return self.hint(text) if self.hint in (int, float) else text
         except ValueError:
             expected = "a whole number" if self.hint is int else "a number"
-            raise RequestError(f"{self.name} is {text[:_LONGEST]!r}, expected {expected}") from None
+            raise RequestError(f"{self.name} is {text[:LONGEST_QUOTE]!r}, expected {expected}") from None
 
     def described(self) -> dict[str, Any]:
         """As OpenAPI describes it."""
@@ -84,7 +84,7 @@ def read_query(pairs: Iterable[tuple[str, str]]) -> PictureRequest:
     problems: list[str] = []
     for name, text in pairs:
         if name not in known:
-            problems.append(f"unknown parameter {name[:_LONGEST]!r}, expected {', '.join(known)}")
+            problems.append(f"unknown parameter {name[:LONGEST_QUOTE]!r}, expected {', '.join(known)}")
         elif name in given:
             problems.append(f"{name} is given more than once")
         given[name] = text
