@@ -1,28 +1,31 @@
 #!/bin/sh
 # Train the small model that ships, from random weights, and write its card: `make demo-model`.
 #
-# It trains for S3DIFF_MINUTES in all, by default 240, which two CPU cores need. With a GPU that many cores feed,
-# ten minutes do more:  S3DIFF_MINUTES=10 S3DIFF_BATCH=64 S3DIFF_WORKERS=14 make demo-model
+# It trains for S3DIFF_MINUTES in all, by default 100, which two CPU cores with bfloat16 need; others, three times
+# that. With a GPU that many cores feed, ten minutes do more:
+#   S3DIFF_MINUTES=10 S3DIFF_BATCH=64 S3DIFF_WORKERS=14 S3DIFF_PRECISION=bf16 make demo-model
 # S3DIFF_MODEL and S3DIFF_PICTURE are where the model and the sheet go that README shows. Where S3DIFF_PAIRS names a
 # folder with LR and HR (real pairs of equal names), the card has their scores too; S3DIFF_MACHINE is what it says
 # that the model was trained on.
 set -eu
 
-minutes=${S3DIFF_MINUTES:-240}
+minutes=${S3DIFF_MINUTES:-100}
+precision=${S3DIFF_PRECISION:-$(grep -q amx_bf16 /proc/cpuinfo && echo bf16 || echo no)}
 batch=${S3DIFF_BATCH:-4}
 model=${S3DIFF_MODEL:-training/s3diff_training/demo_model}
 photographs=photographs/train
 held_out=photographs/held-out
 runs=runs/demo
 
-# What all stages share: of the photographs' crops half are halved, and the better of two is taken; an average
-# of the weights is the result.
+# What all stages share: most of the photographs' crops are halved, and the most detailed of three is taken; an
+# average of the weights is the result.
 train() {
     stage=$1 name=$2 share=$3
     shift 3
     s3diff-export train "$stage" "$photographs" -o "$runs/$name" --validation "$held_out" \
         --minutes "$(awk "BEGIN { print $minutes * $share }")" --workers "${S3DIFF_WORKERS:-0}" \
-        --halved-fraction 0.5 --candidates 2 --accumulate 1 \
+        --halved-fraction 0.75 --candidates 3 --accumulate 1 \
+        --mixed-precision "$precision" --channels-last \
         --schedule cosine --warmup-fraction 0.02 --lr-final 1e-5 --ema-decay 0.998 "$@"
 }
 
@@ -33,18 +36,19 @@ train_lora() {
     shift 3
     train lora "$name" "$share" --base "$runs/base/base" --estimator "$runs/estimator/de_net.pth" \
         --degradation "$degradation" --crop 256 --batch "$(((batch + 3) / 4))" --validation-crop 512 \
-        --drawn-fraction 0.06 --lambda-gan 0 --lambda-l2 5 --lambda-lpips 0.5 --lpips-net alex \
-        --loss-color wavelet "$@"
+        --drawn-fraction 0.1 --lambda-flat 1 --lambda-gan 0 --lambda-l2 5 --lambda-lpips 0.5 \
+        --lpips-net alex --loss-color wavelet "$@"
 }
 
 python tools/fetch_photographs.py photographs
 
-train base base 0.5 --drawn-fraction 0.06 --batch "$batch" --lr 8e-4 --validation-crop 256
-train estimator estimator 0.15 --crop 192 --batch "$batch" --lr 5e-4
+train base base 0.5 --drawn-fraction 0.1 --batch "$batch" --lr 6e-4 --validation-crop 256
+# Every crop counts here: those that are out of focus are what it has to recognise.
+train estimator estimator 0.15 --candidates 1 --crop 192 --batch "$((4 * batch))" --lr 5e-4
 
 # First the true levels, which teach what a score means, then the estimator's, which the LoRA will see.
-train_lora lora-first true 0.2 --lr 5e-4
-train_lora lora estimated 0.15 --lr 3e-4 --seed 2 --checkpoint "$runs/lora-first/checkpoint.safetensors"
+train_lora lora-first true 0.15 --lr 5e-4
+train_lora lora estimated 0.2 --lr 3e-4 --seed 2 --checkpoint "$runs/lora-first/checkpoint.safetensors"
 
 python tools/package_demo_model.py "$runs" "$model" --photographs "$held_out"
 

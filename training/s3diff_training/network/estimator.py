@@ -47,8 +47,10 @@ class DegradationEstimator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Low-resolution image `[N, 3, H, W]` in [0, 1] to the degradation `[N, 2]` in [0, 1]."""
-        branches = zip(self.conv_first, self.body, self.fc_degree, strict=True)
-        return torch.cat([fc(body(first(image)).mean((2, 3))) for first, body, fc in branches], dim=1)
+        with torch.autocast(image.device.type, enabled=False):  # bfloat16 has steps of half a grey level
+            firsts = [first(image) for first in self.conv_first]
+        branches = zip(firsts, self.body, self.fc_degree, strict=True)
+        return torch.cat([fc(body(first).mean((2, 3))) for first, body, fc in branches], dim=1)
 
 
 def _body() -> nn.Sequential:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s3diff_runtime.options import Options, option
 from s3diff_training.degradations.pipeline import DegradedBatch
+from s3diff_training.losses.flat import flat_error
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix, wavelet_low
@@ -36,6 +37,7 @@ class BaseLosses(Options):
     lambda_lpips: float = option(0.5, "Weight of LPIPS; 0 trains without it.", least=0)
     lambda_lpips_early: float = option(0.1, "Weight of LPIPS at first, while shapes are learnt.", least=0)
     early_fraction: float = option(0.4, "Fraction of the run that counts as early.", least=0, most=1)
+    lambda_flat: float = option(1.0, "Weight of the largest errors on crops of one colour.", least=0)
     lambda_stream: float = option(
         0.01, "Weight of what keeps activations within float16; see `ResidualStream`.", least=0
     )
@@ -91,6 +93,7 @@ class BaseTrainer:
         terms = {
             "l1": self._losses.lambda_l1 * F.l1_loss(restored, truth),
             "low": self._losses.lambda_low * low_frequencies,
+            "flat": self._losses.lambda_flat * flat_error(restored, truth),
         }
         if self._lpips is not None:
             early = loop.progress < self._losses.early_fraction

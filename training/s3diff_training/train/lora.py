@@ -14,6 +14,7 @@ from s3diff_runtime.options import Options, option
 from s3diff_training.checkpoints.native import capture, write_checkpoint
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
+from s3diff_training.losses.flat import flat_error
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix
 from s3diff_training.network.model import ForwardPass, S3Diff
@@ -32,6 +33,7 @@ class LoraOptions(Options):
     lambda_l2: float = option(2.0, "Weight of L2.", least=0)
     lambda_lpips: float = option(5.0, "Weight of LPIPS; 0 trains without it.", least=0)
     lambda_gan: float = option(0.5, "Weight of the GAN loss; 0 trains without it.", least=0)
+    lambda_flat: float = option(0.0, "Weight of the largest errors on crops of one colour.", least=0)
     negative_probability: float = option(
         0.05,
         "How often the target is the low-resolution image, under the negative prompt (section 3.2.2).",
@@ -137,6 +139,8 @@ class LoraTrainer:
         low = bicubic(batch.pairs.lr)
         target = torch.where(batch.negative[:, None, None, None], low, batch.pairs.hr) * 2 - 1
         terms = {"l2": self._options.lambda_l2 * F.mse_loss(restored, target)}
+        if self._options.lambda_flat:
+            terms["flat"] = self._options.lambda_flat * flat_error(restored, target)
         if self._lpips is not None and self._options.lambda_lpips:
             distance = self._lpips.shifted(restored, target, loop.generator).mean()
             terms["lpips"] = self._options.lambda_lpips * distance

@@ -48,7 +48,7 @@ class OptimisedModule:
         self.parameters: list[Tensor] = list(self._named.values())
         for value in self.module.state_dict().values():
             value.copy_(broadcast(value))
-        self._optimizer = torch.optim.AdamW(self.parameters)
+        self._optimizer = torch.optim.AdamW(self.parameters, fused=True)
         self._average = [p.detach().clone() for p in self.parameters] if self._decay else []
 
     def step(self, learning_rate: float, clip: float) -> None:
