@@ -50,6 +50,22 @@ def projection(modulated: bool, constant: bool = True) -> openvino.Model:
     return openvino.Model([ops.multiply(value, ops.gelu(gate, "erf"))], inputs, "geglu")
 
 
+def enlarging(
+    *kernels: int, factor: float = 2.0, mode: str = "nearest", constant: bool = True
+) -> openvino.Model:
+    """Convolutions of what was enlarged, as exported: LoRA's branch reads the same as the layer itself."""
+    image = ops.parameter([-1, 8, -1, -1], np.float16, name="image")
+    given = [ops.parameter([4, 8, side, side], np.float16, name=f"kernel{side}") for side in kernels]
+    how = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    factors, axes = np.array([1, 1, factor, factor], np.float32), np.arange(4)
+    large = ops.interpolate(image, factors, mode, "scales", axes=axes, **how)
+    results = []
+    for side, kernel in zip(kernels, given, strict=True):
+        pads, weight = [side // 2] * 2, weights(4, 8, side, side).astype(np.float16)
+        results.append(ops.convolution(large, weight if constant else kernel, [1, 1], pads, pads, [1, 1]))
+    return openvino.Model(results, [image, *([] if constant else given)], "enlarging")
+
+
 def computed(model: openvino.Model, *inputs: np.ndarray) -> np.ndarray:
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return np.asarray(compiled(list(inputs))[0])
@@ -93,6 +109,34 @@ def test_a_split_of_something_else_stays() -> None:
     model = openvino.Model([ops.add(left, right)], [tokens], "split")
     refit(model)
     assert operators(model)["Split"] == 1
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_doubled_pixels_are_convolved_before_they_are_doubled(readers: int) -> None:
+    model, image = enlarging(*[3] * readers), weights(2, 8, 5, 7).astype(np.float16)
+    before = computed(model, image)
+    refit(model)
+    left = operators(model)
+    assert (left["ConvolutionBackpropData"], left["Convolution"], left["Interpolate"]) == (readers, 0, 0)
+    assert before.shape == (2, 4, 10, 14)
+    # Sums of two or four of the kernel's values, rounded to float16 once more.
+    np.testing.assert_allclose(computed(model, image), before, atol=2e-3 * np.abs(before).max())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        enlarging(3, factor=3.0),
+        enlarging(3, mode="linear_onnx"),
+        enlarging(3, 5),
+        enlarging(3, constant=False),
+    ],
+    ids=["by-three", "linear", "another-reader", "weights-that-are-inputs"],
+)
+def test_other_enlarging_stays(model: openvino.Model) -> None:
+    before = operators(model)
+    refit(model)
+    assert operators(model) == before
 
 
 def test_what_interpolates_is_no_network() -> None:

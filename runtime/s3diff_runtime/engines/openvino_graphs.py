@@ -12,18 +12,29 @@ from openvino import opset13 as ops
 
 _SPATIAL = np.array([1, 2, 3], np.int64)
 """Axes of `[N, C, H, W]` that a norm of one group takes together."""
+_DOUBLING = {
+    "mode": "nearest",
+    "nearest_mode": "floor",
+    "coordinate_transformation_mode": "asymmetric",
+    "shape_calculation_mode": "scales",
+}
+_KEEPING = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_end": [1, 1]}
+_SUMS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+"""`[4, 3]`: which rows of a kernel meet the same pixel where every pixel is there twice."""
 _THROUGH = ("Convert", "Reshape", "Unsqueeze")
 """What a constant may have passed."""
 
 
 def refit(model: openvino.Model) -> None:
-    """Rewrite norms of one group, and projections that are split in two, in place."""
+    """Rewrite norms of one group, split projections and convolutions of doubled pixels, in place."""
     for node in model.get_ordered_ops():
         match node.get_type_name():
             case "MVN":
                 _keep_channels_last(node)
             case "Split" | "VariadicSplit":
                 _project_halves(node)
+            case "Interpolate":
+                _convolve_undoubled(node)
     model.validate_nodes_and_infer_types()
 
 
@@ -91,8 +102,7 @@ def _halves(whole: openvino.Output) -> list[openvino.Output] | None:
             data: NDArray[np.generic] = node.get_data()
             if data.ndim == 0 or data.shape[-1] == 1:
                 return [whole, whole]
-            # Whole arrays: of a view of float16 OpenVINO makes a constant of int16.
-            return [ops.constant(half.copy()).output(0) for half in np.split(data, 2, -1)]
+            return [_constant(half).output(0) for half in np.split(data, 2, -1)]
         case "Add" | "Multiply":
             make = ops.add if node.get_type_name() == "Add" else ops.multiply
             left, right = map(_halves, node.input_values())
@@ -107,6 +117,42 @@ def _halves(whole: openvino.Output) -> list[openvino.Output] | None:
         case "Transpose" if whole.get_partial_shape().is_static and len(whole.get_shape()) == 2:
             return list(ops.split(whole, 1, 2).outputs())  # a weight that is an input
     return None
+
+
+def _convolve_undoubled(doubling: openvino.Node) -> None:
+    """Convolve what is about to be enlarged by two before it is, where nothing else reads the enlarged."""
+    factors = _data(doubling.input_value(1))
+    if not _DOUBLING.items() <= doubling.get_attributes().items() or factors is None:
+        return
+    if factors.tolist() != [1, 1, 2, 2]:
+        return
+    readers = [port.get_node() for port in doubling.output(0).get_target_inputs()]
+    found = (_transposed(reader, doubling.input_value(0)) for reader in readers)
+    twins = [twin for twin in found if twin is not None]
+    if len(twins) == len(readers):
+        for reader, twin in zip(readers, twins, strict=True):
+            reader.output(0).replace(twin.output(0))
+
+
+def _transposed(convolution: openvino.Node, image: openvino.Output) -> openvino.Node | None:
+    """What a convolution of 3 x 3 makes of an image enlarged by two; None for another, or other weights.
+
+    Which is what a transposed one of 4 x 4 makes of the image: 4 x 4 products for each of its pixels, where
+    each of the four enlarged ones took 3 x 3. The kernel holds sums of the other's.
+    """
+    kind, kernel = convolution.get_type_name(), None
+    if kind == "Convolution" and _KEEPING.items() <= convolution.get_attributes().items():
+        kernel = _data(convolution.input_value(1))
+    if kernel is None or kernel.shape[2:] != (3, 3):
+        return None
+    sums = np.einsum("ka,lb,oiab->iokl", _SUMS, _SUMS, kernel.astype(np.float32)).astype(kernel.dtype)
+    strides, pads, dilations = [2, 2], [1, 1], [1, 1]
+    return ops.convolution_backprop_data(image, _constant(sums), strides, None, pads, pads, dilations)
+
+
+def _constant(data: NDArray[np.generic]) -> openvino.Node:
+    """Of float16 that does not lie in one piece, OpenVINO makes a constant of int16."""
+    return ops.constant(np.ascontiguousarray(data))
 
 
 def _is_all(value: openvino.Output, number: float) -> bool:
