@@ -6,15 +6,19 @@ import importlib.util
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
+from tests.runtime import fake_onnxruntime
+from tests.runtime.fake_bundle import write_fake_bundle
 
 from s3diff_benchmarks import steps
 from s3diff_benchmarks.steps import Ended, Outcome, Step, run_steps
+from s3diff_runtime.engines.onnx_cuda import SETTINGS, CudaSide
 from s3diff_runtime.lora_modes import LORA_MODES
 
 Told = Mapping[str, tuple[int, str, str]]
@@ -23,15 +27,19 @@ Told = Mapping[str, tuple[int, str, str]]
 PARITY = {"quantities": [{"quantity": "epsilon_positive", "relative": 1e-3}], "psnr": {"wavelet": 51.0}}
 
 
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "tools" / "gpu_check.py"
-    spec = importlib.util.spec_from_file_location("gpu_check", path)
+def loaded(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_check"] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    return loaded("gpu_check")
 
 
 class Commands:
@@ -65,7 +73,9 @@ def checked(tool: ModuleType, seconds: float = 1000, told: Told | None = None) -
 def test_every_engine_is_built_compared_and_measured_in_every_mode(tool: ModuleType) -> None:
     outcomes = checked(tool)
     assert {each.status for each in outcomes} == {"ok"}
-    commands = [" ".join(each.command[2:]) for each in outcomes]
+    (settings,) = (each.command for each in outcomes if "settings" in each.name)
+    assert Path(settings[1]).is_file() and settings[2:5] == ("work/small-dynamic", "--device", "cuda")
+    commands = [" ".join(each.command[2:]) for each in outcomes if each.command != settings]
     assert all(line.startswith("s3diff_export ") and line.endswith("--json") for line in commands)
     for mode in LORA_MODES:
         assert any(f"build --demo --lora-mode {mode} " in line for line in commands)
@@ -172,3 +182,31 @@ def test_the_table_shows_parity_and_the_time_of_a_call(tool: ModuleType) -> None
     found = {each.name: tool.figure_of(each) for each in outcomes}
     assert found["small: onnx latency, beside PyTorch"] == "small.bundle 0.0123 s, PyTorch tuned 0.05 s"
     assert found["small: onnx against PyTorch in fp32, merged"] == "ε relative 1.0e-03, image 51.0 dB"
+
+
+def test_settings_of_onnx_runtime_are_timed_side_by_side(tmp_path: Path) -> None:
+    """The tool itself, on a CPU, where the settings are not asked for."""
+    settings, bundle = loaded("cuda_settings"), write_fake_bundle(tmp_path / "fake.bundle")
+    result = CliRunner().invoke(
+        settings.main, [str(bundle), "--device", "cpu", "--side", "16", "--seconds", "1"]
+    )
+    assert result.exit_code == 0, result.output
+    tables = {table["name"]: table for table in json.loads(result.stdout)["tables"]}
+    assert {row[0] for row in tables["latency"]["rows"]} == settings.VARIANTS.keys()
+    assert [row[1] for row in tables["agreement"]["rows"]] == ["as shipped"] * (len(settings.VARIANTS) - 1)
+
+
+def test_every_variant_is_opened_with_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, found = loaded("cuda_settings"), []
+
+    def opened(*_given: object) -> nullcontext[None]:
+        side = CudaSide(fake_onnxruntime.module(), 0, exact=False)
+        found.append(side.load(Path("unet.onnx"), None)[0].settings)
+        return nullcontext()
+
+    monkeypatch.setattr(settings.Upscaler, "open", opened)
+    with settings.variants(Path("bundle"), "cuda") as methods:
+        assert [each.name for each in methods] == list(settings.VARIANTS)
+    for given, asked in zip(found, settings.VARIANTS.values(), strict=True):
+        assert {**SETTINGS, **asked}.items() <= given.items()
+    assert SETTINGS["cudnn_conv_algo_search"] == "HEURISTIC"

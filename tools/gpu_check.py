@@ -31,6 +31,7 @@ from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
 _COMPARED = "against PyTorch in fp32"
+_SETTINGS_TOOL = str(Path(__file__).with_name("cuda_settings.py"))
 _MAKE_WEIGHTS = "full size: make random weights"
 _BATCHES = "1,4,8"
 _SECONDS = 30
@@ -86,6 +87,10 @@ def check_model(
         *("bench", "latency", *all_modes, *weights, "--engine", "onnx", "--batch", _BATCHES),
         needs=tuple(ready.values()),
         limit=_LONG,
+    )
+    settings = (sys.executable, _SETTINGS_TOOL, first, "--device", device, "--seconds", str(_SECONDS))
+    yield Step(
+        f"{name}: settings of onnx", settings, (ready["onnx", next(iter(bundles))],), _LONG, optional=True
     )
     for flavour in FLAVOURS if device != "cpu" else ():
         for mode, bundle in bundles.items():

@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+SETTINGS: Mapping[str, Any] = {
+    "cudnn_conv_algo_search": "HEURISTIC",  # trying all of them takes long, for each shape anew
+    "arena_extend_strategy": "kSameAsRequested",
+}
+"""Of ONNX Runtime's provider, but for those that follow from the device and the bundle."""
 _GRAPHS = 4
 """Shapes of a stage that get a CUDA graph: tiles, their remainders, a batch or two. Each stays for good."""
 _RUNS_BEFORE = 2
@@ -49,12 +54,7 @@ class CudaSide:
         ort.set_default_logger_severity(3)  # errors; each session would warn that it has no plugin device
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
             ort.preload_dlls()  # CUDA and cuDNN, where pip put them
-        self._settings = {
-            "device_id": index,
-            "cudnn_conv_algo_search": "HEURISTIC",  # trying all of them takes long, for each shape anew
-            "arena_extend_strategy": "kSameAsRequested",
-            "use_tf32": int(not exact),
-        }
+        self._settings = {**SETTINGS, "device_id": index, "use_tf32": int(not exact)}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
         self._uploads: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self.standing = Standing[Mapping[str, Value]](
