@@ -62,7 +62,7 @@ fuzz: $(STAMP) ## read mutated pictures, manifests and checkpoints for MINUTES=5
 gpu-check: $(STAMP) ## on a machine with a GPU: build, run and measure every engine; writes gpu-check/
 	$(BIN)/python tools/gpu_check.py gpu-check
 
-demo-model: $(STAMP) ## train the small model that ships, from nothing: about four hours on two cores
+demo-model: $(STAMP) ## train the small model that ships, from nothing: about two hours on two cores with AMX
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh tools/make_demo_model.sh
 
 lint: $(STAMP) ## check style, formatting, types and the Dockerfile

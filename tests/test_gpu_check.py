@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from unittest.mock import patch
 
+import click
 import pytest
 from click.testing import CliRunner
 from tests.runtime import fake_onnxruntime
@@ -18,6 +19,8 @@ from tests.runtime.fake_bundle import write_fake_bundle
 
 from s3diff_benchmarks import steps
 from s3diff_benchmarks.steps import Ended, Outcome, Step, run_steps
+from s3diff_export.cli import cli
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS
 from s3diff_runtime.engines.onnx_cuda import SETTINGS, CudaSide
 from s3diff_runtime.lora_modes import LORA_MODES
 
@@ -79,19 +82,33 @@ def test_every_engine_is_built_compared_and_measured_in_every_mode(tool: ModuleT
     assert all(line.startswith("s3diff_export ") and line.endswith("--json") for line in commands)
     for mode in LORA_MODES:
         assert any(f"build --demo --lora-mode {mode} " in line for line in commands)
-        for engine in ("onnx", *tool.FLAVOURS):
+        for engine in ("onnx", *BUILDER_FLAVOURS):
             compared = f"verify work/small-{mode} --demo --engine {engine} --device cuda"
             assert sum(compared in line for line in commands) == 1
             assert engine == "onnx" or any(
                 f"engines work/small-{mode} --engine {engine}" in line for line in commands
             )
-    for engine in ("onnx", *tool.FLAVOURS):
+    for engine in ("onnx", *BUILDER_FLAVOURS):
         assert any("bench latency" in line and f"--engine {engine}" in line for line in commands)
         for batch in "148":
             words = f"--engine {engine} --batch {batch}"
             assert any("bench throughput" in line and words in line for line in commands)
     assert sum("bench latency" in line and "--demo" in line for line in commands) == 1  # PyTorch, once
     assert tool.passed(outcomes)
+
+
+def test_every_command_is_one_that_exists(tool: ModuleType) -> None:
+    for step in tool.plan(Path("work"), "cuda", True):
+        if step.command[1:3] != ("-m", "s3diff_export"):
+            continue
+        command: click.Command = cli
+        words = list(step.command[3:])
+        while isinstance(command, click.Group):
+            _, found, words = command.resolve_command(click.Context(command), words)
+            assert found is not None
+            command = found
+        known = {name for parameter in command.params for name in parameter.opts}
+        assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, step
 
 
 def test_an_engine_that_is_not_there_is_skipped_with_its_reason(tool: ModuleType) -> None:

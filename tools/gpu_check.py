@@ -26,10 +26,10 @@ from rich.table import Table
 
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.steps import Outcome, Step, own_command, run_steps
+from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS
 from s3diff_runtime.files import write_text
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 
-FLAVOURS = ("tensorrt", "tensorrt-rtx")
 _COMPARED = "against PyTorch in fp32"
 _SETTINGS_TOOL = str(Path(__file__).with_name("cuda_settings.py"))
 _MAKE_WEIGHTS = "full size: make random weights"
@@ -79,7 +79,7 @@ def check_model(
     ready: dict[tuple[str, LoraMode], str] = {}
     for mode, bundle in bundles.items():
         mode_options = ("--lora-mode", mode, *(("--bins", "1x1") if LORA_MODES[mode].has_bins else ()))
-        making = ("build", *weights, *build, *mode_options, "--device", device, "-o", bundle, "--force")
+        making = ("build", *weights, *build, *mode_options, "-o", bundle, "--force")
         yield (made := step(f"build {mode}", *making, needs=needs))
         ready["onnx", mode] = made.name
     yield step(
@@ -92,7 +92,7 @@ def check_model(
     yield Step(
         f"{name}: settings of onnx", settings, (ready["onnx", next(iter(bundles))],), _LONG, optional=True
     )
-    for flavour in FLAVOURS if device != "cpu" else ():
+    for flavour in BUILDER_FLAVOURS if device != "cpu" else ():
         for mode, bundle in bundles.items():
             engines, needed = ("engines", bundle, "--engine", flavour), (ready["onnx", mode],)
             yield (made := step(f"build {flavour} engines, {mode}", *engines, needs=needed, limit=_LONG))

@@ -113,6 +113,7 @@ def plan(request: AllRequest, folder: Path) -> list[Step]:
             name,
             own_command("bench", name, bundle, *options[name], "-o", str(folder / name), *page),
             needs=(_BUILD,),
+            optional=name == "control",  # which some families refuse: they have no scores
             left_out="" if name != "quality" or request.lr else _NO_PHOTOGRAPHS,
         )
         for name in BENCHMARKS

@@ -18,6 +18,7 @@ _PACKAGES = (
     "pillow",
     *(flavour.package.replace("_", "-") for flavour in FLAVOURS.values()),
     "onnxruntime-gpu",
+    "tensorrt-lean-cu13",
     "cuda-bindings",
     "torch",
     "diffusers",

@@ -1,11 +1,11 @@
 """Bins of degradation space: a grid of them, or those of a file."""
 
-import csv
 import re
 from pathlib import Path
 
 from s3diff_runtime.bundle.manifest import Bin
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import read_csv
 
 _GRID = re.compile(r"([1-9]\d?)x([1-9]\d?)")
 
@@ -29,15 +29,13 @@ def parse_bins(text: str) -> tuple[Bin, ...]:
     path = Path(text)
     if not path.is_file():
         raise RequestError(f"bins {text!r}: expected a grid such as 3x3, or a CSV file with noise and blur")
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if set(reader.fieldnames or ()) != {"noise", "blur"}:
-            raise RequestError(f"{path} has columns {reader.fieldnames}; expected noise,blur")
-        rows = list(reader)
+    columns, rows = read_csv(path, f"bins {path}")
+    if set(columns) != {"noise", "blur"}:
+        raise RequestError(f"{path} has columns {', '.join(columns) or 'none'}; expected noise,blur")
     bins, problems = [], []
     for number, row in enumerate(rows, start=2):
         try:
-            bins.append(_bin(float(row["noise"]), float(row["blur"])))
+            bins.append(_bin(float(row["noise"] or ""), float(row["blur"] or "")))
         except (TypeError, ValueError):
             problems.append(f"line {number}: noise {row['noise']!r}, blur {row['blur']!r}")
     names = [bin.name for bin in bins]

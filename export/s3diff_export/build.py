@@ -43,7 +43,7 @@ from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import BuildError, RequestError, refuse
 from s3diff_runtime.families import FAMILIES
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
@@ -138,10 +138,6 @@ class StepClock:
             self._progress(step)
 
 
-def _is_empty(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
-
-
 def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedBundle:
     """Load, measure, export, verify, build engines, publish; `progress` is told of each step as it begins.
 
@@ -153,10 +149,7 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         BuildError: when a graph cannot be exported, or fails its check or its gate.
     """
     output = request.output
-    if output.exists() and not request.force:
-        raise RequestError(f"{output} exists; pass --force to replace it")
-    if output.exists() and not (output / MANIFEST_NAME).is_file() and not _is_empty(output):
-        raise RequestError(f"{output} is no bundle, and only a bundle is replaced; name another output")
+    require_replaceable(output, request.force, MANIFEST_NAME, "bundle")
     wants_engines = request.engines.flavour is not None
     if wants_engines:
         require_builder(request.engines)

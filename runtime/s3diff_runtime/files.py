@@ -7,6 +7,7 @@ or, where the kill came while one folder took the place of another on a system t
 one step, puts the old one back first.
 """
 
+import csv
 import ctypes
 import errno
 import fcntl
@@ -20,7 +21,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
-from s3diff_runtime.errors import JobError
+from s3diff_runtime.errors import JobError, RequestError
 
 _SUFFIX = ".partial"
 _PATTERN = f".s3diff-*{_SUFFIX}"
@@ -60,6 +61,36 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_replaceable(target: Path, force: bool, marker: str, what: str) -> None:
+    """Raise `RequestError` where a folder to be written is in the way.
+
+    Args:
+        target: the folder, there or not.
+        force: whether what is there may be replaced.
+        marker: the file that tells a folder of ours, which alone is replaced, besides one that is empty.
+        what: such a folder is.
+    """
+    if not target.exists():
+        return
+    if not force:
+        raise RequestError(f"{target} exists; pass --force to replace it")
+    if not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise RequestError(f"{target} is no {what}, and only a {what} is replaced; name another output")
+
+
+def read_csv(path: Path, called: str) -> tuple[list[str], list[dict[str | None, str | None]]]:
+    """The columns and the rows of a CSV file in UTF-8, with a byte order mark or without.
+
+    Raises `RequestError` when it cannot be read; the message begins with what the file is `called`.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, strict=True)
+            return list(reader.fieldnames or ()), list(reader)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise RequestError(f"{called} cannot be read ({error}); expected a CSV file in UTF-8") from error
+
+
 def tidy_up(folder: Path, *, again: bool = False) -> None:
     """Remove what writers left in a folder that were killed, and tell; put back what one had moved aside.
 
@@ -71,8 +102,14 @@ def tidy_up(folder: Path, *, again: bool = False) -> None:
 
 
 def cache_folder() -> Path:
-    """Where the user's system keeps what can be had again: `s3diff-export` in `XDG_CACHE_HOME`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3diff-export"
+    """Where the user's system keeps what can be had again: `s3diff-export` in `XDG_CACHE_HOME`.
+
+    Raises `JobError` for a user without a home, as containers have.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "s3diff-export"
+    except RuntimeError as error:
+        raise JobError("there is no home to keep a cache in; set XDG_CACHE_HOME to a folder") from error
 
 
 def installed_file(package: str, name: str) -> Path | None:

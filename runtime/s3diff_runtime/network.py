@@ -166,8 +166,7 @@ class Network:
             for column, name in enumerate(("pixel_scale", "semantic_scale")):
                 given[name] = _filled(strengths[:, column], self._least_batch)
         if shared.prompts:
-            with clock.running("text_encoder"):
-                given["prompts"] = self._encode_prompts(shared.prompts)
+            given["prompts"] = self._encode_prompts(shared.prompts, clock)
         return given
 
     def _run(self, stage: str, choices: Collection[str], tensors: dict[str, Value], lane: Lane) -> None:

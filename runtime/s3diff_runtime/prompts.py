@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,42 +10,51 @@ from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
+from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.standing import Standing
 from s3diff_runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+_KEPT = 8
+"""Sets of texts."""
+
+
 class PromptEncoder:
-    """Turns texts into the embeddings that the UNet takes; remembers the last ones."""
+    """Turns texts into the embeddings that the UNet takes; keeps the last few. Safe from several threads."""
 
     def __init__(self, bundle: Bundle, sessions: SessionPool) -> None:
         self._bundle, self._sessions = bundle, sessions
-        self._last: tuple[tuple[str, ...], NDArray[np.float32]] | None = None
+        self._embedded = Standing[NDArray[np.float32]](_KEPT)
 
-    def __call__(self, texts: tuple[str, ...]) -> NDArray[np.float32]:
+    def __call__(self, texts: tuple[str, ...], clock: Clock) -> NDArray[np.float32]:
         """Embeddings float32 `[len(texts), tokens, width]`; texts beyond the encoder's length are cut.
+
+        Takes a lane of the engine, so nobody who holds one may ask. `clock` counts the time of the stage.
 
         Raises:
             RequestError: when the package `tokenizers` is not installed.
             BundleError: when the tokenizer or the graph cannot be loaded.
         """
-        last = self._last
-        if last is None or last[0] != texts:
-            tokens = np.array(
-                [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))], np.int64
-            )
-            outputs = self._sessions.get("text_encoder").run({"tokens": tokens})
-            last = texts, np.asarray(outputs["prompts"])  # on the host, so that every lane can have it
-            self._last = last
-        return last[1]
+        return self._embedded.get(texts, partial(self._encode, texts, clock))
+
+    def _encode(self, texts: tuple[str, ...], clock: Clock) -> NDArray[np.float32]:
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        session = self._sessions.get("text_encoder")
+        with self._sessions.engine.lane(clock) as lane, lane.timed("text_encoder"):
+            outputs = session.run({"tokens": lane.upload("tokens", np.array(rows, np.int64))})
+            return np.array(outputs["prompts"])  # on the host and no longer the lane's: for every lane
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise RequestError("prompts need the package tokenizers: pip install tokenizers") from error
+            raise RequestError(
+                "prompts need the package tokenizers: pip install 's3diff-export[prompts]'"
+            ) from error
         prompts = self._bundle.manifest.prompts
         path = self._bundle.folder / str(prompts.tokenizer)
         try:

@@ -86,6 +86,15 @@ def test_a_figure_that_could_not_be_taken_any_more_is_gone() -> None:
     assert (found.verdict, found.old, found.new) == ("gone", 1.0, None)
 
 
+def test_a_column_that_went_is_gone() -> None:
+    before = report(table(OLD))
+    short = before.tables[0].model_copy(
+        update={"columns": before.tables[0].columns[:-1], "rows": (OLD[:-1],)}
+    )
+    found = compare_reports(before, before.model_copy(update={"tables": (short,)}))
+    assert [(change.column, change.old) for change in found.of("gone")] == [("peak", 500)]
+
+
 def test_regression_from_zero_counts_and_has_no_share() -> None:
     change = compared(("a", 1.0, 0.9, 1.1, 1.3, 0), ("a", 1.0, 0.9, 1.1, 1.3, 7))["peak"]
     assert (change.verdict, change.percent) == ("regression", None)

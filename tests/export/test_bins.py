@@ -37,6 +37,8 @@ def test_centres_come_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "centres.csv"
     path.write_text("noise,blur\n0.1,0.9\n0.5,0\n")
     assert [(bin.noise, bin.blur) for bin in parse_bins(str(path))] == [(0.1, 0.9), (0.5, 0.0)]
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as spreadsheets save it
+    assert len(parse_bins(str(path))) == 2
 
 
 @pytest.mark.parametrize(
@@ -46,11 +48,12 @@ def test_centres_come_from_a_file(tmp_path: Path) -> None:
         ("noise,blur\n0.1,2\n0.2,x\n", "line 2.*line 3"),
         ("a,b\n1,1\n", "expected noise,blur"),
         ("noise,blur\n0.5,0.5\n0.5,0.501\n", "twice"),
+        ("noise,blur\n0.1,\xe9\n", "cannot be read .*UTF-8"),
     ],
 )
 def test_a_bad_file_is_described(tmp_path: Path, content: str, named: str) -> None:
     path = tmp_path / "centres.csv"
-    path.write_text(content)
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(RequestError, match=named):
         parse_bins(str(path))
 

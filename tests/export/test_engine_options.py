@@ -122,7 +122,7 @@ def test_sizes_are_read_height_first(text: str, size: tuple[int, int]) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "x128", "96x", "96x128x3", "-8", "1e3", "9999999"])
+@pytest.mark.parametrize("text", ["", "x128", "96x", "96x128x3", "-8", "1e3", "9999999", "0", "0x128"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="HEIGHTxWIDTH"):
         parse_size(text)

@@ -186,11 +186,12 @@ def test_the_restore_command_takes_its_settings(tiny: ModelSource, tmp_path: Pat
     named = ["--base", str(tiny.base), "--checkpoint", str(tiny.checkpoint)]
     from PIL import Image
 
-    Image.fromarray(photographs(1, 13, 18)[0]).save(tmp_path / "in.png")
+    Image.fromarray(photographs(1, 13, 18)[0]).convert("LA").save(tmp_path / "in.png")
     arguments = ["restore", str(tmp_path / "in.png"), *named, "--tags", "sky", "--scale", "2"]
     run = CliRunner()
     assert run.invoke(cli, [*arguments, "-o", str(tmp_path / "ours.png")]).exit_code == 0
-    assert Image.open(tmp_path / "ours.png").size == (36, 26)
+    with Image.open(tmp_path / "ours.png") as ours:
+        assert (ours.size, ours.mode) == ((36, 26), "LA")
     assert torch.is_grad_enabled()
     wrong = run.invoke(cli, [*arguments, "-o", str(tmp_path / "no.png"), "--noise", "0.5"])
     assert wrong.exit_code == 2

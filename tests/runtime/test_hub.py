@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from s3diff_export import cli
 from s3diff_runtime.bundle.card import model_card
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.errors import BundleError, RequestError
+from s3diff_runtime.errors import BundleError, JobError, RequestError
 from s3diff_runtime.upscaler import Upscaler
 
 
@@ -99,7 +99,7 @@ def test_pull_makes_the_folder(hub: FakeHub, bundle: Path, capsys: pytest.Captur
     assert command(capsys, "pull", "me/small", "-o", "here/copy")[:2] == (0, "here/copy\n")
     assert content(Path("here/copy")) == content(bundle)
     code, _, err = command(capsys, "pull", "me/small", "-o", "here/copy")
-    assert (code, err) == (2, "error: here/copy exists; pass --force to replace a bundle, or name another\n")
+    assert (code, err) == (2, "error: here/copy exists; pass --force to replace it\n")
     assert command(capsys, "pull", "me/small", "-o", "here/copy", "--force")[0] == 0
     assert command(capsys, "pull", "me/small", "-o", "here", "--force")[0] == 2, "here is no bundle"
 
@@ -159,6 +159,23 @@ def test_bundle_in_a_store_is_fetched_once(
         monkeypatch.setenv("XDG_CACHE_HOME", "elsewhere")
         with pytest.raises(RequestError, match=r"estimator\.onnx has 1 bytes, expected \d+ bytes"):
             local_bundle("s3://photos/bundles/small")
+
+
+@pytest.mark.parametrize("home", [None, "a file"])
+def test_without_a_place_for_the_cache_it_says_so(
+    hub: FakeHub,
+    bundle: Path,
+    home: str | None,
+    leave_home: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hub.commit("me/small", content(bundle))
+    leave_home()
+    if home:
+        Path(home).touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", home)
+    with pytest.raises(JobError, match="set XDG_CACHE_HOME to a folder"):
+        local_bundle("me/small")
 
 
 # --- the card -------------------------------------------------------------------------------------

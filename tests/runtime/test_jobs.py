@@ -223,6 +223,13 @@ def test_link_to_an_input_is_the_input(photos: Path) -> None:
         planned(["in/a.png"], "out")
 
 
+def test_what_the_system_cannot_look_at_is_a_problem_of_that_input_alone(photos: Path) -> None:
+    with pytest.raises(RequestError, match="x does not exist, and matches nothing"):
+        planned(["in/a.png", "x" * 300])
+    (photos / "in" / "far.png").symlink_to("x" * 300)
+    assert len(planned(["in"])) == 4
+
+
 def test_folder_in_the_place_of_a_result_is_refused(photos: Path) -> None:
     (photos / "out" / "a.png").mkdir(parents=True)
     with pytest.raises(RequestError, match=r"out/a\.png is a folder, where the result of in/a\.png would go"):

@@ -34,7 +34,7 @@ def road(sizes: Sizes, images: int, longest: int, **least: int) -> list[tuple[in
     """All sizes that are tried for work that never fits."""
     options = {"least_batch": 1, "least_tile": 16, "multiple": 16} | least
     backoff, tried = Backoff(sizes, **options), [(sizes.batch, sizes.tile)]
-    with pytest.raises(JobError, match=r"out of memory even with .*nothing left.*free memory"):
+    with pytest.raises(OutOfMemory, match=r"out of memory even with .*nothing left.*free memory"):
         while True:
             backoff.shrink(backoff.sizes, images, longest, REASON)
             tried.append((backoff.sizes.batch, backoff.sizes.tile))

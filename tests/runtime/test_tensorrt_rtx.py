@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +55,15 @@ def run(bundle: Path, *images: np.ndarray) -> None:
     with Upscaler.open(bundle, "tensorrt-rtx", "cuda") as upscaler:
         for image in images:
             upscaler(image)
+
+
+def test_without_a_place_for_kernels_they_are_compiled_anew(
+    bundle: Path, compiled: list[str], leave_home: Callable[[], None]
+) -> None:
+    leave_home()
+    for _ in range(2):
+        run(bundle, dark_noise(16, 16))
+    assert len(compiled) == 2 * len(set(compiled))
 
 
 def test_results_equal_those_of_onnx_runtime(bundle: Path) -> None:

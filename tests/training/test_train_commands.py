@@ -148,6 +148,11 @@ def test_a_run_is_kept_unless_told_otherwise(train: Train, photographs: str, tmp
     )
     assert train("estimator", photographs, "-o", output, *one)[0] == 0
     assert "is not empty" in refusal(train("estimator", photographs, "-o", output, *one))
+    (output / "config.json").write_text('{"a network": 1}')
+    assert "holds no run" in refusal(train("estimator", photographs, "-o", output, *one, "--force"))
+    assert (output / "de_net.pth").is_file() and (output / "config.json").is_file()
+    shutil.rmtree(output)
+    assert train("estimator", photographs, "-o", output, *one, "--force")[0] == 0
     other = [*one, "--seed", "4"]
     differs = refusal(train("estimator", photographs, "-o", output, *other, "--resume"))
     assert "loop.seed was 3 and is 4" in differs

@@ -70,15 +70,16 @@ def restore(request: RestoreRequest) -> None:
     """Restore IMAGE (×4, or by --scale) with the PyTorch network."""
     set_up_logging()
     _refuse_existing([request.output], request.force)
-    pixels = open_photograph(request.image, MAX_PIXELS).pixels
+    photograph = open_photograph(request.image, MAX_PIXELS)
+    pixels = photograph.pixels
     network = request.weights.load()
     refuse(family_problems(FAMILIES[network.family], request.settings))
     asked = arguments_of(request.settings, FAMILIES[network.family])
     if request.released:
-        result = network.restore_as_released(pixels, **asked)
+        image = Image.fromarray(network.restore_as_released(pixels, **asked))
     else:
-        result = to_uint8(network.restore(from_uint8(pixels)[None], **asked).image)
-    save(Image.fromarray(result), request.output)
+        image = photograph.finish(to_uint8(network.restore(from_uint8(pixels)[None], **asked).image))
+    save(image, request.output)
     click.echo(request.output)
 
 

@@ -18,7 +18,6 @@ from s3diff_runtime.pictures.formats import SUFFIXES, save
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 from s3diff_runtime.vocabulary import Pixels
 
-IMAGE_SUFFIXES = SUFFIXES
 MAX_PIXELS = 200_000_000
 """Photographs above this are refused before they are decoded."""
 _MARGIN, _CAPTION = 8, 22
@@ -32,7 +31,7 @@ class PhotographFolder:
     used leaving first, so a set that fits is decoded once.
 
     Args:
-        folder: holds png, jpg, jpeg, webp, tif, tiff or bmp files, at any depth.
+        folder: holds files with one of `SUFFIXES`, at any depth.
         min_side: photographs with a shorter side are skipped; the crop size.
         memory_mib: budget for decoded photographs in MiB; 0 decodes every time.
 
@@ -59,7 +58,7 @@ class PhotographFolder:
         if not areas:
             raise RequestError(
                 f"{folder} holds no usable photograph ({len(self.skipped)} skipped); expected "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))} files with sides of {min_side} pixels or more"
+                f"{', '.join(sorted(SUFFIXES))} files with sides of {min_side} pixels or more"
             )
         self._areas = np.cumsum(list(areas.values()))
         self._decoded: OrderedDict[int, Pixels] = OrderedDict()
@@ -136,7 +135,7 @@ class PhotographFolder:
     def _scan(self) -> Iterator[tuple[Path, int]]:
         """Paths and areas of the usable photographs, by path."""
         for path in sorted(self.folder.rglob("*")):
-            if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+            if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
             try:
                 width, height = photograph_size(path, MAX_PIXELS)

@@ -14,6 +14,8 @@ from s3diff_benchmarks.pictures.scores import DETAIL, Sample, ScoreOptions, Scor
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Picture, Table
+from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import argument, group, option
 from s3diff_runtime.pictures.photograph import open_photograph
@@ -36,7 +38,7 @@ class ControlRequest(BundleRequest):
     image: Path | None = argument("Photograph to restore; drawn by default.", default=None)
     hr: Path | None = option(None, "The image's truth, four times as large, for PSNR, SSIM and LPIPS.")
     steps: int = option(3, "Scores on each axis, equally spaced from 0 to 1.", least=2, most=11)
-    engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
+    engine: str = option("auto", ENGINE_HELP)
     scoring: ScoreOptions = group(ScoreOptions, only=("lpips_weights",))
 
     def problems(self) -> Iterator[str]:
@@ -70,6 +72,8 @@ def run_control(request: ControlRequest) -> Findings:
     """
     from s3diff_benchmarks.pytorch_method import torch_device
 
+    if not Manifest.read(request.bundle).degradation_axes:
+        raise RequestError(f"{request.bundle} restores without scores: there is nothing to set by hand")
     drawn = draw_picture(_DRAWN_SIDE, _DRAWN_SIDE, 0)
     lr = drawn if request.image is None else open_photograph(request.image).pixels
     truth = None if request.hr is None else open_photograph(request.hr).pixels

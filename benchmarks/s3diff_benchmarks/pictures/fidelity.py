@@ -20,6 +20,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import option
 from s3diff_runtime.pictures.photograph import open_photograph
 from s3diff_runtime.progress import counted
+from s3diff_runtime.settings import UpscaleSettings
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 from s3diff_runtime.vocabulary import Pixels
@@ -218,7 +219,8 @@ def _compare_tiles(request: FidelityRequest, picture: Pixels, notes: list[str]) 
 def _upscaled(request: FidelityRequest, picture: Pixels, tile: int, overlap: int | None) -> Pixels:
     options = UpscaleOptions(tile=tile, overlap=overlap, batch=1)
     with Upscaler.open(request.bundle, "auto", request.device, options) as upscaler:
-        return upscaler.upscale_pixels([picture], noise=0.5, blur=0.5)[0].pixels
+        scores: UpscaleSettings = {"noise": 0.5, "blur": 0.5} if upscaler.manifest.degradation_axes else {}
+        return upscaler.upscale_pixels([picture], **scores)[0].pixels
 
 
 def _plot(errors: Table) -> Plot:

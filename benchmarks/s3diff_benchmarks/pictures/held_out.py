@@ -50,10 +50,11 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
     from s3diff_training.train.pairs import held_out_pairs
 
     photographs = PhotographFolder(folder, PATCH, memory_mib=0)
+    photographs.paths = photographs.paths[:limit]
     pairs = held_out_pairs(photographs, DegradationPipeline(), SEEDS, SIZE)
     cases = [Case(pair.name, to_uint8(pair.lr), to_uint8(pair.hr)) for pair in pairs]
     return ImageSet(
-        tuple(cases[: None if limit is None else limit * len(SEEDS)]),
+        tuple(cases),
         prefix="held-out-",
         titled=f", of held-out photographs degraded with {len(SEEDS)} seeds each",
         seeds=len(SEEDS),

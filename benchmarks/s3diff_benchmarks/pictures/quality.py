@@ -21,6 +21,7 @@ from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Cell, Column, Picture, Plot, Table
 from s3diff_benchmarks.report.output import Output
 from s3diff_benchmarks.report.rendering import render
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import argument, group, option
@@ -83,7 +84,7 @@ class QualityRequest(BenchmarkRequest):
         None, "Measure only so many photographs of each folder, the first by name.", least=1
     )
     device: str = option("cpu", "cpu, cuda or cuda:N.")
-    engine: str = option("auto", "Of all bundles: onnx, tensorrt, tensorrt-rtx or auto.")
+    engine: str = option("auto", f"Of all bundles: {ENGINE_HELP}")
     scoring: ScoreOptions = group(ScoreOptions)
     card: Path | None = option(
         None, "Also write scores and targets of the weights in Markdown, for their card."

@@ -159,7 +159,8 @@ def _matched(old: Mapping[T, object], new: Mapping[T, object]) -> Iterator[tuple
 def _compare_tables(old: Table, new: Table) -> Iterator[Change]:
     before, after = _rows(old), _rows(new)
     bounds = {bound for column in new.columns for bound in interval_of(column.name)}
-    columns = [column for column in new.columns[new.key :] if column.better and column.name not in bounds]
+    figures = {column.name: column for column in (*old.columns[old.key :], *new.columns[new.key :])}
+    columns = [column for name, column in figures.items() if column.better and name not in bounds]
     for key, verdict in _matched(before, after):
         if verdict:
             yield Change(new.name, key, "", verdict)

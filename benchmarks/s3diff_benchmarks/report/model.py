@@ -96,7 +96,7 @@ def names_of(names: Names) -> tuple[str, ...]:
 
 
 class Plot(Record):
-    """What is drawn of a table of the same report, as `plots/<name>.png`; `series.series_of` reads it there.
+    """What is drawn of a table of the same report, as `plots/<name>.png`; `plots.series_of` reads it there.
 
     The interval columns of what is drawn bound it (see `interval_of`). A roofline's ceiling comes from the
     table `ceilings`, whose rows `matrix product` and `copy` have TFLOP/s and GB/s in the column `measured`.

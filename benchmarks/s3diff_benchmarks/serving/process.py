@@ -56,9 +56,9 @@ class ServiceProcess:
 
     @property
     def resident_mib(self) -> float:
-        """Memory that the process holds."""
+        """Memory that the process holds; 0 once it has ended."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:"))
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
 
     def require_alive(self) -> None:
         """Raise `JobError` when the process has ended."""

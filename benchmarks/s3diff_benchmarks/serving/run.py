@@ -24,6 +24,7 @@ from s3diff_benchmarks.serving.faults import (
 from s3diff_benchmarks.serving.process import LOST, MemoryWatch, ServiceProcess, Tally, service
 from s3diff_benchmarks.speed.load import closed_loop
 from s3diff_benchmarks.statistics import Summary
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import option
 from s3diff_runtime.progress import Counted, counted
@@ -38,7 +39,7 @@ _SPARE_CALLERS = 48
 class ServeBenchRequest(BundleRequest):
     """What the service is made to bear."""
 
-    engine: str = option("auto", "onnx, tensorrt, tensorrt-rtx or auto.")
+    engine: str = option("auto", ENGINE_HELP)
     size: int = option(32, "Side of the square inputs.", least=8, most=1024)
     image: Path | None = option(None, "Photograph to upscale, cut to size; drawn by default.")
     queue: int = option(16, "Places of the service.", least=1)

@@ -22,6 +22,7 @@ from s3diff_benchmarks.speed.latency import CALL, END_TO_END, Case, Timings, mea
 from s3diff_benchmarks.speed.meters import gpu_meter
 from s3diff_benchmarks.statistics import Summary
 from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
@@ -41,7 +42,7 @@ class LatencyRequest(BundlesRequest):
 
     engines: tuple[str, ...] = option(
         ("auto",),
-        "onnx, openvino, tensorrt, tensorrt-rtx, auto; several with commas.",
+        f"Several with commas of {ENGINE_HELP}",
         flags=("--engine",),
     )
     sizes: tuple[int, ...] = option(

@@ -20,6 +20,7 @@ from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
@@ -40,7 +41,7 @@ _WAITS = ("median", "low", "high", "p95", "p99")
 class ThroughputRequest(BundleRequest):
     """What is loaded, and how."""
 
-    engine: str = option("auto", "onnx, openvino, tensorrt, tensorrt-rtx or auto.")
+    engine: str = option("auto", ENGINE_HELP)
     device: str = option("cpu", "cpu, cuda, cuda:N, several with commas, or all for every GPU.")
     size: int = option(128, "Side of the square inputs.", least=8, most=4096)
     callers: tuple[int, ...] = option(

@@ -16,7 +16,7 @@ from s3diff_runtime.vocabulary import SCALE
 _USUAL_SIDE = 128  # the runtime's tiles
 _LEAST_SIDE = 4  # TensorRT-RTX cannot plan memory for an encoder of 4 pixels padded to 8
 _LARGEST_SIDE = 256
-_SIZE = re.compile(r"(\d{1,5})(?:x(\d{1,5}))?")
+_SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
 _PROMPTS = (1, 2, 2)  # least, tuned and largest number: with guidance, positive and negative
 _CAPABILITY = re.compile(r"\d{1,2}\.\d")
 Size = tuple[int, int]

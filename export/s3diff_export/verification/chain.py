@@ -99,7 +99,7 @@ class _WithWeights:
 
 def open_stage(bundle: Bundle, engine: Engine, stage: str, key: str) -> Session:
     """A stage that takes what `stage_inputs` gives: with the one, if any, that computes its weights."""
-    session = engine.open(bundle.folder / bundle.graph(stage, key), bundle.manifest.stages[stage])
+    session = engine.open(bundle.checked_graph(stage, key), bundle.manifest.stages[stage])
     maker = bundle.manifest.weights_stage(stage)
     if maker is None:
         return session

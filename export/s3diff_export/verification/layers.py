@@ -119,7 +119,7 @@ def compare_layers(
     chain, reports, bundle = Chain(folder, manifest, case), [], Bundle(folder, manifest)
     for stage, _ in manifest.ordered_stages():
         key = bundle.key(stage, case.choices)
-        path = folder / bundle.graph(stage, key)
+        path = bundle.checked_graph(stage, key)
         feed = stage_inputs(manifest, stage, chain.tensors)
         if engine is not None or _computes_in_fp16(path):
             progress(f"comparing the layers of {stage}")

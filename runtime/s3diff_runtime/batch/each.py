@@ -1,6 +1,5 @@
 """Settings of single pictures, from a CSV file: the tags that a tagger found, or whatever else differs."""
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import cast
 from s3diff_runtime.batch.jobs import Job, resolved
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.files import read_csv
 from s3diff_runtime.options import types_of
 from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
@@ -34,12 +34,7 @@ def read_each(path: Path, jobs: Iterable[Job]) -> dict[Place, UpscaleSettings]:
         RequestError: for a file that cannot be read, columns and values that are none, and pictures that are
             named twice or are no inputs; names the first few of all.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise RequestError(f"--each {path} cannot be read ({error}); expected a CSV file in UTF-8") from error
+    columns, rows = read_csv(path, f"--each {path}")
     strange = [name for name in columns if name not in (_INPUT, *COLUMNS)]
     if strange or _INPUT not in columns or len(set(columns)) != len(columns):
         found = ", ".join(map(str, columns)) or "none"

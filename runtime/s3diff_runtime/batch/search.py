@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePath, PurePosixPath
@@ -62,14 +63,14 @@ class Search:
             except RequestError as error:
                 self.problems.append(str(error))
                 return
-        elif place.is_dir():
+        elif _says(place.is_dir):
             matches = dict(self._below(place))
-        elif place.exists():
+        elif _says(place.exists):
             matches = {place: Path(place.name)}
         else:
             matches = dict(self._matches(place))
         if not matches:
-            is_folder = isinstance(place, Path) and place.is_dir()
+            is_folder = isinstance(place, Path) and _says(place.is_dir)
             reason = HOLDS_NONE if is_folder else "does not exist, and matches nothing"
             self.problems.append(f"{place} {reason}")
         for source, relative in matches.items():
@@ -135,7 +136,7 @@ class Search:
                 path = Path(entry.path)
                 if entry.name.startswith("."):
                     self._leave_out("hidden file", "hidden")
-                elif not path.exists():
+                elif not _says(path.exists):
                     self._leave_out("link", "leads nowhere")
                 elif not entry.is_file():
                     self._leave_out("pipe, socket or device", "not a regular file")
@@ -165,7 +166,7 @@ class Search:
             except OSError as error:
                 self.problems.append(f"{path} cannot be searched: {error.strerror}")
                 continue
-            below = [entry for entry in entries if Path(entry.path).is_dir()]
+            below = [entry for entry in entries if _says(Path(entry.path).is_dir)]
             yield path, [entry for entry in entries if entry not in below]
             taken = [Path(entry.path) for entry in below if self._searched(entry)]
             linked.extend(each for each in taken if each.is_symlink())
@@ -182,10 +183,10 @@ class Search:
         """The files that a pattern matches, relative to its leading folders without wildcards."""
         parts = pattern.parts
         fixed = Path()
-        while parts and ((fixed / parts[0]).exists() or not glob.has_magic(parts[0])):
+        while parts and (_says((fixed / parts[0]).exists) or not glob.has_magic(parts[0])):
             fixed, parts = fixed / parts[0], parts[1:]
         found = self._matching(fixed, parts) if parts else ()
-        yield from ((path, path.relative_to(fixed)) for path in found if path.is_file())
+        yield from ((path, path.relative_to(fixed)) for path in found if _says(path.is_file))
 
     def _matching(self, path: Path, parts: tuple[str, ...]) -> Iterator[Path]:
         if not parts:
@@ -195,12 +196,19 @@ class Search:
         if first == "**":
             for folder, _ in self._folders(path):
                 yield from self._matching(folder, rest or ("*",))
-        elif (path / first).exists():
+        elif _says((path / first).exists):
             yield from self._matching(path / first, rest)
-        elif glob.has_magic(first) and path.is_dir():
+        elif glob.has_magic(first) and _says(path.is_dir):
             for below in sorted(path.iterdir()):
                 if fnmatchcase(below.name, first) and (below.name[0] != "." or first[0] == "."):
                     yield from self._matching(below, rest)
 
     def _leave_out(self, kind: str, reason: str) -> None:
         self._left_out[kind, reason] += 1
+
+
+def _says(ask: Callable[[], bool]) -> bool:
+    """What a path answers; no where it leads to a place that cannot be looked at."""
+    with suppress(OSError):
+        return ask()
+    return False

@@ -43,6 +43,7 @@ from s3diff_runtime.batch.sizing import ResultSize, Sizing, is_whole, size_of_re
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError, one_line
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
@@ -86,10 +87,7 @@ class UpscaleRequest(Options):
     each: Path | None = option(
         None, "CSV of settings for single pictures: a column input, and one for each setting."
     )
-    engine: str = option(
-        "auto",
-        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
-    )
+    engine: str = option("auto", ENGINE_HELP)
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
     options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
     cluster: RayOptions = group(RayOptions)

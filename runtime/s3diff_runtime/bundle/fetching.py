@@ -16,13 +16,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from socket import gaierror
 from typing import Any, Protocol
 
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import MANIFEST_NAME, FileRecord
-from s3diff_runtime.errors import BundleError, RequestError, S3DiffError, first_line
+from s3diff_runtime.errors import BundleError, JobError, RequestError, S3DiffError, first_line
 from s3diff_runtime.files import cache_folder, replacing
 from s3diff_runtime.remote import RemotePath, place_named, without_credentials
 
@@ -72,17 +73,18 @@ class HubBundle:
 
     def manifest(self) -> bytes:
         """See `Source`. Where the Hub cannot be reached, the manifest that it was last seen to have."""
-        return self._manifest_file().read_bytes()
+        return self._manifest_file.read_bytes()
 
     def fetch(self, files: dict[str, FileRecord], folder: Path) -> None:
         """See `Source`."""
-        commit = self._manifest_file().parent.name  # all of one commit, whatever is pushed meanwhile
+        commit = self._manifest_file.parent.name  # all of one commit, whatever is pushed meanwhile
         with asking_hub(str(self)) as hub:
             hub.snapshot_download(
                 self.repository, revision=commit, allow_patterns=list(files), local_dir=folder
             )
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the library, none of the bundle's
 
+    @cached_property
     def _manifest_file(self) -> Path:
         with asking_hub(str(self)) as hub:
             return Path(hub.hf_hub_download(self.repository, MANIFEST_NAME, revision=self.revision))
@@ -157,8 +159,14 @@ def download(source: Source, folder: Path, content: bytes) -> None:
 @contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
     """Let one process of this machine fetch, and the others wait for what it fetched."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_suffix(".lock").open("w")
+    except OSError as error:
+        raise JobError(
+            f"{folder.parent} cannot keep what is fetched ({error.strerror}); set XDG_CACHE_HOME to a folder"
+        ) from error
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

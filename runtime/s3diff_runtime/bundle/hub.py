@@ -14,6 +14,7 @@ from s3diff_runtime.bundle.fetching import HubBundle, asking_hub, download, hub_
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.errors import RequestError
+from s3diff_runtime.files import require_replaceable
 from s3diff_runtime.options import Options, argument, group, option
 
 _KEPT = frozenset({CARD_NAME, ".gitattributes"})
@@ -77,8 +78,7 @@ def run_pull(request: PullRequest) -> None:
     source = source_of(request.bundle)
     if source is None:
         raise RequestError(f"{request.bundle} is a folder of this machine; expected OWNER/NAME or a URL")
-    if request.output.exists() and not (request.force and (request.output / MANIFEST_NAME).is_file()):
-        raise RequestError(f"{request.output} exists; pass --force to replace a bundle, or name another")
+    require_replaceable(request.output, request.force, MANIFEST_NAME, "bundle")
     download(source, request.output, source.manifest())
     click.echo(request.output)
 

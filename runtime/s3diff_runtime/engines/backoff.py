@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from threading import Lock
 
-from s3diff_runtime.errors import JobError
+from s3diff_runtime.errors import OutOfMemory
 
 _logger = logging.getLogger("s3diff_runtime")
 
@@ -55,14 +55,14 @@ class Backoff:
                 it, the memory of the frames that it came through.
 
         Raises:
-            JobError: when nothing smaller is left.
+            OutOfMemory: when nothing smaller is left.
         """
         with self._lock:
             if tried != self._sizes:  # another thread has shrunk them meanwhile
                 return
             smaller = self._smaller(tried, images, longest)
             if smaller is None:
-                raise JobError(
+                raise OutOfMemory(
                     f"out of memory even with {tried}, the least there is ({reason}); free memory on the "
                     "device, or use another device"
                 )

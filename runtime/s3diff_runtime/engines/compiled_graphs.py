@@ -49,7 +49,7 @@ class CompiledGraphs:
         key = json.dumps([[record.sha256 for record in records.values()], self._circumstances, list(how)])
         try:
             return _folder() / f"{hashlib.sha256(key.encode()).hexdigest()}{_SUFFIX}"
-        except RuntimeError:  # a user without a home, as containers have
+        except JobError:  # there is no place for it
             return None
 
 

@@ -138,6 +138,8 @@ FLAVOURS: Mapping[str, FlavourTraits] = MappingProxyType(
     }
 )
 """The fastest first."""
+ENGINE_HELP = f"{', '.join(sorted(FLAVOURS))}, or auto: the fastest that fits bundle and machine."
+"""Of options that name one."""
 
 if set(FLAVOURS) != set(get_args(Flavour)):
     raise TypeError("FLAVOURS and the types of their names differ")

@@ -36,7 +36,7 @@ _UNSIGNED, _FLOAT = 1, 3  # of SampleFormat
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # of ExtraSamples
 _REDUCED_OR_MASK = 1 | 4  # of NewSubfileType
 _CHUNKY = 1
-_SUBSAMPLING, _DNG_VERSION, _ORIENTATION, _XMP, _ICC = 530, 50706, 274, 700, 34675  # tags
+_SUBSAMPLING, _DNG_VERSION, _ORIENTATION = 530, 50706, 274  # tags
 CHANNELS_DROPPED = "channels beside colour and alpha, dropped"
 
 
@@ -126,7 +126,7 @@ def contents(page: TiffPage) -> str:
 
 def require_whole(page: TiffPage, name: str) -> None:
     """Raise `RequestError` where pixels lie beyond the end of the file."""
-    end, there = page.parent.filehandle.size, 0
+    end = page.parent.filehandle.size
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))
     there = sum(max(0, min(count, end - offset)) for offset, count in segments)
     total = sum(count for _, count in segments)

@@ -140,7 +140,9 @@ class Site:
         """Warm up while the first requests are told to wait; at the end finish what is inside."""
 
         def tell(task: asyncio.Task[None]) -> None:
-            if not task.cancelled() and (error := task.exception()):
+            if task.cancelled():
+                return
+            if error := task.exception():
                 self._on_failed_start(error)
             else:
                 _logger.info("ready")

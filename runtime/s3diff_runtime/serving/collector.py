@@ -19,6 +19,9 @@ from s3diff_runtime.vocabulary import Pixels
 class AbandonedJob(JobError):
     """Nobody waits for the result any more."""
 
+    def __init__(self) -> None:
+        super().__init__("nobody waited for the picture any more")
+
 
 @dataclass(eq=False)
 class Job:
@@ -83,7 +86,7 @@ class Collector:
             job.abandoned = True
             if job in self._waiting:
                 self._waiting.remove(job)
-                job.result.set_exception(AbandonedJob("nobody waited for the picture any more"))
+                job.result.set_exception(AbandonedJob())
 
     def close(self) -> None:
         """Finish what was begun or waits, and end the threads."""
@@ -133,7 +136,7 @@ class Collector:
     def _upscaled(self, upscaler: Upscaler, jobs: Sequence[Job]) -> list[Result]:
         def progress(done: int, total: int) -> None:
             if all(job.abandoned for job in jobs):
-                raise AbandonedJob("nobody waited for the picture any more")
+                raise AbandonedJob()
             if len(jobs) == 1:
                 jobs[0].progress(done, total)
 

@@ -13,6 +13,7 @@ import uvicorn
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.run import every_size_allowed
 from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
@@ -50,10 +51,7 @@ class ServeRequest(Options):
     token: str | None = option(
         None, "That clients must show as Authorization: Bearer TOKEN.", env=TOKEN_VARIABLE
     )
-    engine: str = option(
-        "auto",
-        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
-    )
+    engine: str = option("auto", ENGINE_HELP)
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
     options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
 

@@ -68,7 +68,7 @@ def parameters_of(cls: type[Options], prefix: str = "") -> Iterator[Parameter]:
     infos, hints = infos_of(cls), types_of(cls)
     for each in fields(cls):
         if isinstance(each.default, Options) and KEY in each.metadata:
-            yield from parameters_of(type(each.default), f"{each.name}.")
+            yield from parameters_of(type(each.default), f"{prefix}{each.name}.")
         elif each.name in infos:
             yield Parameter(prefix + each.name, infos[each.name], hints[each.name], each.default)
 

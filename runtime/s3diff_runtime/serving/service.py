@@ -25,6 +25,8 @@ from s3diff_runtime.settings import Conditions, usual_color_fix
 from s3diff_runtime.strengths import Strengths
 from s3diff_runtime.upscaler import Result
 
+_VERSION = version("s3diff-export")
+
 T = TypeVar("T")
 _CODECS = 2
 """Pictures that are decoded or encoded at a time."""
@@ -102,7 +104,7 @@ class Service:
         """What clients should know: the factor, what can be asked for, what runs it, and the limits."""
         manifest = self.fleet.manifest
         return {
-            "version": version("s3diff-export"),
+            "version": _VERSION,
             "family": FAMILIES[manifest.family].title,
             "scale": manifest.scale,
             "scales": manifest.scales,
@@ -221,7 +223,7 @@ class Service:
             "engine": result.engine,
             "device": result.device,
             "precision": result.precision,
-            "version": version("s3diff-export"),
+            "version": _VERSION,
             "tiles": result.tiles,
             "width": width,
             "height": height,
@@ -231,7 +233,7 @@ class Service:
 
 def _require_wanted(visit: Visit[Any]) -> None:
     if visit.abandoned:
-        raise AbandonedJob("nobody waited for the picture any more")
+        raise AbandonedJob
 
 
 def _told_in_loop(tell: Callable[[tuple[int, int]], None]) -> Callable[[int, int], None]:

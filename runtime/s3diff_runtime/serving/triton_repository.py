@@ -14,8 +14,7 @@ from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.engines.choice import ENGINES
 from s3diff_runtime.engines.devices import Device, listed_devices
-from s3diff_runtime.errors import RequestError
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form, ServedModel
 
@@ -91,12 +90,7 @@ def write_repository(request: TritonRepositoryRequest) -> None:
         JobError: when the disk refuses.
     """
     target = request.output / request.name
-    if target.exists() and not request.force:
-        raise RequestError(f"{target} exists; pass --force to replace it, or --name another")
-    if target.exists() and not (target / CONFIGURATION).is_file():
-        raise RequestError(
-            f"{target} is no model of Triton, and only a model is replaced; use another --name"
-        )
+    require_replaceable(target, request.force, CONFIGURATION, "model of Triton")
     devices = _devices(request.device)
     manifest = Manifest.read(request.bundle)
     with replacing(target) as folder:

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import Options, group, option, read
 from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph
@@ -28,10 +29,7 @@ BUNDLE = "bundle"
 class ServedModel(Options):
     """How a server runs a bundle: what the configuration of the Triton model holds besides Triton's own."""
 
-    engine: str = option(
-        "auto",
-        "onnx, openvino, tensorrt or tensorrt-rtx; auto takes the fastest that fits bundle and machine.",
-    )
+    engine: str = option("auto", ENGINE_HELP)
     max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
     options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
 

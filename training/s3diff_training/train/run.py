@@ -63,6 +63,7 @@ class RunFolder:
         if on_existing == "resume":
             run._check_same(options, versions, changeable)
         elif on_existing == "replace":
+            run.require_run()
             for folder in (run.checkpoints, run.samples):
                 shutil.rmtree(folder, ignore_errors=True)
             for name in ("config.json", *_LOGS):
@@ -75,11 +76,16 @@ class RunFolder:
 
     def require_empty(self) -> None:
         """Raise `RequestError` when there is something in the folder."""
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if not self._is_empty():
             raise RequestError(
                 f"{self.path} is not empty; resume the run in it, replace it, or give the new run another "
                 "folder"
             )
+
+    def require_run(self) -> None:
+        """Raise `RequestError` when there is something else than a run in the folder."""
+        if not self._is_empty():
+            self._recorded()
 
     def log(self, name: Literal["losses", "validation"], record: Mapping[str, Any]) -> None:
         """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`."""
@@ -137,13 +143,23 @@ class RunFolder:
         names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
+    def _is_empty(self) -> bool:
+        return not self.path.is_dir() or not any(self.path.iterdir())
+
+    def _recorded(self) -> dict[str, Any]:
+        """Options and versions of the run that is in the folder. Raises `RequestError` where none is."""
+        try:
+            content = json.loads((self.path / "config.json").read_text())
+            return {name: content[name] for name in ("options", "versions")}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RequestError(
+                f"{self.path} holds no run to resume or replace (config.json: {error})"
+            ) from error
+
     def _check_same(
         self, options: dict[str, Any], versions: dict[str, str], changeable: Collection[str]
     ) -> None:
-        try:
-            before = json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            raise RequestError(f"{self.path} holds no run to resume (config.json: {error})") from error
+        before = self._recorded()
         old, new = _flat(before["options"]), _flat(options)
         differing = [
             f"{key} was {old.get(key, 'absent')!r} and is {new.get(key, 'absent')!r}"

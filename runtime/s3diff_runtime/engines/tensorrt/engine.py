@@ -1,7 +1,7 @@
 """The engine of TensorRT and TensorRT-RTX: finds engines of a bundle that fit the machine, and loads them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -100,7 +100,8 @@ class TensorRtEngine:
         self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
         self._lanes = LanePool(cuda)
         if api.flavour.compiles_on_device:
-            api.kernels = KernelCache(kernels_file(engines.name, cuda.gpu.name))
+            with suppress(JobError):  # without a place they are compiled anew
+                api.kernels = KernelCache(kernels_file(engines.name, cuda.gpu.name))
         self._rebuild = f"build engines on this machine with {_build_command(bundle, self.name)}"
 
     @contextmanager
