@@ -104,7 +104,7 @@ SUBCOMMANDS: Mapping[str, Member] = MappingProxyType(
             "train",
         ),
         "train": Member(
-            "s3diff_training.train.commands:train",
+            "s3diff_training.train.group:train",
             "Train LoRA, the degradation estimator, or a small base model.",
             "train",
         ),

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import click
 
-from s3diff_runtime.command_line import takes
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_training.checkpoints.released import load_estimator
 from s3diff_training.logs import set_up_logging
@@ -155,20 +154,6 @@ class LoraRequest(RunRequest):
         return config.but(vae_targets=_VAE_TARGETS[vae]) if vae else config.but(rank_vae=0)
 
 
-@click.group()
-def train() -> None:
-    """Train LoRA, the degradation estimator, or a small base model.
-
-    Each takes DATA, a folder of photographs of high resolution, and degrades them itself. On several GPUs:
-
-    \b
-      accelerate launch "$(which s3diff-export)" train lora ...
-    """
-    set_up_logging()
-
-
-@train.command()
-@takes(BaseRequest)
 def base(request: BaseRequest) -> None:
     """Train a small VAE and UNet from scratch on DATA, for people without SD-Turbo.
 
@@ -184,8 +169,6 @@ def base(request: BaseRequest) -> None:
     _run(request, loop, trainer, {"pairs": pairs, **parts})
 
 
-@train.command()
-@takes(EstimatorRequest)
 def estimator(request: EstimatorRequest) -> None:
     """Train the network that reads noise and blur off an image, on degraded crops of DATA.
 
@@ -195,8 +178,6 @@ def estimator(request: EstimatorRequest) -> None:
     _run(request, loop, EstimatorTrainer(DegradationEstimator(), pairs), {"pairs": pairs})
 
 
-@train.command()
-@takes(LoraRequest)
 def lora(request: LoraRequest) -> None:
     """Train LoRA, modulation and the UNet's first convolution on DATA, as the paper does.
 
@@ -224,6 +205,7 @@ def lora(request: LoraRequest) -> None:
 
 def _begin(request: RunRequest, pairs: PairOptions, options: LoopOptions) -> tuple[PairOptions, TrainLoop]:
     """Refuse a folder in the way before anything is loaded; seed before weights are drawn."""
+    set_up_logging()
     folder = RunFolder(request.output)
     if request.on_existing == "refuse":
         folder.require_empty()
