@@ -17,10 +17,10 @@ from typing import Annotated, Generic, Self, TypeVar
 
 import click
 from pydantic import AfterValidator, model_validator
-from rich.console import Console
 
 from s3diff_benchmarks.machine import Gpu, Record, describe_machine
 from s3diff_benchmarks.published import METHODS
+from s3diff_benchmarks.report.output import wide_console
 from s3diff_runtime.options import Options, option
 from s3diff_runtime.progress import show_table
 
@@ -33,8 +33,6 @@ _MISSING_MODULES = (
 )
 _PYTHON_SECONDS = 60.0
 _TITLE = "The systems of the paper's tables; of their commands only Real-ESRGAN-ncnn was run by this project"
-_PLAIN_WIDTH = 160
-"""Letters in a line of a file or pipe."""
 
 
 class Fact(Record, Generic[T]):
@@ -207,10 +205,7 @@ def list_peers(request: PeersRequest) -> None:
         for peer, missing, _ in found
     )
     columns = ("peer", "repository", "licence", "weights", "needs", "missing here")
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
-    show_table(_TITLE, columns, rows, console)
+    show_table(_TITLE, columns, rows, wide_console())
     for peer, _, ways in found:
         click.echo(f"\n{peer.name}: {peer.note}".rstrip(": "))
         click.echo(f"  as in {peer.command.source}")

@@ -11,6 +11,7 @@ from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
+from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.settings import PictureSettings, family_problems
 from s3diff_training.checkpoints.native import read_checkpoint, write_checkpoint
 from s3diff_training.checkpoints.released import write_released
@@ -70,7 +71,8 @@ def restore(request: RestoreRequest) -> None:
     """Restore IMAGE (×4, or by --scale) with the PyTorch network."""
     set_up_logging()
     _refuse_existing([request.output], request.force)
-    photograph = open_photograph(request.image, MAX_PIXELS)
+    with every_size_allowed():
+        photograph = open_photograph(request.image, MAX_PIXELS)
     pixels = photograph.pixels
     network = request.weights.load()
     refuse(family_problems(FAMILIES[network.family], request.settings))

@@ -16,6 +16,7 @@ from torch import Tensor
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.pictures.formats import SUFFIXES, save
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
+from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.vocabulary import Pixels
 
 MAX_PIXELS = 200_000_000
@@ -82,7 +83,8 @@ class PhotographFolder:
         if index in self._decoded:
             self._decoded.move_to_end(index)
             return self._decoded[index]
-        pixels = np.array(open_photograph(self.paths[index], MAX_PIXELS).pixels)
+        with every_size_allowed():
+            pixels = np.array(open_photograph(self.paths[index], MAX_PIXELS).pixels)
         self._decoded[index] = pixels
         self._held += pixels.nbytes
         while self._held > self._budget:
@@ -138,7 +140,8 @@ class PhotographFolder:
             if path.suffix.lower() not in SUFFIXES or not path.is_file():
                 continue
             try:
-                width, height = photograph_size(path, MAX_PIXELS)
+                with every_size_allowed():
+                    width, height = photograph_size(path, MAX_PIXELS)
             except RequestError as error:
                 self.skipped.append((path, str(error)))
                 continue

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import click
-from rich.console import Console
 
 from s3diff_benchmarks.report.model import Cell, Column, Report, Row, Table, figure_in, interval_of
-from s3diff_benchmarks.report.output import read_report, terminal_table
+from s3diff_benchmarks.report.output import read_report, terminal_table, wide_console
 from s3diff_benchmarks.report.rendering import NOTHING
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import Options, argument, option
@@ -125,7 +124,7 @@ def _show(found: Comparison) -> None:
         columns=tuple(Column(name=heading, digits=4) for heading in headings),
         rows=tuple(rows),
     )
-    console = Console(highlight=False)
+    console = wide_console()
     if table.rows:
         console.print(terminal_table(table))
     worse, better = len(found.of("regression")), len(found.of("improvement"))

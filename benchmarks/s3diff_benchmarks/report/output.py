@@ -166,15 +166,21 @@ def show_report(report: Report, output: Output) -> None:
     if output.as_json:
         click.echo(report.model_dump_json(indent=2))
         return
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PLAIN_WIDTH
+    console = wide_console()
     for table in report.tables:
         console.print(terminal_table(table))
     for note in report.notes:
         console.print(note, markup=False)
     if output.folder is not None:
         click.echo(output.folder)
+
+
+def wide_console() -> Console:
+    """Standard output for tables; where it is no terminal, which has a width of its own, a wide one."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PLAIN_WIDTH
+    return console
 
 
 def terminal_table(table: Table) -> RichTable:

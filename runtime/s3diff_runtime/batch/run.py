@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import errno
-import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from time import perf_counter
 from typing import Any, Literal
-
-from PIL import Image
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
@@ -304,19 +300,6 @@ class Batch:
     def _raise_disk_error(self) -> None:
         if self._disk_error is not None:
             raise self._disk_error
-
-
-@contextmanager
-def every_size_allowed() -> Iterator[None]:
-    """Lift Pillow's limit and its warnings in this process: inputs have our limit, and results are larger."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def _ends_all(job: Job, cause: BaseException | None) -> bool:

@@ -36,7 +36,6 @@ from s3diff_runtime.batch.run import (
     BatchOptions,
     Outcome,
     Status,
-    every_size_allowed,
 )
 from s3diff_runtime.batch.search import LeftOut
 from s3diff_runtime.batch.sizing import ResultSize, Sizing, is_whole, size_of_result
@@ -49,6 +48,7 @@ from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import QUALITY, SUFFIXES, Format
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
+from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.serving.ray_options import RayOptions
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
-from threading import BoundedSemaphore
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
+from s3diff_runtime.engines.failures import failure, line
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.interface import LANES, Lane, Session, Value, tensor_problem
-from s3diff_runtime.engines.onnx_cuda import CudaLane, CudaSession, CudaSide
-from s3diff_runtime.engines.onnx_failures import failure, line
-from s3diff_runtime.engines.standing import Standing
+from s3diff_runtime.engines.host import HostLanes
+from s3diff_runtime.engines.interface import Lane, Session, Value, tensor_problem
+from s3diff_runtime.engines.onnx_cuda import CudaSession, CudaSide
 from s3diff_runtime.errors import BundleError, RequestError
 
 if TYPE_CHECKING:
@@ -68,14 +66,11 @@ class OnnxEngine:
         self._require(self._ort.get_available_providers(), "install s3diff-export[gpu] in place of [cpu]")
         self._cuda = CudaSide(self._ort, self._index, exact) if self._kind == "cuda" else None
         self._options = self._session_options(threads)
-        self._turns = BoundedSemaphore(1 if self._cuda else LANES)
-        self._standing = Standing[Mapping[str, Value]](LANES)
+        self._lanes: CudaSide | HostLanes = self._cuda or HostLanes()
 
-    @contextmanager
-    def lane(self, clock: Clock) -> Iterator[Lane]:
+    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
         """See `Engine.lane`."""
-        with self._turns:
-            yield CudaLane(self._cuda, clock) if self._cuda else OnnxLane(self._standing, clock)
+        return self._lanes.lane(clock)
 
     def open(self, graph: Path, stage: Stage) -> Session:
         """See `Engine.open`."""
@@ -122,17 +117,6 @@ class OnnxEngine:
         _share_cpu_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         return options
-
-
-class OnnxLane:
-    """A chain of stages in ONNX Runtime on the CPU, where every tensor is an array."""
-
-    def __init__(self, standing: Standing[Mapping[str, Value]], clock: Clock) -> None:
-        self.standing, self.timed = standing.get, clock.running
-
-    def upload(self, name: str, array: NDArray[Any]) -> Value:
-        """See `Lane.upload`; there is nothing to do."""
-        return array
 
 
 class OnnxSession:

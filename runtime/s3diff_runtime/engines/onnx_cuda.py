@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from s3diff_runtime.clock import Clock
+from s3diff_runtime.engines.failures import failure
 from s3diff_runtime.engines.interface import Value, shape_of
-from s3diff_runtime.engines.onnx_failures import failure
 from s3diff_runtime.engines.standing import Standing
 
 if TYPE_CHECKING:
@@ -57,9 +58,14 @@ class CudaSide:
         self._settings = {**SETTINGS, "device_id": index, "use_tf32": int(not exact)}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
         self._uploads: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self.standing = Standing[Mapping[str, Value]](
-            1
-        )  # a second key's would lie in the places of the first
+        self._turn = Lock()
+        self.standing = Standing[Mapping[str, Value]](1)  # a second one would lie where the first does
+
+    @contextlib.contextmanager
+    def lane(self, clock: Clock) -> Iterator[CudaLane]:
+        """See `Engine.lane`: one at a time, for tensors of a second would lie where those of the first do."""
+        with self._turn:
+            yield CudaLane(self, clock)
 
     def run(self, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """The result of a call that this engine's thread makes."""

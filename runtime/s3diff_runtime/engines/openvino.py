@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from threading import BoundedSemaphore, Lock
+from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
@@ -24,17 +22,16 @@ from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.compiled_graphs import LARGE, CompiledGraphs, keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
+from s3diff_runtime.engines.failures import failure, is_want_of_memory, line
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.interface import LANES, Value, tensor_problem
-from s3diff_runtime.engines.standing import Standing
-from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+from s3diff_runtime.engines.host import HostLanes
+from s3diff_runtime.engines.interface import Lane, Value, tensor_problem
+from s3diff_runtime.errors import BundleError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
 
 _DEVICE, _CAPABILITIES = "CPU", "OPTIMIZATION_CAPABILITIES"
-_NO_MEMORY = re.compile(r"bad_alloc|out of memory|(failed|could not|cannot) (to )?allocate", re.IGNORECASE)
-"""What OpenVINO and oneDNN below it say when memory runs out; all their errors are of one type."""
 Shapes = tuple[tuple[int, ...], ...]
 """Of all inputs, in the stage's order."""
 _logger = logging.getLogger(__name__)
@@ -90,14 +87,11 @@ class OpenVinoEngine:
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
         self._kept = bundle and CompiledGraphs(bundle, self._circumstances())
-        self._turns = BoundedSemaphore(LANES)
-        self._standing = Standing[Mapping[str, Value]](LANES)
+        self._lanes = HostLanes()
 
-    @contextmanager
-    def lane(self, clock: Clock) -> Iterator[OpenVinoLane]:
+    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
         """See `Engine.lane`."""
-        with self._turns:
-            yield OpenVinoLane(self._standing, clock)
+        return self._lanes.lane(clock)
 
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""
@@ -112,10 +106,10 @@ class OpenVinoEngine:
             compiled_for = partial(self._compiled, graph, model, settings)
             large = held_bytes(model) > LARGE
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
-            if _is_want_of_memory(error):
-                raise OutOfMemory(f"no memory for {graph} ({_line(error)})") from error
+            if is_want_of_memory(error):
+                raise OutOfMemory(f"no memory for {graph} ({line(error)})") from error
             raise BundleError(
-                f"OpenVINO {self._openvino.__version__} cannot load {graph} ({_line(error)}); "
+                f"OpenVINO {self._openvino.__version__} cannot load {graph} ({line(error)}); "
                 "update OpenVINO, use engine onnx, or rebuild the bundle with s3diff-export build"
             ) from error
         for side, ports, specs in (
@@ -139,7 +133,7 @@ class OpenVinoEngine:
             try:
                 return self._core.import_model(kept, _DEVICE, settings)
             except RuntimeError as error:
-                _logger.info("%s is compiled anew: %s", graph, _line(error))
+                _logger.info("%s is compiled anew: %s", graph, line(error))
         if shapes is not None:
             model = model.clone()
             model.reshape(dict(enumerate(map(list, shapes))))
@@ -148,7 +142,7 @@ class OpenVinoEngine:
             try:
                 keep(file, compiled.export_model().getvalue())
             except RuntimeError as error:  # of export; what was compiled serves all the same
-                _logger.info("%s is not kept: %s", graph, _line(error))
+                _logger.info("%s is not kept: %s", graph, line(error))
         return compiled
 
     def _circumstances(self) -> list[str]:
@@ -172,17 +166,6 @@ class OpenVinoEngine:
             return asked
         exact = bundle is not None and bundle.manifest.precision == "fp32"
         return "bf16" if has_bf16 and not exact else "f32"
-
-
-class OpenVinoLane:
-    """A chain of stages in OpenVINO. All values are arrays on the host, which nothing copies."""
-
-    def __init__(self, standing: Standing[Mapping[str, Value]], clock: Clock) -> None:
-        self.standing, self.timed = standing.get, clock.running
-
-    def upload(self, name: str, array: NDArray[Any]) -> Value:
-        """See `Lane.upload`; there is nothing to do."""
-        return array
 
 
 class OpenVinoSession:
@@ -233,14 +216,7 @@ class OpenVinoSession:
                 request.infer()
             return {name: tensor.data for name, tensor in tensors.items()}
         except Exception as error:  # whatever goes wrong in OpenVINO is a RuntimeError, or a MemoryError
-            what = f"stage {self._name} failed on {OpenVinoEngine.device}"
-            if _is_want_of_memory(error):
-                raise OutOfMemory(
-                    f"{what} for want of memory ({_line(error)}); smaller tiles or batches need less"
-                ) from error
-            raise JobError(
-                f"{what} ({_line(error)}); where memory ran out, a smaller tile or batch needs less"
-            ) from error
+            raise failure(f"stage {self._name} failed on {OpenVinoEngine.device}", error) from error
 
     def _requests_for(self, shapes: Shapes) -> _Requests:
         with self._lock:
@@ -293,13 +269,3 @@ def _in_words(ports: Sequence[Any], specs: Sequence[TensorSpec]) -> Iterator[str
             names = port.get_names()
             name = spec.name if spec and spec.name in names else min(names, default="no name")
             yield f"{name} {port.element_type.to_dtype().name}"
-
-
-def _is_want_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
-
-
-def _line(error: Exception) -> str:
-    """The reason without the places in OpenVINO's sources that come before it."""
-    lines = [line for line in str(error).splitlines() if not line.startswith("Exception from ")]
-    return " ".join(" ".join(lines).split())[:400]

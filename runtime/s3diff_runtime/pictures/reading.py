@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -72,6 +73,19 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 
 Decoded = tuple[Image.Image, Pixels | None, list[str]]
 """A decoded picture, its alpha where the picture itself does not hold it, and notes."""
+
+
+@contextmanager
+def every_size_allowed() -> Iterator[None]:
+    """Lift Pillow's limit and its warnings in this process: inputs have our limit, and results are larger."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @dataclass

@@ -11,12 +11,12 @@ import click
 import uvicorn
 
 from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.batch.run import every_size_allowed
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
+from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.serving.app import Site
 from s3diff_runtime.serving.bodies import Mailroom
 from s3diff_runtime.serving.exchange import JsonLines

@@ -15,10 +15,11 @@ import numpy as np
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
-from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, every_size_allowed
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.errors import BundleError, S3DiffError
+from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.remote import place_named
 from s3diff_runtime.upscale_options import UpscaleOptions
 
