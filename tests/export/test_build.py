@@ -16,6 +16,7 @@ from PIL import Image
 from tests.export.models import Files, photographs, tiny_network, write_files
 from tests.training.small import SMALL_RANKS, random_checkpoint
 
+from s3diff_benchmarks.speed.flops import bundle_work
 from s3diff_export.build import BuildRequest, build
 from s3diff_export.cli import cli, run
 from s3diff_export.graphs.options import GraphOptions
@@ -121,6 +122,13 @@ def test_fused_with_two_colour_corrections(fused: Path, truth: S3Diff) -> None:
     assert_upscales_like(fused, truth)
     assert_upscales_like(fused, truth, noise=0.9, blur=0.1, guidance=1.5, color_fix="none")
     assert not [path for path in fused.parent.iterdir() if path != fused]
+
+
+def test_work_is_counted_at_the_usual_scale(fused: Path) -> None:
+    """Of the graphs for several scales, the one whose result the other stages see."""
+    manifest = Manifest.read(fused)
+    assert len(manifest.stages["enlarge"].graphs) > 1
+    assert bundle_work(fused, manifest, 1, 16, 24)["finish_wavelet"].outputs == {"upscaled": (1, 64, 96, 3)}
 
 
 def test_merged_bins_and_what_they_cost(

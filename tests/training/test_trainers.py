@@ -139,7 +139,7 @@ def test_base_trains_vae_and_unet_whole(
         model = getattr(base, part)
         assert changed(before[part], model) == before[part].keys()
     assert not changed(before["text_encoder"], base.text_encoder)
-    assert losses(run)[0].keys() == {"l1", "low", "lpips", "stream"}
+    assert losses(run)[0].keys() == {"l1", "low", "flat", "lpips", "stream"}
     assert read_log(run, "validation") == []  # training photographs are shown, never scored
 
 

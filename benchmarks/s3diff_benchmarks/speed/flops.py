@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 from onnxscript.optimizer import fold_constants
 
-from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.manifest import Manifest, scale_key
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.stages import picture_stages
@@ -53,7 +53,8 @@ class Work:
 def bundle_work(folder: Path, manifest: Manifest, batch: int, height: int, width: int) -> dict[str, Work]:
     """The work of every stage of a bundle for a batch of images, sides in low-resolution pixels.
 
-    A stage that has a graph for each bin is counted once, as they differ in weights alone. The text encoder,
+    A stage that has a graph for each bin is counted once, as they differ in weights alone; of those for each
+    scale the one of the usual scale counts, because the stages after it see its result. The text encoder,
     which runs when prompts change, is left out.
 
     Raises:
@@ -75,7 +76,7 @@ def bundle_work(folder: Path, manifest: Manifest, batch: int, height: int, width
         for tensor in stage.inputs:
             if tensor.name not in shapes:  # prompts: as many as the graph wants
                 shapes[tensor.name] = tuple(side for side in tensor.shape if isinstance(side, int))
-        graph = folder / next(iter(stage.graphs.values()))
+        graph = folder / stage.graphs.get(scale_key(manifest.scale), next(iter(stage.graphs.values())))
         found[name] = count(graph, {tensor.name: shapes[tensor.name] for tensor in stage.inputs})
         shapes = {**found[name].outputs, **shapes}
     return found
