@@ -213,6 +213,14 @@ def test_settings_of_onnx_runtime_are_timed_side_by_side(tmp_path: Path) -> None
     assert [row[1] for row in tables["agreement"]["rows"]] == ["as shipped"] * (len(settings.VARIANTS) - 1)
 
 
+def test_what_the_machine_lacks_is_a_wrong_request(tmp_path: Path) -> None:
+    """So that the check skips the step, as those of its other commands."""
+    settings, bundle = loaded("cuda_settings"), write_fake_bundle(tmp_path / "fake.bundle")
+    result = CliRunner().invoke(settings.main, [str(bundle), "--device", "cuda:99"])
+    assert result.exit_code == 2, result.output
+    assert "cuda:99" in result.output
+
+
 def test_every_variant_is_opened_with_its_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     settings, found = loaded("cuda_settings"), []
 

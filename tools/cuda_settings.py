@@ -21,8 +21,8 @@ from s3diff_benchmarks.methods import BundleMethod
 from s3diff_benchmarks.pictures.pixels import given_or_drawn
 from s3diff_benchmarks.speed.latency import Case, measure
 from s3diff_benchmarks.speed.latency_run import agreement_table, latency_table, stage_table
+from s3diff_export.cli import failure
 from s3diff_runtime.engines import onnx_cuda
-from s3diff_runtime.errors import S3DiffError
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 
@@ -63,8 +63,8 @@ def main(bundle: Path, device: str, side: int, seconds: float) -> None:
         with variants(bundle, device) as methods, TemporaryDirectory() as folder:
             image, case = given_or_drawn(None), Case(side, 1)
             timings = measure(methods, [case], image, Path(folder), seconds=seconds, warm_up=_WARM_UP)
-    except S3DiffError as error:
-        raise click.ClickException(str(error)) from error
+    except Exception as error:
+        raise failure(error, "bench,gpu") from error
     first = next(iter(VARIANTS))
     tables = [latency_table(timings), stage_table(timings, {}, None), agreement_table(timings, [first])]
     click.echo(json.dumps({"tables": [table.model_dump(mode="json") for table in tables]}))

@@ -95,6 +95,16 @@ def test_a_column_that_went_is_gone() -> None:
     assert [(change.column, change.old) for change in found.of("gone")] == [("peak", 500)]
 
 
+def test_bounds_of_a_column_that_went_are_not_judged() -> None:
+    row: Row = ("ours", 26.0, 25.0, 27.0, 0.3, 6)
+    before = report(table(row, columns=SCORES))
+    rest = before.tables[0].model_copy(
+        update={"columns": (SCORES[0], *SCORES[4:]), "rows": (("ours", 0.3, 6),)}
+    )
+    found = compare_reports(before, before.model_copy(update={"tables": (rest,)}))
+    assert [change.column for change in found.of("gone")] == ["PSNR"]
+
+
 def test_regression_from_zero_counts_and_has_no_share() -> None:
     change = compared(("a", 1.0, 0.9, 1.1, 1.3, 0), ("a", 1.0, 0.9, 1.1, 1.3, 7))["peak"]
     assert (change.verdict, change.percent) == ("regression", None)

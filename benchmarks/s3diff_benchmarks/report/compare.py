@@ -157,8 +157,8 @@ def _matched(old: Mapping[T, object], new: Mapping[T, object]) -> Iterator[tuple
 
 def _compare_tables(old: Table, new: Table) -> Iterator[Change]:
     before, after = _rows(old), _rows(new)
-    bounds = {bound for column in new.columns for bound in interval_of(column.name)}
     figures = {column.name: column for column in (*old.columns[old.key :], *new.columns[new.key :])}
+    bounds = {bound for name in figures for bound in interval_of(name)}
     columns = [column for name, column in figures.items() if column.better and name not in bounds]
     for key, verdict in _matched(before, after):
         if verdict:
