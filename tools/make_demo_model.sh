@@ -4,6 +4,7 @@
 # It trains for S3DIFF_MINUTES in all, by default 100, which two CPU cores with bfloat16 need; others, three times
 # that. With a GPU that many cores feed, ten minutes do more:
 #   S3DIFF_MINUTES=10 S3DIFF_BATCH=64 S3DIFF_WORKERS=14 S3DIFF_PRECISION=bf16 S3DIFF_PROCESSES=1 make demo-model
+# S3DIFF_FROM names the runs of a former training (another copy of runs/demo) to go on from, at half the learning rate.
 # S3DIFF_MODEL and S3DIFF_PICTURE are where the model and the sheet go that README shows. Where S3DIFF_PAIRS names a
 # folder with LR and HR (real pairs of equal names), the card has their scores too; S3DIFF_MACHINE is what it says
 # that the model was trained on.
@@ -48,11 +49,24 @@ train_lora() {
         --lpips-net alex --loss-color wavelet "$@"
 }
 
+train_base() {
+    train base base 0.5 "$batch" --drawn-fraction 0.1 --validation-crop 256 "$@"
+}
+
+# Every crop counts here: those that are out of focus are what it has to recognise.
+train_estimator() {
+    train estimator estimator 0.15 "$((2 * batch))" --candidates 1 --crop 192 "$@"
+}
+
 python tools/fetch_photographs.py photographs
 
-train base base 0.5 "$batch" --drawn-fraction 0.1 --lr 6e-4 --validation-crop 256
-# Every crop counts here: those that are out of focus are what it has to recognise.
-train estimator estimator 0.15 "$((2 * batch))" --candidates 1 --crop 192 --lr 5e-4
+if [ -n "${S3DIFF_FROM:-}" ]; then
+    train_base --lr 3e-4 --base "$S3DIFF_FROM/base/base" --early-fraction 0.2
+    train_estimator --lr 2.5e-4 --estimator "$S3DIFF_FROM/estimator/de_net.pth"
+else
+    train_base --lr 6e-4
+    train_estimator --lr 5e-4
+fi
 
 # First the true levels, which teach what a score means, then the estimator's, which the LoRA will see.
 train_lora lora-first true 0.15 --lr 5e-4

@@ -73,17 +73,25 @@ class RunRequest(Options):
 class BaseRequest(RunRequest):
     """What `train base` is asked for."""
 
+    base: Path | None = option(None, "Start from this diffusers folder, whole, not from random weights.")
     pairs: PairOptions = group(SMALL_CROPS, only=_PAIRS)
     losses: BaseLosses = group(BaseLosses)
     lpips: LpipsOptions = group(LpipsOptions("alex"))
     architecture: BaseArchitecture = group(BaseArchitecture)
     loop: LoopOptions = group(BASE_LOOP)
 
+    def problems(self) -> Iterator[str]:
+        """Widths of a network that is there already."""
+        yield from super().problems()
+        if self.base is not None and (own := self.architecture.flags_of()):
+            yield f"a base model brings its own widths; drop --base or {', '.join(own)}"
+
 
 @dataclass(frozen=True)
 class EstimatorRequest(RunRequest):
     """What `train estimator` is asked for."""
 
+    estimator: Path | None = option(None, "Start from this de_net.pth, not from random weights.")
     pairs: PairOptions = group(SMALL_CROPS, only=_CROPS)
     loop: LoopOptions = group(ESTIMATOR_LOOP)
 
@@ -155,18 +163,20 @@ class LoraRequest(RunRequest):
 
 
 def base(request: BaseRequest) -> None:
-    """Train a small VAE and UNet from scratch on DATA, for people without SD-Turbo.
+    """Train a small VAE and UNet, whole, on DATA, for people without SD-Turbo.
 
     Writes OUTPUT/base, a diffusers folder for `train lora --base`.
     """
     pairs, loop = _begin(request, request.pairs, request.loop)
-    model = new_base(request.architecture)
+    model = load_base(request.base) if request.base else new_base(request.architecture)
     for part in (model.vae, model.unet, model.text_encoder):
         part.to(loop.device)
     lpips = request.lpips.load(request.losses.lambda_lpips, loop.device)
     trainer = BaseTrainer(model, request.losses, TrainingPairs(pairs), HeldOut(pairs, lpips), lpips)
-    parts = {"losses": request.losses, "lpips": request.lpips, "architecture": request.architecture}
-    _run(request, loop, trainer, {"pairs": pairs, **parts})
+    parts: dict[str, Options] = {"losses": request.losses, "lpips": request.lpips}
+    if request.base is None:
+        parts["architecture"] = request.architecture
+    _run(request, loop, trainer, {"pairs": pairs, **parts}, {"base": request.base})
 
 
 def estimator(request: EstimatorRequest) -> None:
@@ -175,7 +185,11 @@ def estimator(request: EstimatorRequest) -> None:
     Writes OUTPUT/de_net.pth, for `train lora --estimator`.
     """
     pairs, loop = _begin(request, request.pairs, request.loop)
-    _run(request, loop, EstimatorTrainer(DegradationEstimator(), pairs), {"pairs": pairs})
+    network = DegradationEstimator()
+    if request.estimator is not None:
+        load_estimator(network, request.estimator)
+    trainer = EstimatorTrainer(network, pairs)
+    _run(request, loop, trainer, {"pairs": pairs}, {"estimator": request.estimator})
 
 
 def lora(request: LoraRequest) -> None:
@@ -219,10 +233,12 @@ def _run(
     loop: TrainLoop,
     trainer: Trainer,
     parts: Mapping[str, Options],
-    sources: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Any],
 ) -> None:
     """Train, and say where the product is; `parts` and `sources` are recorded in the run folder."""
-    config = {name: asdict(part) for name, part in parts.items()} | ({"sources": sources} if sources else {})
+    config = {name: asdict(part) for name, part in parts.items()}
+    if any(sources.values()):
+        config["sources"] = dict(sources)
     changeable = ("pairs.validation", "pairs.validation_crop", "pairs.workers")
     folder = loop.run(trainer, request.output, config, request.on_existing, changeable)
     if loop.accelerator.is_main_process:
