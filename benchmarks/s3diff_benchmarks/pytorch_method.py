@@ -22,7 +22,7 @@ from s3diff_runtime.engines.cpu_options import CpuPrecision
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
 from s3diff_training.network.color import bicubic
-from s3diff_training.network.lora import lora_layers, merged_weight
+from s3diff_training.network.lora import merge_lora
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.one_step_network import OneStepNetwork
 from s3diff_training.weights import ModelSource, differing
@@ -144,12 +144,8 @@ def merged_copy(network: N, modulation: Modulation, dtype: torch.dtype) -> N:
     """
     tensors = (*network.parameters(), *network.buffers())
     merged = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
-    for part, matrices in ((merged.vae, modulation.vae), (merged.unet, modulation.unet)):
-        for name, layer in lora_layers(part).items():
-            matrix = None if matrices is None else matrices[0, layer.block]
-            plain = layer.base_layer
-            plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
-            part.set_submodule(name, plain)
+    merge_lora(merged.vae, modulation.vae)
+    merge_lora(merged.unet, modulation.unet)
     merged.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
     for module in merged.modules():
         for name, parameter in module._parameters.items():

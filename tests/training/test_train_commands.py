@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+import torch
 from PIL import Image
 from tests.training.small import random_photograph
 
@@ -179,6 +180,34 @@ def test_a_checkpoint_goes_on_with_another_estimator(
     assert any(".lora_A." in name for name in changed)
     ranks = train("lora", photographs, "-o", tmp_path / "third", *sources, *LORA, *RANKS)
     assert "brings its own network" in refusal(ranks)
+
+
+def test_a_base_and_an_estimator_go_on_from_what_is_there(
+    train: Train, photographs: str, runs: Path, tmp_path: Path
+) -> None:
+    still = [
+        *SHORT,
+        "--steps",
+        "1",
+        "--lr",
+        "1e-12",
+        "--schedule",
+        "constant",
+    ]
+    start = runs / "base" / "base"
+    output = tmp_path / "base"
+    assert train("base", photographs, "-o", output, "--base", start, *still, *NO_LPIPS)[0] == 0
+    before, after = (load_base(folder).unet.state_dict() for folder in (start, output / "base"))
+    assert all(torch.allclose(after[name], tensor, atol=1e-6) for name, tensor in before.items())
+    assert json.loads((output / "config.json").read_text())["options"]["sources"] == {"base": str(start)}
+    widths = train("base", photographs, "-o", tmp_path / "other", "--base", start, *BASE)
+    assert "brings its own widths; drop --base or --latent-channels, " in refusal(widths)
+
+    first = runs / "estimator" / "de_net.pth"
+    output = tmp_path / "estimator"
+    assert train("estimator", photographs, "-o", output, "--estimator", first, *still)[0] == 0
+    tensors, trained = read_estimator(first), read_estimator(output / "de_net.pth")
+    assert all(torch.allclose(trained[name], tensor, atol=1e-6) for name, tensor in tensors.items())
 
 
 # --- what is refused ------------------------------------------------------------------------------

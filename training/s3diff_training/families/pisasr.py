@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.strengths import PASSES, Strengths
@@ -17,8 +17,8 @@ from s3diff_training.families.family import Family, Loader, has_keys
 from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
 from s3diff_training.families.plain_network import PlainNetwork
 from s3diff_training.network.base import BaseModel, ResidualStep
-from s3diff_training.network.lora import add_lora
-from s3diff_training.tensor_files import TensorFile, difference
+from s3diff_training.network.lora import add_lora, merge_lora
+from s3diff_training.tensor_files import TensorFile
 
 CHECKPOINT = "pisa_sr.pkl"
 _EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
@@ -115,34 +115,17 @@ def _read(file: TensorFile, _: Path | None) -> Loader:
 
     def load(base: BaseModel) -> PiSASR:
         require_layers(base.unet, config.layers, _EXPECTED)
-        _fold(base.unet, pixel, config.layers, config.rank_pixel)
         with torch.device("meta"):  # nothing that training made is ever left as it is initialised
+            add_lora(base.unet, config.layers, config.rank_pixel, ALPHA, lambda _: 0)
+        fill(base.unet, pixel, (), _EXPECTED, "the pixel LoRA")
+        merge_lora(base.unet)
+        with torch.device("meta"):
             network = PiSASR(base, config)
         fill(network.unet, semantic, (), _EXPECTED)
         frozen_network(network)
         return network
 
     return load
-
-
-@torch.no_grad()
-def _fold(unet: nn.Module, tensors: Mapping[str, Tensor], layers: Sequence[str], rank: int) -> None:
-    """Add plain LoRA to weights, `W + 8/r B A`, in float64; raises `CheckpointError` where they differ."""
-    wanted: dict[str, Sequence[int]] = {}
-    for name in layers:
-        rows, *columns = unet.get_submodule(name).weight.shape  # type: ignore[misc]
-        wanted[f"{name}.lora_A.weight"] = (rank, *columns)
-        wanted[f"{name}.lora_B.weight"] = (rows, rank, *(1 for _ in columns[1:]))
-    differing = difference(wanted, tensors)
-    if differing:
-        raise CheckpointError(
-            f"the pixel LoRA does not fit the base model: {differing}; expected {_EXPECTED}"
-        )
-    for name in layers:
-        layer: Any = unet.get_submodule(name)
-        down, up = (tensors[f"{name}.lora_{side}.weight"].double().flatten(1) for side in "AB")
-        update = (ALPHA / rank * (up @ down)).view_as(layer.weight)
-        layer.weight = nn.Parameter((layer.weight.double() + update).float(), requires_grad=False)
 
 
 FAMILY = Family(

@@ -78,7 +78,13 @@ def require_layers(model: nn.Module, names: Iterable[str], expected: str) -> Non
         )
 
 
-def fill(model: nn.Module, tensors: Mapping[str, Tensor], others: Iterable[str], expected: str) -> None:
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    others: Iterable[str],
+    expected: str,
+    what: str = "the checkpoint",
+) -> None:
     """Give the LoRA layers of a model, and what else is named, exactly these tensors.
 
     Raises:
@@ -88,7 +94,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], others: Iterable[str],
     wanted = {name: state[name].shape for name in (*_lora_tensors(model), *named)}
     differing = difference(wanted, tensors)
     if differing:
-        raise CheckpointError(f"the checkpoint does not fit the base model: {differing}; expected {expected}")
+        raise CheckpointError(f"{what} does not fit the base model: {differing}; expected {expected}")
     model.load_state_dict(dict(tensors), strict=False, assign=True)
 
 

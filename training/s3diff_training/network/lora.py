@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
@@ -151,6 +152,18 @@ def merged_weight(layer: ModulatedLoRA, modulation: Tensor | None) -> Tensor:
     if modulation is not None:
         a = modulation.double().T @ a
     return (weight.double() + layer.scaling * (b @ a).view_as(weight)).to(weight.dtype)
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, modulation: Tensor | None = None) -> None:
+    """Replace every layer with LoRA by its plain one, in place, of the weight that `merged_weight` gives.
+
+    `modulation` is `[N, blocks, r, r]`, of which the first image counts, or None for plain LoRA.
+    """
+    for name, layer in lora_layers(model).items():
+        plain, matrix = layer.base_layer, None if modulation is None else modulation[0, layer.block]
+        plain.weight = nn.Parameter(merged_weight(layer, matrix), requires_grad=False)
+        model.set_submodule(name, plain)
 
 
 def unet_blocks(levels: int) -> tuple[int, Callable[[str], int]]:
