@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.train.loop import LoopOptions, TrainLoop
-from s3diff_training.train.pairs import PairOptions, TrainingPairs, drawn_crop
+from s3diff_training.train.pairs import PairOptions, TrainingPairs, drawn_crop, toned_crop
 
 CROP = 64
 
@@ -63,6 +63,33 @@ def test_halved_crops_show_twice_as_much(half_flat: Path) -> None:
     assert halved.hr.shape == (24, 3, CROP, CROP)
     # Stripes of one pixel, black and grey, average to their mean.
     assert set((halved.hr * 255).round().unique().tolist()) == {64.0, 128.0}
+
+
+def test_toned_crops_keep_their_shapes_and_their_share(half_flat: Path) -> None:
+    plain = made(PairOptions(half_flat, CROP))
+    toned = made(PairOptions(half_flat, CROP, toned_fraction=1.0)).hr
+    assert len(toned.flatten(1).amax(dim=1).unique()) > 12  # a tone of its own for each
+    for crop in toned:
+        assert len(crop[0].unique()) <= 2  # stripes of two levels, or a flat part
+        assert crop.min() >= 0 and crop.max() <= 1
+    some = made(PairOptions(half_flat, CROP, toned_fraction=0.5))
+    levels = {0.0, 128.0}
+    kept = [set((crop * 255).round().unique().tolist()) <= levels for crop in some.hr]
+    assert 4 < sum(kept) < 20
+    assert torch.equal(made(PairOptions(half_flat, CROP, toned_fraction=0.0)).hr, plain.hr)
+
+
+def test_a_tone_changes_colours_and_contrast() -> None:
+    generator = torch.Generator().manual_seed(3)
+    ramp = torch.arange(256).byte().expand(3, 4, 256).clone()
+    ramp[0] = 255 - ramp[0]
+    toned = [toned_crop(ramp, generator).int() for _ in range(40)]
+    ranges = [int(crop[0].max() - crop[0].min()) for crop in toned]
+    assert min(ranges) >= 126 and max(ranges) > 240 and min(ranges) < 150
+    falling = [next(c for c in range(3) if crop[c, 0, 0] > crop[c, 0, -1]) for crop in toned]
+    assert set(falling) == {0, 1, 2}
+    middles = [int(crop[(falling[i] + 1) % 3, 0, 128]) for i, crop in enumerate(toned)]
+    assert max(middles) - min(middles) > 60
 
 
 def test_drawn_crops_replace_their_share(half_flat: Path) -> None:

@@ -38,7 +38,7 @@ ESTIMATOR_LOOP = BASE_LOOP.but(
 LORA_LOOP = LoopOptions(accumulate=16)
 """64 images an update on one GPU, the paper's batch."""
 SMALL_CROPS = PairOptions(Path(), crop=128)
-_CROPS = ("crop", "validation", "halved_fraction", "candidates", "workers")
+_CROPS = ("crop", "validation", "halved_fraction", "toned_fraction", "candidates", "workers")
 _PAIRS = (*_CROPS, "validation_crop", "drawn_fraction")
 
 LoraOn = Literal["unet", "encoder", "unet+encoder", "unet+decoder", "unet+encoder+decoder"]

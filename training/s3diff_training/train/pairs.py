@@ -52,6 +52,12 @@ class PairOptions(Options):
         least=0,
         most=1,
     )
+    toned_fraction: float = option(
+        0.0,
+        "Fraction of the crops that get another contrast and tone, so that few photographs show more.",
+        least=0,
+        most=1,
+    )
     drawn_fraction: float = option(
         0.0,
         "Fraction of the crops that are one flat colour, or two along a straight edge, drawn.",
@@ -132,7 +138,9 @@ class TrainingPairs:
     def _crop(self, generator: torch.Generator) -> Tensor:
         """Photographs are out of focus for the most part, and from that nothing is learnt."""
         crops = [self._candidate(generator) for _ in range(self._options.candidates)]
-        return crops[0] if len(crops) == 1 else max(crops, key=_detail)
+        crop = crops[0] if len(crops) == 1 else max(crops, key=_detail)
+        toned = self._options.toned_fraction
+        return toned_crop(crop, generator) if toned and torch.rand((), generator=generator) < toned else crop
 
     def _candidate(self, generator: torch.Generator) -> Tensor:
         side = self._options.crop
@@ -198,6 +206,15 @@ def drawn_crop(side: int, generator: torch.Generator) -> Tensor:
     share = (across + 0.5).clamp(0, 1) if flat < 0.5 else torch.zeros(side, side)
     one, other = colours[..., None, None]
     return (255 * torch.lerp(one, other, share)).round().byte()
+
+
+def toned_crop(crop: Tensor, generator: torch.Generator) -> Tensor:
+    """A crop in another tone: any order of channels, gamma 0.6 to 1.65, half its contrast or more."""
+    gamma, contrast, black = torch.rand(3, generator=generator).tolist()
+    order = torch.randperm(3, generator=generator)
+    toned = (crop[order].float() / 255) ** math.exp(gamma - 0.5)
+    share = (1 + contrast) / 2
+    return (255 * (share * toned + (1 - share) * black)).round().byte()
 
 
 class Pair(NamedTuple):
