@@ -16,7 +16,8 @@ from s3diff_runtime.engines.choice import ENGINES
 from s3diff_runtime.engines.devices import Device, listed_devices
 from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form, ServedModel
+from s3diff_runtime.serving.served_model import ServedModel
+from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form
 
 CONFIGURATION = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
