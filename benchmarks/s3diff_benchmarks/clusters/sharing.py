@@ -4,18 +4,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
 from PIL import Image
 
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.speed.load import whole_batch
 from s3diff_benchmarks.statistics import Summary
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
-from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import option
 from s3diff_runtime.progress import counted
 from s3diff_runtime.serving.ray_batch import SharedBatch, Workers
@@ -59,11 +58,11 @@ def run_ray_bench(request: RayBenchRequest) -> Findings:
                 "upscale --ray": lambda count: SharedBatch(workers, jobs[:count], BatchOptions()),
             }
             for side in sides.values():
-                _rate(side(_WARM_UP * workers.resources.workers))
+                whole_batch(side(_WARM_UP * workers.resources.workers))
             for number in range(request.rounds):
                 for place, (name, side) in enumerate(sides.items()):
                     tell(2.0 * number + place, name)
-                    rates[name].append(_rate(side(request.pictures)))
+                    rates[name].append(request.pictures / whole_batch(side(request.pictures)))
             used: dict[str, Fleet | Workers] = {"upscale": fleet, "upscale --ray": workers}
             rows = []
             for name, each in used.items():
@@ -84,14 +83,3 @@ def _draw(folder: Path, request: RayBenchRequest) -> Path:
         image = Image.fromarray(coarse).resize((request.size, request.size), Image.Resampling.BICUBIC)
         image.save(inputs / f"{number:04}.png")
     return inputs
-
-
-def _rate(batch: Batch | SharedBatch) -> float:
-    """Pictures a second. Raises `JobError` where one failed."""
-    start = perf_counter()
-    batch.run()
-    seconds = perf_counter() - start
-    wrong = [outcome for outcome in batch.outcomes if outcome.status != "done"]
-    if wrong:
-        raise JobError(f"{len(wrong)} pictures were not done; the first: {wrong[0].error}")
-    return len(batch.outcomes) / seconds

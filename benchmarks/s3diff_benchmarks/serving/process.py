@@ -2,7 +2,6 @@
 
 import http.client
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,10 @@ from threading import Event, Lock, Thread
 from time import monotonic, perf_counter, sleep
 from typing import IO, Any
 
+from s3diff_benchmarks.speed.meters import process_mib
+from s3diff_benchmarks.steps import own_command
 from s3diff_runtime.errors import JobError
 
-_CHILD = (
-    "from s3diff_runtime.command_line import command_of; "
-    "from s3diff_runtime.serving.command import run_serve; command_of(run_serve, 'serve')()"
-)
 _START_SECONDS = 300.0
 LOST = 0
 """The status of a request whose connection broke."""
@@ -57,8 +54,7 @@ class ServiceProcess:
     @property
     def resident_mib(self) -> float:
         """Memory that the process holds; 0 once it has ended."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
+        return process_mib("VmRSS", self.process.pid)
 
     def require_alive(self) -> None:
         """Raise `JobError` when the process has ended."""
@@ -73,7 +69,7 @@ def service(bundle: Path, log: IO[str], options: list[str]) -> Iterator[ServiceP
     Raises:
         JobError: when it does not become ready.
     """
-    command = [sys.executable, "-c", _CHILD, str(bundle), "--port", "0", *options]
+    command = own_command("serve", str(bundle), "--port", "0", *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""

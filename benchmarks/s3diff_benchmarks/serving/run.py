@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from time import perf_counter, sleep
@@ -85,7 +85,7 @@ def run_serve_bench(request: ServeBenchRequest) -> Findings:
         tell(0.96, "kill -9")
         faults += killed(first, picture, 10 * request.queue, start)
     return Findings(
-        tables=(table("service-load", [row]), table("service-faults", map(_cells, faults))),
+        tables=(table("service-load", [row]), table("service-faults", map(astuple, faults))),
         notes=tuple(_failures(faults)),
     )
 
@@ -136,10 +136,6 @@ def _load(
         memory.tenth(0),
         memory.tenth(-1),
     )
-
-
-def _cells(fault: Fault) -> tuple[Cell, ...]:
-    return fault.name, fault.done, fault.outcome, fault.seconds, fault.borne
 
 
 def _failures(faults: list[Fault]) -> Iterator[str]:
