@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
-from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
+from s3diff_benchmarks.methods import require_pictures
 from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import plot, table
@@ -72,13 +72,11 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     ):
         fleet.check_size(request.size, request.size)
         tell(0.0, "warm-up")
-        name = request.bundle.name
-        methods = [BundleMethod(name, request.bundle, upscaler) for upscaler in fleet.upscalers]
-        for method in methods:
-            require_pictures(name, method([Input(image)]))
+        for upscaler in fleet.upscalers:
+            require_pictures(request.bundle.name, upscaler.upscale_pixels([image]))
         tell(0.0, "folder")
         from_folder = _folder(fleet, image, Path(folder), request)
-        closed, opened = _loads(lambda: methods[0]([Input(image)]), request, tell)
+        closed, opened = _loads(lambda: fleet.upscalers[0].upscale_pixels([image]), request, tell)
     patience = _PATIENCE * closed[0].waits.median
     most, best = max(closed, key=lambda load: load.served), knee(opened, patience)
     summary = (
