@@ -123,31 +123,20 @@ class Tally:
         return ", ".join(f"{count} × {names.get(status, status)}" for status, count in found)
 
 
-class MemoryWatch:
+@contextmanager
+def watched_memory(running: ServiceProcess) -> Iterator[list[float]]:
     """Samples of a service's memory, in MiB, every fifth of a second of a block."""
+    samples, ended = [running.resident_mib], Event()
 
-    def __init__(self, running: ServiceProcess) -> None:
-        self.samples = [running.resident_mib]
-        self._running, self._ended = running, Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+    def watch() -> None:
+        while not ended.wait(0.2):
+            samples.append(running.resident_mib)
 
-    def __enter__(self) -> "MemoryWatch":
-        """Begin."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-        self._ended.set()
-        self._thread.join()
-        self.samples.append(self._running.resident_mib)
-
-    def tenth(self, which: int) -> float:
-        """The mean of a tenth of the samples, the first (0) or the last (-1)."""
-        count = max(len(self.samples) // 10, 1)
-        part = self.samples[:count] if which == 0 else self.samples[-count:]
-        return sum(part) / len(part)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.2):
-            self.samples.append(self._running.resident_mib)
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+        samples.append(running.resident_mib)

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryFile
 from time import perf_counter, sleep
 
@@ -21,7 +22,7 @@ from s3diff_benchmarks.serving.faults import (
     large_bodies,
     mutated_pictures,
 )
-from s3diff_benchmarks.serving.process import LOST, MemoryWatch, ServiceProcess, Tally, service
+from s3diff_benchmarks.serving.process import LOST, ServiceProcess, Tally, service, watched_memory
 from s3diff_benchmarks.speed.load import closed_loop
 from s3diff_benchmarks.statistics import Summary
 from s3diff_runtime.engines.flavours import ENGINE_HELP
@@ -113,12 +114,13 @@ def _load(
         tell(0.6 * tally.total / request.requests, f"{rate:.3g} arrivals per second")
 
     callers = ThreadPoolExecutor(request.queue + _SPARE_CALLERS)
-    with MemoryWatch(running) as memory, callers:
+    with watched_memory(running) as memory, callers:
         list(callers.map(arrive, range(request.requests)))
     seconds = perf_counter() - start
     running.require_alive()
     if not tally.accepted:
         raise JobError(f"the service accepted nothing: {tally}")
+    tenth = max(len(memory) // 10, 1)
     waits = Summary.of(tally.accepted)
     other = tally.total - tally.statuses[200] - tally.statuses[503] - tally.statuses[LOST]
     return (
@@ -133,8 +135,8 @@ def _load(
         waits.p99,
         request.queue * seconds / tally.statuses[200],
         tally.slowest_refusal,
-        memory.tenth(0),
-        memory.tenth(-1),
+        fmean(memory[:tenth]),
+        fmean(memory[-tenth:]),
     )
 
 

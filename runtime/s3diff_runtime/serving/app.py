@@ -5,7 +5,7 @@ import base64
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from typing import Any, cast
@@ -166,16 +166,12 @@ class Site:
 
     async def _awaited(self, request: Request, visit: Visit[T]) -> T:
         """The answer, in time, for a client that is still there."""
-        gone = asyncio.create_task(until_gone(request))
         try:
-            await asyncio.wait({visit.task, gone}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            gone = await _sooner(until_gone(request), visit.task, self._seconds)
         finally:
-            gone.cancel()
             self._service.abandon(visit)
         if not visit.task.done():
-            if gone.done() and not gone.cancelled():
-                raise ClientDisconnect
-            raise self._too_late()
+            raise ClientDisconnect if gone else self._too_late()
         with _refusing():
             return visit.task.result()
 
@@ -186,10 +182,7 @@ class Site:
 
     async def _stream(self, request: Request, visit: Visit[Answer]) -> Response:
         """Events; a picture that cannot be read is refused before the first one, with a status of its own."""
-        first = asyncio.create_task(visit.steps.get())
-        await asyncio.wait({visit.task, first}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            first.cancel()
+        if not await _sooner(visit.steps.get(), visit.task, self._seconds):
             if not visit.task.done():
                 self._service.abandon(visit)
                 raise self._too_late()
@@ -203,15 +196,10 @@ class Site:
         try:
             yield _event("progress", {"done": 0, "tiles": 0})
             while not visit.task.done():
-                step = asyncio.create_task(visit.steps.get())
                 left = min(deadline - loop.time(), _HEARTBEAT)
-                await asyncio.wait({visit.task, step}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if step.done():
-                    done, tiles = step.result()
-                    yield _event("progress", {"done": done, "tiles": tiles})
-                    continue
-                step.cancel()
-                if not visit.task.done():
+                if step := await _sooner(visit.steps.get(), visit.task, left):
+                    yield _event("progress", {"done": step[0], "tiles": step[1]})
+                elif not visit.task.done():
                     if loop.time() >= deadline:
                         raise self._too_late()
                     yield b": still here\n\n"
@@ -229,6 +217,16 @@ class Site:
             yield _event("error", {"status": refused.status_code, "error": refused.detail})
         finally:
             self._service.abandon(visit)
+
+
+async def _sooner(waited: Coroutine[Any, Any, T], task: asyncio.Task[Any], seconds: float) -> T | None:
+    """What is waited for, where it comes before a task has ended and the time is over; else None."""
+    waiting = asyncio.create_task(waited)
+    try:
+        await asyncio.wait({task, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        waiting.cancel()
 
 
 @contextmanager

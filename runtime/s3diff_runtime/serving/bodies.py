@@ -148,7 +148,8 @@ def _only_file(body: bytes, boundary: bytes) -> bytes:
     return files[0].file_object.read()
 
 
-async def until_gone(request: Request) -> None:
-    """Return when the client of a request, whose body was read, has gone."""
+async def until_gone(request: Request) -> bool:
+    """Return True when the client of a request, whose body was read, has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    return True
