@@ -342,6 +342,7 @@ def test_openapi_describes_the_parameters(service: Served) -> None:
     assert parameters["noise"] == {"type": "number", "minimum": 0, "maximum": 1}
     assert parameters["format"]["enum"] == ["png", "jpeg", "webp", "tiff"]
     assert {"200", "400", "401", "408", "413", "500", "503", "504"} == set(described["responses"])
+    assert 'path="/openapi.json"' in service.ask("/metrics").body.decode()
 
 
 def test_requests_are_logged_and_counted(service: Served) -> None:

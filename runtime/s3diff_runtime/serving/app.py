@@ -25,7 +25,7 @@ from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.openapi import ABOUT, ESTIMATE, HEALTH, READINESS, UPSCALE
 from s3diff_runtime.serving.page import FILES
 from s3diff_runtime.serving.picture_request import PictureRequest, read_texts
-from s3diff_runtime.serving.service import Answer, BusyError, Service, T, Visit
+from s3diff_runtime.serving.service import Answer, Service, T, Visit
 
 EVENTS = "text/event-stream"
 _HEARTBEAT = 10.0
@@ -96,9 +96,8 @@ class Site:
         """
         with _refusing():
             asked = read_texts(PictureRequest, request.query_params.multi_items())
-            body = await self._picture(request, asked)
-            visit = self._service.upscale(body, asked)
-        del body
+            self._service.check(asked)
+            visit = self._service.upscale(await self._mailroom.picture(request), asked)
         if EVENTS in request.headers.get("accept", ""):
             return await self._stream(request, visit)
         answer = await self._awaited(request, visit)
@@ -111,7 +110,8 @@ class Site:
         with _refusing():
             if request.query_params:
                 raise RequestError("this path takes no parameters")
-            visit = self._service.estimate(await self._picture(request, PictureRequest()))
+            self._service.check(PictureRequest())
+            visit = self._service.estimate(await self._mailroom.picture(request))
         return JSONResponse(await self._awaited(request, visit))
 
     async def about(self) -> JSONResponse:
@@ -156,13 +156,6 @@ class Site:
             raise Refused(
                 401, "no token, or a wrong one: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
-
-    async def _picture(self, request: Request, asked: PictureRequest) -> bytes:
-        """The picture that a client sends; what cannot be done is refused before it is read."""
-        if not self._service.ready:
-            raise Refused(503, "the service is warming up", {"Retry-After": "5"})
-        self._service.check(asked)
-        return await self._mailroom.picture(request)
 
     async def _awaited(self, request: Request, visit: Visit[T]) -> T:
         """The answer, in time, for a client that is still there."""
@@ -236,8 +229,6 @@ def _refusing() -> Iterator[None]:
         yield
     except (Refused, ClientDisconnect):
         raise
-    except BusyError as error:
-        raise Refused(503, str(error), {"Retry-After": str(error.retry_after)}) from error
     except TooLarge as error:
         # The rest is for the command line.
         raise Refused(413, f"{str(error).partition('; ')[0]}; make it smaller first") from error

@@ -14,10 +14,10 @@ import numpy as np
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.bundle.manifest import nearest_bin
-from s3diff_runtime.errors import S3DiffError
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.pictures.formats import FileFormat, encode
 from s3diff_runtime.pictures.photograph import Photograph, open_photograph
+from s3diff_runtime.serving.bodies import Refused
 from s3diff_runtime.serving.collector import AbandonedJob, Collector, Job
 from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.picture_request import PictureRequest
@@ -33,14 +33,6 @@ _CODECS = 2
 _LONGEST_RETRY = 60
 _WARM_UP_SIDE = 128
 """Where neither engines nor tiles say what size is usual."""
-
-
-class BusyError(S3DiffError):
-    """No place is free; `retry_after` is in how many seconds one probably is."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the service is busy; try again in a moment")
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -123,11 +115,17 @@ class Service:
         }
 
     def check(self, asked: PictureRequest) -> None:
-        """Raise `RequestError` for what the bundle cannot do, `BusyError` where no place is free."""
+        """Raise `RequestError` for what the bundle cannot do, `Refused` where no place is free, or none yet.
+
+        Asked before the body is read as well: it need not be then.
+        """
+        if not self.ready:
+            raise Refused(503, "the service is warming up", {"Retry-After": "5"})
         Conditions.of(self.fleet.manifest, asked.settings)
         if len(self._visits) >= self._places:
             self._metrics.refused.inc()
-            raise BusyError(min(max(ceil(self._pace), 1), _LONGEST_RETRY))
+            probably = min(max(ceil(self._pace), 1), _LONGEST_RETRY)
+            raise Refused(503, "the service is busy; try again in a moment", {"Retry-After": str(probably)})
 
     def upscale(self, body: bytes, asked: PictureRequest) -> Visit[Answer]:
         """Begin to work on a picture; the visit's task gives the answer. Raises as `check`."""
