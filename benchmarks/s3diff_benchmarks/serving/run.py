@@ -1,6 +1,5 @@
 """All of `bench serve`: the service at twice what it can do, and under attack."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
@@ -15,7 +14,6 @@ from s3diff_benchmarks.report.layouts import table
 from s3diff_benchmarks.report.model import Cell
 from s3diff_benchmarks.serving.faults import (
     MOST_BYTES,
-    Fault,
     encodings,
     half_sent,
     killed,
@@ -87,7 +85,9 @@ def run_serve_bench(request: ServeBenchRequest) -> Findings:
         faults += killed(first, picture, 10 * request.queue, start)
     return Findings(
         tables=(table("service-load", [row]), table("service-faults", map(astuple, faults))),
-        notes=tuple(_failures(faults)),
+        notes=tuple(
+            f"{fault.name}: not as it must be: {fault.outcome}" for fault in faults if not fault.borne
+        ),
     )
 
 
@@ -138,9 +138,3 @@ def _load(
         fmean(memory[:tenth]),
         fmean(memory[-tenth:]),
     )
-
-
-def _failures(faults: list[Fault]) -> Iterator[str]:
-    for fault in faults:
-        if not fault.borne:
-            yield f"{fault.name}: not as it must be: {fault.outcome}"
