@@ -15,7 +15,7 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageFilter
 
-from s3diff_runtime.files import replacing
+from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.vocabulary import SCALE
 
 CROP_WIDTH, CROP_HEIGHT = 512, 384
@@ -47,8 +47,7 @@ def main(output: Path, truth: Path | None) -> None:
     original = photograph.crop((left, top, left + CROP_WIDTH, top + CROP_HEIGHT))
     for image, path in ((degraded(original), output), (original, truth)):
         if path is not None:
-            with replacing(path) as partial:
-                image.save(partial, "PNG")
+            save(image, path)
             click.echo(path)
 
 

@@ -25,7 +25,8 @@ from PIL import Image
 from s3diff_benchmarks.machine import describe_machine
 from s3diff_benchmarks.pictures.pairs import SECONDS_NAME, PeerTimes, images_of
 from s3diff_runtime.errors import S3DiffError
-from s3diff_runtime.files import installed_file, replacing, write_text
+from s3diff_runtime.files import installed_file, write_text
+from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 from s3diff_runtime.vocabulary import Pixels
 
@@ -89,8 +90,7 @@ def main(lr: Path, output: Path, model: str, threads: int, repeats: int) -> None
                 result = upscale(network, pixels)
                 spent.append(perf_counter() - start)
             seconds[name] = statistics.median(spent)
-            with replacing(output / f"{name}.png") as partial:
-                Image.fromarray(result).save(partial, "PNG")
+            save(Image.fromarray(result), output / f"{name}.png")
             click.echo(f"{number + 1}/{len(images)} {path.name} {seconds[name]:.2f} s", err=True)
         times = PeerTimes(
             machine=describe_machine().model_copy(update={"gpus": ()}).name,

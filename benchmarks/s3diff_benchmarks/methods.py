@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.upscale_options import UpscaleOptions
-from s3diff_runtime.upscaler import Upscaler
+from s3diff_runtime.upscaler import Result, Upscaler
 from s3diff_runtime.vocabulary import Pixels
 
 BICUBIC = "bicubic"
@@ -122,7 +122,7 @@ def open_bundles(
         yield found
 
 
-def require_pictures(name: str, results: Sequence[Upscaled]) -> None:
+def require_pictures(name: str, results: Sequence[Upscaled | Result]) -> None:
     """Raise `JobError` for a result that is no picture: times of a broken network say nothing."""
     for pixels in (result.pixels for result in results):
         if pixels.min() == pixels.max():

@@ -39,6 +39,11 @@ class OutOfMemory(JobError):
     """The device or the host has not the memory that the work needs; smaller tiles or batches need less."""
 
 
+def is_refusal(error: BaseException | None) -> bool:
+    """Whether the request for a picture is at fault, neither the bundle nor the work."""
+    return isinstance(error, RequestError) and not isinstance(error, BundleError)
+
+
 def one_line(message: str) -> str:
     """A message as a terminal may show it: in one line, and what file names hide in it spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))

@@ -148,6 +148,7 @@ def test_a_form_with_a_file_will_do(service: Served) -> None:
     [
         (form(), "no picture came"),
         (SMALL_PNG, "the form cannot be read; send one as curl"),
+        (form(FILE)[:-9], "the form cannot be read; send one as curl"),
         (form(FILE, NOISE), "the form has the field 'noise': parameters go into the query"),
         (form(FILE, FILE), "the form has 2 files, expected one"),
     ],
@@ -341,6 +342,7 @@ def test_openapi_describes_the_parameters(service: Served) -> None:
     assert parameters["noise"] == {"type": "number", "minimum": 0, "maximum": 1}
     assert parameters["format"]["enum"] == ["png", "jpeg", "webp", "tiff"]
     assert {"200", "400", "401", "408", "413", "500", "503", "504"} == set(described["responses"])
+    assert 'path="/openapi.json"' in service.ask("/metrics").body.decode()
 
 
 def test_requests_are_logged_and_counted(service: Served) -> None:

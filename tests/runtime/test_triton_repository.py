@@ -14,7 +14,8 @@ from s3diff_export import cli
 from s3diff_runtime.bundle.engine_records import Profile
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.serving.triton_requests import ServedModel
+from s3diff_runtime.serving.picture_request import read_texts
+from s3diff_runtime.serving.served_model import ServedModel
 
 SIZES = {"min": 8, "opt": 40, "max": 64}
 TUNED = Profile.model_validate(
@@ -146,12 +147,10 @@ def test_a_damaged_bundle_is_refused_and_leaves_nothing(
 
 
 def test_a_configuration_says_what_it_does_not_know() -> None:
-    served = ServedModel.configured({"tile": "64", "engine": "onnx"})
+    served = read_texts(ServedModel, {"tile": "64", "engine": "onnx"}.items())
     assert (served.options.tile, served.engine) == (64, "onnx")
     assert served.options.given == {"tile"}
-    with pytest.raises(
-        RequestError, match=r"unknown parameter 'tiles', expected some of engine, max_pixels, t"
-    ):
-        ServedModel.configured({"tiles": "64"})
+    with pytest.raises(RequestError, match=r"unknown parameter 'tiles', expected engine, max_pixels, t"):
+        read_texts(ServedModel, [("tiles", "64")])
     with pytest.raises(RequestError, match="tile is 'large', expected a whole number"):
-        ServedModel.configured({"tile": "large"})
+        read_texts(ServedModel, [("tile", "large")])

@@ -17,7 +17,7 @@ from tests.fuzz.mutations import bytes_changed
 from tests.runtime.fake_bundle import dark_noise, enlarged, estimate_of, expected_shift, write_fake_bundle
 from tests.runtime.pictures import exif_with, with_alpha
 from tests.runtime.triton_process import Ask, Running, failures, running
-from tools.triton_server import FOLDER, TritonServer
+from tools.triton_server import install
 
 from s3diff_export import cli
 from s3diff_runtime import Upscaler
@@ -55,9 +55,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def triton(plain: Path) -> Iterator[Running]:
     """Return a server with the model `plain`; its repository has others that tests load."""
-    server, repository = TritonServer(FOLDER), plain.parent / "repository"
+    repository = plain.parent / "repository"
     try:
-        server.install()
+        install()
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"Triton cannot be set up here: {error}")
     merged = write_fake_bundle(plain.parent / "merged", "merged")
@@ -69,7 +69,7 @@ def triton(plain: Path) -> Iterator[Running]:
     write_model(plain, repository, "damaged")
     write_model(plain, repository, "wrong-engine", "--engine", "tensorrt")
     (repository / "damaged" / "1" / "bundle" / "onnx" / "unet.onnx").write_bytes(b"other bytes")
-    with running(server, repository, "plain") as found:
+    with running(repository, "plain") as found:
         yield found
 
 

@@ -1,4 +1,4 @@
-"""Triton's own client, in the environment that has it: `TritonServer.client_python` runs this file.
+"""Triton's own client, in the environment that has it: `CLIENT_PYTHON` runs this file.
 
 Reads lists of requests from standard input, one list a line, sends those of a list at the same time, and
 writes the list of their answers. Arrays are uint8 or float32, as base64.

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tools.triton_server import TritonServer
+from tools.triton_server import CLIENT_PYTHON, server_command, server_environment
 
 CLIENT = Path(__file__).with_name("triton_client.py")
 _PROTOCOLS = ("http", "grpc", "metrics")
@@ -109,19 +109,19 @@ class Running:
 
 
 @contextmanager
-def running(server: TritonServer, repository: Path, models: str) -> Iterator[Running]:
+def running(repository: Path, models: str) -> Iterator[Running]:
     """Start a server with some models of a repository, wait until it is ready, and stop it in the end."""
     ports = dict(zip(_PROTOCOLS, _free_ports(len(_PROTOCOLS)), strict=True))
     options = [f"--{protocol}-port={port}" for protocol, port in ports.items()]
     options += ["--model-control-mode=explicit", f"--load-model={models}", "--exit-timeout-secs=5"]
     log = repository.with_suffix(".log")
     with ExitStack() as stack, log.open("wb") as output:
-        command = server.command(repository, *options)
-        process = subprocess.Popen(command, env=server.environment(), stdout=output, stderr=output)
+        command = server_command(repository, *options)
+        process = subprocess.Popen(command, env=server_environment(), stdout=output, stderr=output)
         stack.callback(process.wait, 30)
         stack.callback(process.terminate)
         client = subprocess.Popen(
-            [server.client_python, CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [CLIENT_PYTHON, CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         stack.callback(client.wait, 30)
         stack.callback(client.terminate)

@@ -17,19 +17,23 @@ _LISTED = 1000
 """Names in the answer to a request of a listing, at most (S3's ListObjectsV2)."""
 _PREFIX_WRITES = 3500
 """That S3 promises a second, for a prefix that it has not spread yet."""
-_SOURCES = {
-    "seconds": "published: the paper's Table 3, on an A100",
-    "input_kb": "measured: mean of 20 RealSR inputs of 128x128 as PNG",
-    "output_kb": "measured: mean of the small model's results for them, as PNG",
-    "restart": "assumed: a new node, Python, and a bundle of 3 GB fetched",
-    "days_between": "assumed: of spot machines",
-    "node_price": "assumed",
-    "put_price": "assumed: S3 Standard's list price",
-    "get_price": "assumed: S3 Standard's list price",
-    "spread": "assumed",
-    "poisoned": "assumed",
-}
-"""Where the usual values are from; what is given on the command line is `given`."""
+_GIVEN = (
+    ("pictures", "pictures", "", "assumed"),
+    ("nodes", "nodes", "", "assumed"),
+    ("GPUs of a node", "gpus", "", "assumed"),
+    ("time of a picture on a GPU", "seconds", "s", "published: the paper's Table 3, on an A100"),
+    ("an input", "input_kb", "kB", "measured: mean of 20 RealSR inputs of 128x128 as PNG"),
+    ("a result", "output_kb", "kB", "measured: mean of the small model's results for them, as PNG"),
+    ("network of a node", "gigabits", "Gbit/s", "assumed"),
+    ("between losses of a node", "days_between", "days", "assumed: of spot machines"),
+    ("until a lost worker works again", "restart", "s",
+     "assumed: a new node, Python, and a bundle of 3 GB fetched"),
+    ("pictures that kill their worker", "poisoned", "of all", "assumed"),
+    ("an hour of a node", "node_price", "$", "assumed"),
+    ("1000 writes or listings", "put_price", "$", "assumed: S3 Standard's list price"),
+    ("1000 reads", "get_price", "$", "assumed: S3 Standard's list price"),
+)  # fmt: skip
+"""What, the option that says how much, its unit, and where the usual value is from."""
 
 
 @dataclass(frozen=True)
@@ -99,23 +103,8 @@ def _simulated(request: PlanRequest, workers: int) -> Simulated:
 
 
 def _given(request: PlanRequest) -> Iterator[tuple[Cell, ...]]:
-    for what, name, unit in (
-        ("pictures", "pictures", ""),
-        ("nodes", "nodes", ""),
-        ("GPUs of a node", "gpus", ""),
-        ("time of a picture on a GPU", "seconds", "s"),
-        ("an input", "input_kb", "kB"),
-        ("a result", "output_kb", "kB"),
-        ("network of a node", "gigabits", "Gbit/s"),
-        ("between losses of a node", "days_between", "days"),
-        ("until a lost worker works again", "restart", "s"),
-        ("pictures that kill their worker", "poisoned", "of all"),
-        ("an hour of a node", "node_price", "$"),
-        ("1000 writes or listings", "put_price", "$"),
-        ("1000 reads", "get_price", "$"),
-    ):
-        source = "given" if name in request.given else _SOURCES.get(name, "assumed")
-        yield what, float(getattr(request, name)), unit, source
+    for what, name, unit, source in _GIVEN:
+        yield what, float(getattr(request, name)), unit, "given" if name in request.given else source
 
 
 def _reckoned(request: PlanRequest, workers: int, ideal: float, seconds: float) -> Iterator[tuple[Cell, ...]]:

@@ -1,21 +1,20 @@
 """All of `bench ray`: `upscale --ray` beside `upscale`, on this machine, in the same rounds."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 import numpy as np
 from PIL import Image
 
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import table
+from s3diff_benchmarks.speed.load import whole_batch
 from s3diff_benchmarks.statistics import Summary
 from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.batch.jobs import plan_jobs
+from s3diff_runtime.batch.jobs import Job, plan_jobs
 from s3diff_runtime.batch.run import Batch, BatchOptions
-from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import option
 from s3diff_runtime.progress import counted
 from s3diff_runtime.serving.ray_batch import SharedBatch, Workers
@@ -45,7 +44,6 @@ def run_ray_bench(request: RayBenchRequest) -> Findings:
     """
     upscale = UpscaleOptions(threads=request.threads) if request.threads else UpscaleOptions()
     ray = RayOptions(True, "local", request.workers)
-    rates: dict[str, list[float]] = {"upscale": [], "upscale --ray": []}
     with TemporaryDirectory() as folder, counted(2.0 * request.rounds, "ray") as tell:
         inputs = _draw(Path(folder), request)
         tell(0.0, "opening")
@@ -54,24 +52,28 @@ def run_ray_bench(request: RayBenchRequest) -> Findings:
             Workers(request.bundle, request.engine, request.device, upscale, ray) as workers,
         ):
             jobs = plan_jobs([str(inputs)], Path(folder) / "out")
-            sides: dict[str, Callable[[int], Batch | SharedBatch]] = {
-                "upscale": lambda count: Batch(fleet, jobs[:count], BatchOptions()),
-                "upscale --ray": lambda count: SharedBatch(workers, jobs[:count], BatchOptions()),
-            }
+            sides: dict[str, Fleet | Workers] = {"upscale": fleet, "upscale --ray": workers}
+            rates = {name: list[float]() for name in sides}
             for side in sides.values():
-                _rate(side(_WARM_UP * workers.resources.workers))
+                _rate(side, jobs[: _WARM_UP * workers.resources.workers])
             for number in range(request.rounds):
                 for place, (name, side) in enumerate(sides.items()):
                     tell(2.0 * number + place, name)
-                    rates[name].append(_rate(side(request.pictures)))
-            used: dict[str, Fleet | Workers] = {"upscale": fleet, "upscale --ray": workers}
+                    rates[name].append(_rate(side, jobs[: request.pictures]))
             rows = []
-            for name, each in used.items():
+            for name, side in sides.items():
                 summary = Summary.of(rates[name])
                 ratio = summary.median / Summary.of(rates["upscale"]).median
                 found = (min(rates[name]), summary.median, max(rates[name]))
-                rows.append((name, each.engine, each.precision, each.device, len(rates[name]), *found, ratio))
+                rows.append((name, side.engine, side.precision, side.device, len(rates[name]), *found, ratio))
     return Findings(tables=(table("ray", rows),))
+
+
+def _rate(side: Fleet | Workers, jobs: Sequence[Job]) -> float:
+    """Pictures a second."""
+    options = BatchOptions()
+    batch = Batch(side, jobs, options) if isinstance(side, Fleet) else SharedBatch(side, jobs, options)
+    return len(jobs) / whole_batch(batch)
 
 
 def _draw(folder: Path, request: RayBenchRequest) -> Path:
@@ -84,14 +86,3 @@ def _draw(folder: Path, request: RayBenchRequest) -> Path:
         image = Image.fromarray(coarse).resize((request.size, request.size), Image.Resampling.BICUBIC)
         image.save(inputs / f"{number:04}.png")
     return inputs
-
-
-def _rate(batch: Batch | SharedBatch) -> float:
-    """Pictures a second. Raises `JobError` where one failed."""
-    start = perf_counter()
-    batch.run()
-    seconds = perf_counter() - start
-    wrong = [outcome for outcome in batch.outcomes if outcome.status != "done"]
-    if wrong:
-        raise JobError(f"{len(wrong)} pictures were not done; the first: {wrong[0].error}")
-    return len(batch.outcomes) / seconds

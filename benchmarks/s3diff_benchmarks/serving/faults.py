@@ -11,7 +11,7 @@ from time import perf_counter
 
 from PIL import Image
 
-from s3diff_benchmarks.serving.process import LOST, MemoryWatch, ServiceProcess, Tally
+from s3diff_benchmarks.serving.process import LOST, ServiceProcess, Tally, watched_memory
 from s3diff_runtime.vocabulary import Pixels
 
 _CALLERS = 8
@@ -105,9 +105,9 @@ def large_bodies(running: ServiceProcess, count: int, mebibytes: int) -> Fault:
     """Bodies far over the limit, in chunks that do not say how many follow."""
     tally, start = Tally(), perf_counter()
     before = running.resident_mib
-    with MemoryWatch(running) as memory, ThreadPoolExecutor(_CALLERS) as threads:
+    with watched_memory(running) as memory, ThreadPoolExecutor(_CALLERS) as threads:
         list(threads.map(lambda _: tally.ask(running, _chunks(mebibytes)), range(count)))
-    grown = max(memory.samples) - before
+    grown = max(memory) - before
     outcome = f"{tally}; memory grew by {grown:.0f} MiB"
     borne = set(tally.statuses) == {413} and grown < _HELD_MIB
     return Fault(f"bodies of {mebibytes} MiB", count, outcome, perf_counter() - start, borne)

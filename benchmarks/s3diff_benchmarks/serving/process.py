@@ -2,7 +2,6 @@
 
 import http.client
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,10 @@ from threading import Event, Lock, Thread
 from time import monotonic, perf_counter, sleep
 from typing import IO, Any
 
+from s3diff_benchmarks.speed.meters import process_mib
+from s3diff_benchmarks.steps import own_command
 from s3diff_runtime.errors import JobError
 
-_CHILD = (
-    "from s3diff_runtime.command_line import command_of; "
-    "from s3diff_runtime.serving.command import run_serve; command_of(run_serve, 'serve')()"
-)
 _START_SECONDS = 300.0
 LOST = 0
 """The status of a request whose connection broke."""
@@ -57,8 +54,7 @@ class ServiceProcess:
     @property
     def resident_mib(self) -> float:
         """Memory that the process holds; 0 once it has ended."""
-        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
-        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS:")), 0.0)
+        return process_mib("VmRSS", self.process.pid)
 
     def require_alive(self) -> None:
         """Raise `JobError` when the process has ended."""
@@ -73,7 +69,7 @@ def service(bundle: Path, log: IO[str], options: list[str]) -> Iterator[ServiceP
     Raises:
         JobError: when it does not become ready.
     """
-    command = [sys.executable, "-c", _CHILD, str(bundle), "--port", "0", *options]
+    command = own_command("serve", str(bundle), "--port", "0", *options)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         line = process.stdout.readline() if process.stdout else ""
@@ -127,31 +123,20 @@ class Tally:
         return ", ".join(f"{count} × {names.get(status, status)}" for status, count in found)
 
 
-class MemoryWatch:
+@contextmanager
+def watched_memory(running: ServiceProcess) -> Iterator[list[float]]:
     """Samples of a service's memory, in MiB, every fifth of a second of a block."""
+    samples, ended = [running.resident_mib], Event()
 
-    def __init__(self, running: ServiceProcess) -> None:
-        self.samples = [running.resident_mib]
-        self._running, self._ended = running, Event()
-        self._thread = Thread(target=self._watch, daemon=True)
+    def watch() -> None:
+        while not ended.wait(0.2):
+            samples.append(running.resident_mib)
 
-    def __enter__(self) -> "MemoryWatch":
-        """Begin."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """End."""
-        self._ended.set()
-        self._thread.join()
-        self.samples.append(self._running.resident_mib)
-
-    def tenth(self, which: int) -> float:
-        """The mean of a tenth of the samples, the first (0) or the last (-1)."""
-        count = max(len(self.samples) // 10, 1)
-        part = self.samples[:count] if which == 0 else self.samples[-count:]
-        return sum(part) / len(part)
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.2):
-            self.samples.append(self._running.resident_mib)
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        ended.set()
+        thread.join()
+        samples.append(running.resident_mib)

@@ -1,10 +1,10 @@
 """All of `bench serve`: the service at twice what it can do, and under attack."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryFile
 from time import perf_counter, sleep
 
@@ -14,14 +14,13 @@ from s3diff_benchmarks.report.layouts import table
 from s3diff_benchmarks.report.model import Cell
 from s3diff_benchmarks.serving.faults import (
     MOST_BYTES,
-    Fault,
     encodings,
     half_sent,
     killed,
     large_bodies,
     mutated_pictures,
 )
-from s3diff_benchmarks.serving.process import LOST, MemoryWatch, ServiceProcess, Tally, service
+from s3diff_benchmarks.serving.process import LOST, ServiceProcess, Tally, service, watched_memory
 from s3diff_benchmarks.speed.load import closed_loop
 from s3diff_benchmarks.statistics import Summary
 from s3diff_runtime.engines.flavours import ENGINE_HELP
@@ -85,8 +84,10 @@ def run_serve_bench(request: ServeBenchRequest) -> Findings:
         tell(0.96, "kill -9")
         faults += killed(first, picture, 10 * request.queue, start)
     return Findings(
-        tables=(table("service-load", [row]), table("service-faults", map(_cells, faults))),
-        notes=tuple(_failures(faults)),
+        tables=(table("service-load", [row]), table("service-faults", map(astuple, faults))),
+        notes=tuple(
+            f"{fault.name}: not as it must be: {fault.outcome}" for fault in faults if not fault.borne
+        ),
     )
 
 
@@ -113,12 +114,13 @@ def _load(
         tell(0.6 * tally.total / request.requests, f"{rate:.3g} arrivals per second")
 
     callers = ThreadPoolExecutor(request.queue + _SPARE_CALLERS)
-    with MemoryWatch(running) as memory, callers:
+    with watched_memory(running) as memory, callers:
         list(callers.map(arrive, range(request.requests)))
     seconds = perf_counter() - start
     running.require_alive()
     if not tally.accepted:
         raise JobError(f"the service accepted nothing: {tally}")
+    tenth = max(len(memory) // 10, 1)
     waits = Summary.of(tally.accepted)
     other = tally.total - tally.statuses[200] - tally.statuses[503] - tally.statuses[LOST]
     return (
@@ -133,16 +135,6 @@ def _load(
         waits.p99,
         request.queue * seconds / tally.statuses[200],
         tally.slowest_refusal,
-        memory.tenth(0),
-        memory.tenth(-1),
+        fmean(memory[:tenth]),
+        fmean(memory[-tenth:]),
     )
-
-
-def _cells(fault: Fault) -> tuple[Cell, ...]:
-    return fault.name, fault.done, fault.outcome, fault.seconds, fault.borne
-
-
-def _failures(faults: list[Fault]) -> Iterator[str]:
-    for fault in faults:
-        if not fault.borne:
-            yield f"{fault.name}: not as it must be: {fault.outcome}"

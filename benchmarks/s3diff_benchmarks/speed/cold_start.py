@@ -91,7 +91,7 @@ def answer() -> None:
     open_method = _imported(task)
     imports = perf_counter() - start
     from s3diff_benchmarks.methods import Input
-    from s3diff_benchmarks.speed.meters import gpu_meter
+    from s3diff_benchmarks.speed.meters import gpu_meter, process_mib
     from s3diff_runtime.pictures.photograph import open_photograph
 
     image = Input(open_photograph(task.image).pixels)
@@ -108,7 +108,7 @@ def answer() -> None:
             open=ready - opening,
             first_image=first - ready,
             second_image=perf_counter() - first,
-            host_mib=_peak_host_mib(),
+            host_mib=process_mib("VmHWM"),  # what getrusage tells includes the parent, which was forked
             device_mib=meter.used_mib(),
         )
     sys.stdout.write(json.dumps(asdict(found)))
@@ -131,9 +131,3 @@ def _imported(task: Task) -> Callable[[ExitStack], "Method"]:
     if task.cpu.threads:
         torch.set_num_threads(task.cpu.threads)
     return lambda opened: released(opens.load().to(task.device))
-
-
-def _peak_host_mib() -> float:
-    """From Linux itself: what `getrusage` tells includes the parent, from which this process was forked."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))

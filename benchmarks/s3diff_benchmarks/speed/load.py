@@ -1,12 +1,20 @@
-"""Load on one upscaler from many threads: callers that wait for their result, and arrivals that do not."""
+"""Load: callers that wait for their result, arrivals that do not, and batches of files."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter, sleep
+from typing import TYPE_CHECKING
 
 from s3diff_benchmarks.statistics import Summary
+from s3diff_runtime.batch.run import Batch
+from s3diff_runtime.errors import JobError
+
+if TYPE_CHECKING:
+    from s3diff_runtime.serving.ray_batch import SharedBatch  # imports Ray
 
 Call = Callable[[], object]
 
@@ -73,6 +81,21 @@ def open_loop(call: Call, rate: float, callers: int, seconds: float) -> Load:
     waits = _serve(call, callers, arrived)
     served = len(waits) / (perf_counter() - start)
     return Load(rate, callers, served, Summary.of(waits), arrivals - len(waits))
+
+
+def whole_batch(batch: Batch | SharedBatch) -> float:
+    """Seconds of a batch, from the first file read to the last one written.
+
+    Raises:
+        JobError: when one of its pictures was not done.
+    """
+    start = perf_counter()
+    batch.run()
+    seconds = perf_counter() - start
+    failed = [outcome.error for outcome in batch.outcomes if outcome.status != "done"]
+    if failed:
+        raise JobError(f"{len(failed)} of {len(batch.outcomes)} images failed: {failed[0]}")
+    return seconds
 
 
 def knee(loads: Sequence[Load], patience: float) -> float | None:

@@ -4,16 +4,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
 
 from PIL import Image
 
-from s3diff_benchmarks.methods import BundleMethod, Input, require_pictures
+from s3diff_benchmarks.methods import require_pictures
 from s3diff_benchmarks.pictures.pixels import given_or_drawn, square_of
 from s3diff_benchmarks.report.findings import BundleRequest, Findings
 from s3diff_benchmarks.report.layouts import plot, table
 from s3diff_benchmarks.report.model import Cell
-from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop
+from s3diff_benchmarks.speed.load import Call, Load, closed_loop, knee, open_loop, whole_batch
 from s3diff_benchmarks.speed.meters import energy, gpu_meter
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import plan_jobs
@@ -21,7 +20,6 @@ from s3diff_runtime.batch.run import Batch, BatchOptions
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import listed_devices
 from s3diff_runtime.engines.flavours import ENGINE_HELP
-from s3diff_runtime.errors import JobError
 from s3diff_runtime.options import group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.progress import Counted, counted
@@ -74,13 +72,11 @@ def run_throughput(request: ThroughputRequest) -> Findings:
     ):
         fleet.check_size(request.size, request.size)
         tell(0.0, "warm-up")
-        name = request.bundle.name
-        methods = [BundleMethod(name, request.bundle, upscaler) for upscaler in fleet.upscalers]
-        for method in methods:
-            require_pictures(name, method([Input(image)]))
+        for upscaler in fleet.upscalers:
+            require_pictures(request.bundle.name, upscaler.upscale_pixels([image]))
         tell(0.0, "folder")
         from_folder = _folder(fleet, image, Path(folder), request)
-        closed, opened = _loads(lambda: methods[0]([Input(image)]), request, tell)
+        closed, opened = _loads(lambda: fleet.upscalers[0].upscale_pixels([image]), request, tell)
     patience = _PATIENCE * closed[0].waits.median
     most, best = max(closed, key=lambda load: load.served), knee(opened, patience)
     summary = (
@@ -122,14 +118,7 @@ def _timed_folder(fleet: Fleet, image: Pixels, folder: Path, images: int) -> flo
     """Seconds from the first file read to the last one written."""
     for number in range(images):
         save(Image.fromarray(image), folder / "in" / f"{number:05}.png")
-    batch = Batch(fleet, plan_jobs([str(folder / "in")], folder / "out"), BatchOptions())
-    start = perf_counter()
-    batch.run()
-    elapsed = perf_counter() - start
-    failed = [outcome.error for outcome in batch.outcomes if outcome.status != "done"]
-    if failed:
-        raise JobError(f"{len(failed)} of {images} images failed: {failed[0]}")
-    return elapsed
+    return whole_batch(Batch(fleet, plan_jobs([str(folder / "in")], folder / "out"), BatchOptions()))
 
 
 def _loads(call: Call, request: ThroughputRequest, tell: Counted) -> tuple[list[Load], list[Load]]:

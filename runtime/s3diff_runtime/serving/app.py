@@ -5,26 +5,27 @@ import base64
 import hmac
 import json
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Depends, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from s3diff_runtime.errors import BundleError, RequestError, TooLarge
+from s3diff_runtime.errors import RequestError, TooLarge, is_refusal
 from s3diff_runtime.serving.bodies import Mailroom, Refusal, Refused, Sending, until_gone
 from s3diff_runtime.serving.exchange import Exchange, Exchanges
 from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.openapi import ABOUT, ESTIMATE, HEALTH, READINESS, UPSCALE
 from s3diff_runtime.serving.page import FILES
-from s3diff_runtime.serving.picture_request import PictureRequest, read_query
-from s3diff_runtime.serving.service import Answer, BusyError, Service, T, Visit
+from s3diff_runtime.serving.picture_request import PictureRequest, read_texts
+from s3diff_runtime.serving.service import Answer, Service, T, Visit
 
 EVENTS = "text/event-stream"
 _HEARTBEAT = 10.0
@@ -80,13 +81,10 @@ class Site:
         app.add_api_route("/metrics", scrape, methods=["GET"], dependencies=known, **hidden)
         for path, (content, kind) in FILES.items():
             app.add_api_route(path, _file(content, kind), methods=["GET", "HEAD"], **hidden)
-        app.add_exception_handler(Refused, _refusal)
         app.add_exception_handler(HTTPException, _refusal)
         app.add_exception_handler(ClientDisconnect, _nobody)
         app.add_exception_handler(Exception, _bug)
-        paths = frozenset(
-            {"/v1/upscale", "/v1/estimate", "/v1/about", "/healthz", "/readyz", "/metrics", *FILES}
-        )
+        paths = frozenset(route.path for route in app.routes if isinstance(route, Route))
         return Exchanges(app, metrics, paths)
 
     # --- answers ------------------------------------------------------------------------------------
@@ -97,12 +95,9 @@ class Site:
         Clients that accept text/event-stream get events: progress, and at last result or error.
         """
         with _refusing():
-            asked = read_query(request.query_params.multi_items())
-            self._require_ready()
+            asked = read_texts(PictureRequest, request.query_params.multi_items())
             self._service.check(asked)
-            body = await self._mailroom.picture(request)
-            visit = self._service.upscale(body, asked)
-        del body
+            visit = self._service.upscale(await self._mailroom.picture(request), asked)
         if EVENTS in request.headers.get("accept", ""):
             return await self._stream(request, visit)
         answer = await self._awaited(request, visit)
@@ -115,7 +110,6 @@ class Site:
         with _refusing():
             if request.query_params:
                 raise RequestError("this path takes no parameters")
-            self._require_ready()
             self._service.check(PictureRequest())
             visit = self._service.estimate(await self._mailroom.picture(request))
         return JSONResponse(await self._awaited(request, visit))
@@ -163,23 +157,14 @@ class Site:
                 401, "no token, or a wrong one: Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
-    def _require_ready(self) -> None:
-        if not self._service.ready:
-            raise Refused(503, "the service is warming up", {"Retry-After": "5"})
-
     async def _awaited(self, request: Request, visit: Visit[T]) -> T:
         """The answer, in time, for a client that is still there."""
-        gone = asyncio.create_task(until_gone(request))
         try:
-            await asyncio.wait({visit.task, gone}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
+            gone = await _sooner(until_gone(request), visit.task, self._seconds)
         finally:
-            gone.cancel()
-            if not visit.task.done():
-                self._service.abandon(visit)
+            self._service.abandon(visit)
         if not visit.task.done():
-            if gone.done() and not gone.cancelled():
-                raise ClientDisconnect
-            raise self._too_late()
+            raise ClientDisconnect if gone else self._too_late()
         with _refusing():
             return visit.task.result()
 
@@ -190,10 +175,7 @@ class Site:
 
     async def _stream(self, request: Request, visit: Visit[Answer]) -> Response:
         """Events; a picture that cannot be read is refused before the first one, with a status of its own."""
-        first = asyncio.create_task(visit.steps.get())
-        await asyncio.wait({visit.task, first}, timeout=self._seconds, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            first.cancel()
+        if not await _sooner(visit.steps.get(), visit.task, self._seconds):
             if not visit.task.done():
                 self._service.abandon(visit)
                 raise self._too_late()
@@ -207,15 +189,10 @@ class Site:
         try:
             yield _event("progress", {"done": 0, "tiles": 0})
             while not visit.task.done():
-                step = asyncio.create_task(visit.steps.get())
                 left = min(deadline - loop.time(), _HEARTBEAT)
-                await asyncio.wait({visit.task, step}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                if step.done():
-                    done, tiles = step.result()
-                    yield _event("progress", {"done": done, "tiles": tiles})
-                    continue
-                step.cancel()
-                if not visit.task.done():
+                if step := await _sooner(visit.steps.get(), visit.task, left):
+                    yield _event("progress", {"done": step[0], "tiles": step[1]})
+                elif not visit.task.done():
                     if loop.time() >= deadline:
                         raise self._too_late()
                     yield b": still here\n\n"
@@ -228,12 +205,21 @@ class Site:
                 yield piece
         except Refused as refused:
             exchange = Exchange.of(request.scope)
-            exchange.status = refused.status  # what the log and the metrics tell; 200 has been sent
-            exchange.facts["error"] = refused.message
-            yield _event("error", {"status": refused.status, "error": refused.message})
+            exchange.status = refused.status_code  # what the log and the metrics tell; 200 has been sent
+            exchange.facts["error"] = refused.detail
+            yield _event("error", {"status": refused.status_code, "error": refused.detail})
         finally:
-            if not visit.task.done():
-                self._service.abandon(visit)
+            self._service.abandon(visit)
+
+
+async def _sooner(waited: Coroutine[Any, Any, T], task: asyncio.Task[Any], seconds: float) -> T | None:
+    """What is waited for, where it comes before a task has ended and the time is over; else None."""
+    waiting = asyncio.create_task(waited)
+    try:
+        await asyncio.wait({task, waiting}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return waiting.result() if waiting.done() else None
+    finally:
+        waiting.cancel()
 
 
 @contextmanager
@@ -243,13 +229,11 @@ def _refusing() -> Iterator[None]:
         yield
     except (Refused, ClientDisconnect):
         raise
-    except BusyError as error:
-        raise Refused(503, str(error), {"Retry-After": str(error.retry_after)}) from error
     except TooLarge as error:
         # The rest is for the command line.
         raise Refused(413, f"{str(error).partition('; ')[0]}; make it smaller first") from error
     except Exception as error:
-        if isinstance(error, RequestError) and not isinstance(error, BundleError):
+        if is_refusal(error):
             raise Refused(400, str(error)) from error
         _logger.error("failed", exc_info=error)
         raise Refused(500, "the work on this picture failed; the log of the service says why") from error
@@ -263,15 +247,11 @@ def _file(content: bytes, kind: str) -> Callable[[], Any]:
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
-    exchange = Exchange.of(request.scope)
-    if isinstance(error, HTTPException):
-        status, message, headers = error.status_code, f"{error.detail}".lower(), error.headers
-    elif isinstance(error, Refused):
-        status, message, headers = error.status, error.message, error.headers
-    else:
-        raise error
+    refused, exchange = cast(HTTPException, error), Exchange.of(request.scope)
+    message = refused.detail if isinstance(error, Refused) else refused.detail.lower()  # the framework's
     exchange.facts["error"] = message
-    return Refusal({"error": message, "request": exchange.id}, status, headers)
+    body = {"error": message, "request": exchange.id}
+    return Refusal(body, refused.status_code, refused.headers)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
-from typing import Any
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -17,14 +17,11 @@ from s3diff_runtime.serving.picture_request import LONGEST_QUOTE
 _DRAIN_SECONDS = 10.0
 """For how long what a refused client still sends is read and dropped: many listen only after sending."""
 _DRAIN_BYTES = 256 * 2**20
+_FORM = "multipart/form-data"
 
 
-class Refused(Exception):
+class Refused(HTTPException):
     """An answer other than 200: its status, what the client is told, and headers."""
-
-    def __init__(self, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.headers = status, message, headers
 
 
 class Refusal(JSONResponse):
@@ -92,7 +89,7 @@ class Mailroom:
                 body = await self._whole(request)
         except TimeoutError:
             raise Refused(408, f"the picture took longer than {self._seconds:g} s to arrive") from None
-        if kind == b"multipart/form-data":
+        if kind == _FORM.encode():
             body = await asyncio.to_thread(_only_file, body, parameters.get(b"boundary", b""))
         if not body:
             raise Refused(400, "no picture came: send the bytes of its file as the body of the request")
@@ -123,62 +120,36 @@ class Mailroom:
 
 def _only_file(body: bytes, boundary: bytes) -> bytes:
     """The part of a form that has the name of a file; empty where there is none."""
-    files, fields = list[list[bytes]](), list[str]()
-    header: list[bytes] = [b"", b""]
-    is_file = False
+    files, ends = list[File](), list[bool]()
 
-    def add(which: int) -> Any:  # noqa: ANN401 - the parser's own type
-        def collect(data: bytes, start: int, end: int) -> None:
-            header[which] += data[start:end]
+    def refuse_field(field: Field) -> None:
+        name = (field.field_name or b"").decode(errors="replace")[:LONGEST_QUOTE]
+        raise Refused(400, f"the form has the field {name!r}: parameters go into the query (?noise=0.3)")
 
-        return collect
-
-    def header_end() -> None:
-        nonlocal is_file
-        if header[0].lower() == b"content-disposition":
-            given = parse_options_header(header[1])[1]
-            is_file = b"filename" in given
-            if is_file:
-                files.append([])
-            else:
-                fields.append(given.get(b"name", b"").decode(errors="replace")[:LONGEST_QUOTE])
-        header[:] = [b"", b""]
-
-    def part_begin() -> None:
-        nonlocal is_file
-        is_file = False
-
-    def part_data(data: bytes, start: int, end: int) -> None:
-        if is_file:
-            files[-1].append(data[start:end])
-
+    in_memory = {"MAX_MEMORY_FILE_SIZE": len(body)}  # nothing goes to the disk
     try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": part_begin,
-                "on_part_data": part_data,
-                "on_header_field": add(0),
-                "on_header_value": add(1),
-                "on_header_end": header_end,
-            },
+        parser = FormParser(
+            _FORM, refuse_field, files.append, lambda: ends.append(True), boundary, config=in_memory
         )
         parser.write(body)
-        parser.finalize()
+        if not ends:
+            raise FormParserError("its last boundary is missing")
     except FormParserError as error:
         raise Refused(
             400, "the form cannot be read; send one as curl -F picture=@photo.jpg does, or the file alone"
         ) from error
-    if fields:
-        raise Refused(400, f"the form has the field {fields[0]!r}: parameters go into the query (?noise=0.3)")
     if len(files) > 1:
         raise Refused(
             400, f"the form has {len(files)} files, expected one: send each in a request of its own"
         )
-    return b"".join(files[0]) if files else b""
+    if not files:
+        return b""
+    files[0].file_object.seek(0)
+    return files[0].file_object.read()
 
 
-async def until_gone(request: Request) -> None:
-    """Return when the client of a request, whose body was read, has gone."""
+async def until_gone(request: Request) -> bool:
+    """Return True when the client of a request, whose body was read, has gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    return True

@@ -6,24 +6,23 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 import click
 import uvicorn
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.engines.devices import listed_devices
-from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.pictures.photograph import MAX_PIXELS
 from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.serving.app import Site
 from s3diff_runtime.serving.bodies import Mailroom
 from s3diff_runtime.serving.exchange import JsonLines
 from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.protocol import ImpatientProtocol
+from s3diff_runtime.serving.served_model import ServedModel
 from s3diff_runtime.serving.service import Service
-from s3diff_runtime.upscale_options import UpscaleOptions
 
 _STOPPING_SECONDS = 10
 """Beyond the time limit of a picture, until a client that does not listen is left."""
@@ -47,13 +46,11 @@ class ServeRequest(Options):
         60.0, "Seconds for a picture to arrive, and as many until it is answered.", above=0, most=86400
     )
     max_bytes: int = option(32 * 2**20, "Larger files are refused.", least=1)
-    max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
     token: str | None = option(
         None, "That clients must show as Authorization: Bearer TOKEN.", env=TOKEN_VARIABLE
     )
-    engine: str = option("auto", ENGINE_HELP)
     device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
+    served: ServedModel = group(ServedModel)
 
     def problems(self) -> Iterator[str]:
         """A token that no client could show."""
@@ -79,7 +76,8 @@ def run_serve(request: ServeRequest) -> None:
     """
     _log_json_lines()
     with _listening(request.host, request.port) as listener:
-        fleet = Fleet.open(request.bundle, request.engine, listed_devices(request.device), request.options)
+        served, devices = request.served, listed_devices(request.device)
+        fleet = Fleet.open(request.bundle, served.engine, devices, served.options)
         with fleet, every_size_allowed():  # --max-pixels holds, and answers are larger
             _serve(request, fleet, listener)
 
@@ -91,7 +89,7 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
         failures.append(error)
         server.should_exit = True
 
-    service = Service(fleet, request.queue, request.max_pixels, metrics)
+    service = Service(fleet, request.queue, request.served.max_pixels, metrics)
     mailroom = Mailroom(request.max_bytes, request.queue * request.max_bytes, request.timeout)
     site = Site(service, mailroom, request.timeout, request.token, give_up)
     server = uvicorn.Server(
@@ -109,7 +107,7 @@ def _serve(request: ServeRequest, fleet: Fleet, listener: socket.socket) -> None
     host, port = listener.getsockname()[:2]
     runs = {"engine": fleet.engine, "device": fleet.device, "precision": fleet.precision}
     _logger.info("listening", extra={"host": host, "port": port, **runs})
-    if request.token is None and not _is_loopback(host):
+    if request.token is None and not ip_address(host).is_loopback:
         _logger.warning("everybody who reaches %s can use this service: --token asks for one", host)
     click.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C stops it)")
     previous = signal.getsignal(signal.SIGTERM)
@@ -141,10 +139,6 @@ def _listening(host: str, port: int) -> socket.socket:
         reason = os.strerror(error.errno) if error.errno else error
         raise RequestError(f"cannot listen on {host}, port {port}: {reason}; choose another") from error
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "::1" or host.startswith("127.")
 
 
 def _log_json_lines() -> None:

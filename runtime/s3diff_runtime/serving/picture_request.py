@@ -1,12 +1,13 @@
 """What a client may ask of the service for a picture: parameters of a query, each a field of `Options`."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin
 
 from s3diff_runtime.errors import RequestError, refuse
-from s3diff_runtime.options import KEY, OptionInfo, Options, group, infos_of, option, read, types_of
-from s3diff_runtime.pictures.formats import FORMATS, QUALITY, FileFormat, Format
+from s3diff_runtime.options import KEY, OptionInfo, Options, T, group, infos_of, option, read, types_of
+from s3diff_runtime.pictures.formats import FORMATS, QUALITY, FileFormat, Format, fit_problem
+from s3diff_runtime.pictures.photograph import Photograph
 from s3diff_runtime.settings import PictureSettings
 
 LONGEST_QUOTE = 100
@@ -21,10 +22,18 @@ class PictureRequest(Options):
     format: Format | None = option(None, "Of the result; as the picture came by default, else png.")
     quality: int = option(QUALITY, "Of JPEG and WebP.", least=1, most=100)
 
-    def format_for(self, came_as: str) -> FileFormat:
-        """The format of the result, for a picture whose format has this name of Pillow's."""
+    def format_for(self, photograph: Photograph, scale: int) -> FileFormat:
+        """The format of the file that answers with a photograph, `scale` times as large.
+
+        Raises:
+            RequestError: when it cannot hold that.
+        """
         by_name = {format.name: format for format in FORMATS.values()}
-        return FORMATS[self.format] if self.format else by_name.get(came_as, FORMATS["png"])
+        format = FORMATS[self.format] if self.format else by_name.get(photograph.format, FORMATS["png"])
+        width, height = (side * scale for side in photograph.size)
+        if problem := fit_problem(format, width, height, photograph.transparent):
+            raise RequestError(problem)
+        return format
 
 
 @dataclass(frozen=True)
@@ -73,32 +82,24 @@ def parameters_of(cls: type[Options], prefix: str = "") -> Iterator[Parameter]:
             yield Parameter(prefix + each.name, infos[each.name], hints[each.name], each.default)
 
 
-def read_query(pairs: Iterable[tuple[str, str]]) -> PictureRequest:
-    """Make a request of the names and values of a query.
+def read_texts(cls: type[T], pairs: Iterable[tuple[str, str]]) -> T:
+    """Make options of names and texts, such as a query has.
 
     Raises:
         RequestError: naming everything that is wrong: unknown and repeated names, values out of range.
     """
-    known = {parameter.name: parameter for parameter in parameters_of(PictureRequest)}
-    given: dict[str, str] = {}
+    known = {parameter.name: parameter for parameter in parameters_of(cls)}
+    values: dict[str, object] = {}
     problems: list[str] = []
     for name, text in pairs:
         if name not in known:
             problems.append(f"unknown parameter {name[:LONGEST_QUOTE]!r}, expected {', '.join(known)}")
-        elif name in given:
+        elif known[name].path in values:
             problems.append(f"{name} is given more than once")
-        given[name] = text
+        else:
+            try:
+                values[known[name].path] = known[name].value_of(text)
+            except RequestError as error:
+                problems.append(str(error))
     refuse(problems)
-    return read(PictureRequest, _values(known, given))
-
-
-def _values(known: Mapping[str, Parameter], given: Mapping[str, str]) -> dict[str, object]:
-    values: dict[str, object] = {}
-    problems: list[str] = []
-    for name, text in given.items():
-        try:
-            values[known[name].path] = known[name].value_of(text)
-        except RequestError as error:
-            problems.append(str(error))
-    refuse(problems)
-    return values
+    return read(cls, values)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.batch.jobs import Job
 from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome
 from s3diff_runtime.bundle.fetching import local_bundle
+from s3diff_runtime.bundle.integrity import sha256
 from s3diff_runtime.bundle.records import MANIFEST_NAME
 from s3diff_runtime.errors import BundleError, S3DiffError
 from s3diff_runtime.pictures.reading import every_size_allowed
@@ -123,7 +123,7 @@ class UpscaleFiles:
 def manifest_hash(folder: Path) -> str:
     """SHA-256 of a bundle's manifest, by which alone its files have theirs. Raises `BundleError`."""
     try:
-        return hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
+        return sha256(folder / MANIFEST_NAME)
     except OSError as error:
         raise BundleError(
             f"{folder} is no bundle on {os.uname().nodename}; name one that every machine has, "

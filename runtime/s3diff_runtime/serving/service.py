@@ -14,10 +14,10 @@ import numpy as np
 
 from s3diff_runtime.batch.fleet import Fleet
 from s3diff_runtime.bundle.manifest import nearest_bin
-from s3diff_runtime.errors import RequestError, S3DiffError
 from s3diff_runtime.families import FAMILIES
-from s3diff_runtime.pictures.formats import FileFormat, encode, fit_problem
+from s3diff_runtime.pictures.formats import FileFormat, encode
 from s3diff_runtime.pictures.photograph import Photograph, open_photograph
+from s3diff_runtime.serving.bodies import Refused
 from s3diff_runtime.serving.collector import AbandonedJob, Collector, Job
 from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.picture_request import PictureRequest
@@ -33,14 +33,6 @@ _CODECS = 2
 _LONGEST_RETRY = 60
 _WARM_UP_SIDE = 128
 """Where neither engines nor tiles say what size is usual."""
-
-
-class BusyError(S3DiffError):
-    """No place is free; `retry_after` is in how many seconds one probably is."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__("the service is busy; try again in a moment")
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -123,11 +115,17 @@ class Service:
         }
 
     def check(self, asked: PictureRequest) -> None:
-        """Raise `RequestError` for what the bundle cannot do, `BusyError` where no place is free."""
+        """Raise `RequestError` for what the bundle cannot do, `Refused` where no place is free, or none yet.
+
+        Asked before the body is read as well: it need not be then.
+        """
+        if not self.ready:
+            raise Refused(503, "the service is warming up", {"Retry-After": "5"})
         Conditions.of(self.fleet.manifest, asked.settings)
         if len(self._visits) >= self._places:
             self._metrics.refused.inc()
-            raise BusyError(min(max(ceil(self._pace), 1), _LONGEST_RETRY))
+            probably = min(max(ceil(self._pace), 1), _LONGEST_RETRY)
+            raise Refused(503, "the service is busy; try again in a moment", {"Retry-After": str(probably)})
 
     def upscale(self, body: bytes, asked: PictureRequest) -> Visit[Answer]:
         """Begin to work on a picture; the visit's task gives the answer. Raises as `check`."""
@@ -140,7 +138,10 @@ class Service:
         return self._enter(lambda visit: self._in_codec(self._estimated, visit, body))
 
     def abandon(self, visit: Visit[Any]) -> None:
-        """Nobody waits for the answer: what was not begun never is; the place is free when all has ended."""
+        """Nobody waits for the answer: what was not begun never is; the place is free when all has ended.
+
+        Changes nothing where the answer is there.
+        """
         visit.abandoned = True
         if visit.job:
             self._collector.abandon(visit.job)
@@ -168,15 +169,20 @@ class Service:
         read = perf_counter() - start
         visit.steps.put_nowait((0, 0))
         _require_wanted(visit)
-        visit.job = self._collector.submit(
-            photograph.pixels, asked.settings, _told_in_loop(visit.steps.put_nowait)
-        )
+        loop = asyncio.get_running_loop()
+
+        def tell(done: int, tiles: int) -> None:
+            loop.call_soon_threadsafe(visit.steps.put_nowait, (done, tiles))
+
+        visit.job = self._collector.submit(photograph.pixels, asked.settings, tell)
         result = await asyncio.wrap_future(visit.job.result)
         _require_wanted(visit)
         computed = sum(result.seconds.values())
         self._pace += (computed - self._pace) / 8
         start = perf_counter()
-        content, notes = await self._in_codec(self._encoded, photograph, result, format, asked.quality)
+        content, notes = await self._in_codec(
+            lambda: encode(photograph.finish(result.pixels), format, asked.quality)
+        )
         seconds = {
             "queue": visit.job.seconds_queued,
             "read": read,
@@ -195,17 +201,9 @@ class Service:
         _require_wanted(visit)
         photograph = open_photograph(body, self._max_pixels)
         width, height = photograph.size
-        format, scale = asked.format_for(photograph.format), asked.settings.scale or self.fleet.manifest.scale
+        scale = asked.settings.scale or self.fleet.manifest.scale
         self.fleet.check_size(height, width, scale)
-        if problem := fit_problem(format, width * scale, height * scale, photograph.transparent):
-            raise RequestError(problem)
-        return photograph, format
-
-    @staticmethod
-    def _encoded(
-        photograph: Photograph, result: Result, format: FileFormat, quality: int
-    ) -> tuple[bytes, tuple[str, ...]]:
-        return encode(photograph.finish(result.pixels), format, quality)
+        return photograph, asked.format_for(photograph, scale)
 
     def _estimated(self, visit: Visit[Any], body: bytes) -> dict[str, Any]:
         _require_wanted(visit)
@@ -234,9 +232,3 @@ class Service:
 def _require_wanted(visit: Visit[Any]) -> None:
     if visit.abandoned:
         raise AbandonedJob
-
-
-def _told_in_loop(tell: Callable[[tuple[int, int]], None]) -> Callable[[int, int], None]:
-    """What tells the running loop of progress from other threads."""
-    loop = asyncio.get_running_loop()
-    return lambda done, total: loop.call_soon_threadsafe(tell, (done, total))  # type: ignore[return-value]

@@ -23,23 +23,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from s3diff_runtime.errors import (
-    BundleError,
     OutOfMemory,
     RequestError,
     S3DiffError,
     first_line,
+    is_refusal,
     one_line,
-    refuse,
 )
-from s3diff_runtime.pictures.formats import encode, fit_problem
+from s3diff_runtime.pictures.formats import FileFormat, encode
 from s3diff_runtime.pictures.photograph import Photograph
-from s3diff_runtime.serving.picture_request import PictureRequest
+from s3diff_runtime.serving.picture_request import PictureRequest, read_texts
+from s3diff_runtime.serving.served_model import ServedModel
 from s3diff_runtime.serving.triton_requests import (
     BUNDLE,
     INPUTS,
     OUTPUTS,
     Form,
-    ServedModel,
     answered_as,
     asked_by,
     decoded,
@@ -63,6 +62,8 @@ class _Work:
     asked: PictureRequest = field(default_factory=PictureRequest)
     photographs: list[Photograph] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
+    format: FileFormat | None = None
+    """Of the file that answers; None where pixels do."""
     outputs: dict[str, NDArray[Any]] = field(default_factory=dict)
     error: Exception | None = None
 
@@ -74,7 +75,7 @@ class _Work:
     def outcome(self) -> str:
         """For the metrics."""
         if self.error is not None:
-            return "refused" if _is_refusal(self.error) else "failed"
+            return "refused" if is_refusal(self.error) else "failed"
         return "cancelled" if self.cancelled else "done"
 
 
@@ -93,7 +94,7 @@ class TritonPythonModel:
         device = "cpu" if on_cpu else f"cuda:{args['model_instance_device_id']}"
         try:
             texts = {name: value["string_value"] for name, value in config["parameters"].items()}
-            served = ServedModel.configured(texts)
+            served = read_texts(ServedModel, texts.items())
             self._upscaler = Upscaler.open(folder, served.engine, device, served.options)
         except S3DiffError as error:
             raise pb_utils.TritonModelException(one_line(str(error))) from None
@@ -126,7 +127,7 @@ class TritonPythonModel:
                 height, width, _ = photograph.pixels.shape
                 self._upscaler.check_size(height, width, conditions.scale)
             if answered_as(work.inputs, work.wanted) == "image":
-                _require_one_file(work, conditions.scale)
+                work.format = _file_format(work, conditions.scale)
         except Exception as error:
             work.error = error
 
@@ -216,15 +217,12 @@ def _taken(request: Any) -> _Work:  # noqa: ANN401 - the backend has no types
     )
 
 
-def _require_one_file(work: _Work, scale: int) -> None:
-    """Raise `RequestError` where no file could hold the answer, before it is computed."""
+def _file_format(work: _Work, scale: int) -> FileFormat:
+    """Of the file that answers; raises `RequestError` where none could, before it is computed."""
     if len(work.photographs) != 1:
         several = f"{len(work.photographs)} pictures in a request cannot be answered with a file"
         raise RequestError(f"{several}; ask for {OUTPUTS['pixels']}")
-    photograph = work.photographs[0]
-    width, height = (side * scale for side in photograph.size)
-    format = work.asked.format_for(photograph.format)
-    refuse(filter(None, [fit_problem(format, width, height, photograph.transparent)]))
+    return work.asked.format_for(work.photographs[0], scale)
 
 
 def _outputs(work: _Work) -> dict[str, NDArray[Any]]:
@@ -233,13 +231,11 @@ def _outputs(work: _Work) -> dict[str, NDArray[Any]]:
         axis: np.array([[result.applied[axis]] for result in work.results], np.float32)
         for axis in work.results[0].applied
     }
-    form = answered_as(work.inputs, work.wanted)
-    if form == "pixels":
-        outputs[OUTPUTS[form]] = np.stack([result.pixels for result in work.results])
+    if work.format is None:
+        outputs[OUTPUTS["pixels"]] = np.stack([result.pixels for result in work.results])
     else:
-        format = work.asked.format_for(work.photographs[0].format)
-        file, _ = encode(work.results[0].image, format, work.asked.quality)
-        outputs[OUTPUTS[form]] = np.frombuffer(bytearray(file), np.uint8)[None]
+        file, _ = encode(work.results[0].image, work.format, work.asked.quality)
+        outputs[OUTPUTS["image"]] = np.frombuffer(bytearray(file), np.uint8)[None]
     return outputs
 
 
@@ -261,14 +257,9 @@ def _tensor(name: str, values: NDArray[Any]) -> Any:  # noqa: ANN401
     return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Whether the request is at fault."""
-    return isinstance(error, RequestError) and not isinstance(error, BundleError)
-
-
 def _code(error: Exception) -> Any:  # noqa: ANN401
     """Over HTTP 400 for a wrong request, 503 where memory ran out, else 500."""
-    if _is_refusal(error):
+    if is_refusal(error):
         return pb_utils.TritonError.INVALID_ARG
     is_busy = isinstance(error, OutOfMemory)
     return pb_utils.TritonError.UNAVAILABLE if is_busy else pb_utils.TritonError.INTERNAL

@@ -16,7 +16,8 @@ from s3diff_runtime.engines.choice import ENGINES
 from s3diff_runtime.engines.devices import Device, listed_devices
 from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.options import Options, argument, group, option
-from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form, ServedModel
+from s3diff_runtime.serving.served_model import ServedModel
+from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form
 
 CONFIGURATION = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -91,19 +92,14 @@ def write_repository(request: TritonRepositoryRequest) -> None:
     """
     target = request.output / request.name
     require_replaceable(target, request.force, CONFIGURATION, "model of Triton")
-    devices = _devices(request.device)
+    instances = list(_instances(request.device))
     manifest = Manifest.read(request.bundle)
     with replacing(target) as folder:
         version = folder / "1"
         _copy_bundle(request.bundle, manifest, version / BUNDLE)
         (version / "model.py").write_text(_MODEL, encoding="utf-8")
-        (folder / CONFIGURATION).write_text(_configuration(request, manifest, devices), encoding="utf-8")
+        (folder / CONFIGURATION).write_text(_configuration(request, manifest, instances), encoding="utf-8")
     click.echo(target)
-
-
-def _devices(names: str) -> list[Device] | None:
-    """The devices of the instances; None for every GPU of the server, which need not be this machine."""
-    return None if names == "all" else [Device.parse(name) for name in listed_devices(names)]
 
 
 def _copy_bundle(source: Path, manifest: Manifest, target: Path) -> None:
@@ -116,7 +112,7 @@ def _copy_bundle(source: Path, manifest: Manifest, target: Path) -> None:
     Manifest.read(target, check="hashes")
 
 
-def _configuration(request: TritonRepositoryRequest, manifest: Manifest, devices: list[Device] | None) -> str:
+def _configuration(request: TritonRepositoryRequest, manifest: Manifest, instances: Iterable[str]) -> str:
     """The text of `config.pbtxt`, in protobuf's text format (Triton's `model_config.proto`)."""
     batch = request.served.options.batch
     inputs = [
@@ -134,7 +130,7 @@ def _configuration(request: TritonRepositoryRequest, manifest: Manifest, devices
         batch=batch,
         inputs=_listed(inputs),
         outputs=_listed(outputs),
-        instances=_listed(_instances(devices)),
+        instances=_listed(instances),
         delay=round(request.delay * 1e3),
         queue=request.queue,
         timeout=round(request.timeout * 1e6),
@@ -147,11 +143,12 @@ def _listed(parts: Iterable[str]) -> str:
     return ",".join(f"\n  {{ {part} }}" for part in parts) + "\n"
 
 
-def _instances(devices: list[Device] | None) -> Iterator[str]:
-    """One instance a device; Triton makes one for each of its GPUs where none is named."""
-    if devices is None:
+def _instances(names: str) -> Iterator[str]:
+    """One instance a device; for `all` one on each GPU of the server, which need not be this machine."""
+    if names == "all":
         yield "count: 1 kind: KIND_GPU"
-    for device in devices or ():
+        return
+    for device in map(Device.parse, listed_devices(names)):
         gpus = f"KIND_GPU gpus: [ {device.number} ]" if device.kind == "cuda" else "KIND_CPU"
         yield f"count: 1 kind: {gpus}"
 

@@ -2,18 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.engines.flavours import ENGINE_HELP
-from s3diff_runtime.errors import RequestError, refuse
-from s3diff_runtime.options import Options, group, option, read
-from s3diff_runtime.pictures.photograph import MAX_PIXELS, Photograph, open_photograph
-from s3diff_runtime.serving.picture_request import PictureRequest, parameters_of, read_query
-from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.errors import RequestError
+from s3diff_runtime.pictures.photograph import Photograph, open_photograph
+from s3diff_runtime.serving.picture_request import PictureRequest, read_texts
 
 Form = Literal["image", "pixels"]
 """How pictures travel: as the bytes of a file, or as arrays."""
@@ -25,26 +21,10 @@ BUNDLE = "bundle"
 """Folder of the bundle in a version of the model."""
 
 
-@dataclass(frozen=True)
-class ServedModel(Options):
-    """How a server runs a bundle: what the configuration of the Triton model holds besides Triton's own."""
-
-    engine: str = option("auto", ENGINE_HELP)
-    max_pixels: int = option(4_000_000, "Larger pictures are refused.", least=1, most=MAX_PIXELS)
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
-
-    @classmethod
-    def configured(cls, texts: Mapping[str, str]) -> "ServedModel":
-        """Read it from the parameters of a configuration, which are texts. Raises `RequestError`."""
-        known = {parameter.name: parameter for parameter in parameters_of(cls)}
-        names = ", ".join(known)
-        refuse(f"unknown parameter {name!r}, expected some of {names}" for name in texts if name not in known)
-        return read(cls, {known[name].path: known[name].value_of(text) for name, text in texts.items()})
-
-
 def asked_by(parameters: str) -> PictureRequest:
     """What the parameters of a request ask for, which Triton gives as JSON. Raises `RequestError`."""
-    return read_query((name, str(value)) for name, value in json.loads(parameters or "{}").items())
+    texts = json.loads(parameters or "{}").items()
+    return read_texts(PictureRequest, ((name, str(value)) for name, value in texts))
 
 
 def decoded(inputs: Mapping[Form, NDArray[np.uint8]], max_pixels: int) -> list[Photograph]:

@@ -41,10 +41,9 @@ async function ask(path, options = {}) {
   return ask(path, options);
 }
 
-const explained = async (response) => {
-  const { error } = await response.json().catch(() => ({ error: `it answered ${response.status}` }));
-  return new Told(error.charAt(0).toUpperCase() + error.slice(1) + ".");
-};
+const told = ({ error }) => new Told(error.charAt(0).toUpperCase() + error.slice(1) + ".");
+const explained = async (response) =>
+  told(await response.json().catch(() => ({ error: `it answered ${response.status}` })));
 
 // The events of a stream, as [name, data].
 async function* eventsOf(response) {
@@ -91,7 +90,7 @@ async function upscaled(picture, signal) {
     for await (const [name, data] of eventsOf(response)) {
       if (name === "progress") step(picture, data);
       else if (name === "result") return data;
-      else if (name === "error") throw new Told(data.error.charAt(0).toUpperCase() + data.error.slice(1) + ".");
+      else if (name === "error") throw told(data);
     }
     throw new Told("The service stopped in the middle of this picture.");
   }
