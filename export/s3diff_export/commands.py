@@ -16,6 +16,7 @@ from s3diff_export.verification.parity import Gates, ParityReport
 from s3diff_export.verification.parity import verify as verify_bundle
 from s3diff_export.verification.reference import references
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import total_size
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, Flavour
@@ -140,7 +141,7 @@ def _verify_layers(request: VerifyRequest, bundle: Bundle) -> None:
 
 
 def _summary(built: PublishedBundle) -> dict[str, Any]:
-    size = sum(record.size for record in built.manifest.files.values())
+    size = total_size(built.manifest.files)
     engines = {} if built.engines is None else {"engines": built.engines.to_dict()}
     pushed = {"pushed": built.pushed} if built.pushed else {}
     return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines, **pushed}

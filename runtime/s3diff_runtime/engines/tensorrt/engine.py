@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.bundle.records import TensorSpec, invalid_fields
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
@@ -157,11 +157,8 @@ class TensorRtEngine:
         try:
             return EngineSidecar.model_validate_json(self._bundle.read(path))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(
-                f"{path} does not describe an engine ({where}: {first['msg']}); {self._rebuild}"
-            ) from error
+            problems = invalid_fields(error)
+            raise BundleError(f"{path} does not describe an engine ({problems}); {self._rebuild}") from error
 
 
 def _named(tensors: tuple[TensorSpec, ...]) -> str:
