@@ -1,7 +1,6 @@
 """From weights to a published bundle."""
 
 import gc
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +44,7 @@ from s3diff_runtime.errors import BuildError, RequestError, refuse
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.lora_modes import LORA_MODES
+from s3diff_runtime.memory import process_memory
 from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, SCALES, Axis, ColorFix
@@ -189,8 +189,7 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
             engines = add_engines(folder, request.engines, progress=progress)
             manifest = engines.manifest
         clock("")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        reports["build"] = {"seconds": clock.seconds, "peak_memory": peak}
+        reports["build"] = {"seconds": clock.seconds, "peak_memory": process_memory("VmHWM")}
         manifest = manifest.model_copy(update={"reports": reports})
         manifest.write(folder)
     pushed = None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.memory import process_memory
 
 if TYPE_CHECKING:
     from s3diff_benchmarks.methods import Method
@@ -108,7 +109,7 @@ def answer() -> None:
             open=ready - opening,
             first_image=first - ready,
             second_image=perf_counter() - first,
-            host_mib=_peak_host_mib(),
+            host_mib=process_memory("VmHWM") / 2**20,
             device_mib=meter.used_mib(),
         )
     sys.stdout.write(json.dumps(asdict(found)))
@@ -131,9 +132,3 @@ def _imported(task: Task) -> Callable[[ExitStack], "Method"]:
     if task.cpu.threads:
         torch.set_num_threads(task.cpu.threads)
     return lambda opened: released(opens.load().to(task.device))
-
-
-def _peak_host_mib() -> float:
-    """From Linux itself: what `getrusage` tells includes the parent, from which this process was forked."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
