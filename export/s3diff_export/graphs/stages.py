@@ -172,6 +172,7 @@ class _StageMaker:
     def __init__(self, network: OneStepNetwork, options: GraphOptions, bins: Sequence[Bin]) -> None:
         self.network, self.options, self.bins = network, options, bins
         self.guided = is_guided(network, options)
+        self.given_prompts = ("prompts",) if options.prompts == "runtime" else ()
         self.dtype, self.traits = _DTYPES[options.precision], LORA_MODES[options.lora_mode]
         heads = {part: getattr(network.modulation, part) for part in _PARTS}
         self.modulations = tuple(f"{part}_modulation" for part, head in heads.items() if head is not None)
@@ -272,38 +273,32 @@ class _StageMaker:
         return self._graph("vae_encoder", compute, [encoder, quantise], layers, ["enlarged"])
 
     def unet(self, layers: _PartLayers) -> StageGraph:
-        network, options = self.network, self.options
-        extra = ["guidance"] if self.guided else []
         count = 2 if self.guided else 1
-        prompts = network.encode_prompts(network.prompts[:count]) if options.prompts == "folded" else None
         by_image = None if self.traits.one_degradation else layers.slot
-        unet = self._one_step_unet(layers.make, by_image, prompts)
+        unet = self._one_step_unet(layers.make, by_image, count)
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()
             if guidance is not None:
                 positive, negative = noise.chunk(2)
                 noise = guide(positive, negative, guidance)
-            return network.one_step.denoise(latent, noise)
+            return self.network.one_step.denoise(latent, noise)
 
-        extra += ["prompts"] if prompts is None else []
+        extra = ["guidance"] if self.guided else []
         return self._graph("unet", compute, [unet], layers, extra, {"prompts": count})
 
     def unet_of_pass(self, name: PassName) -> StageGraph:
         network, slot = cast(PiSASR, self.network), ModulationSlot()
         layers = _PartLayers(pass_layers(network, name, slot, self.dtype), name, slot)
-        folded = network.encode_prompts(network.prompts) if self.options.prompts == "folded" else None
-        unet = self._one_step_unet(layers.make, slot, folded)
-        extra = ["pixel_scale", "semantic_scale", *(["prompts"] if folded is None else [])]
-        return self._graph(
-            "unet", x0_of_pass(network, name, slot, unet), [unet], layers, extra, {"prompts": 1}
-        )
+        unet = self._one_step_unet(layers.make, slot, 1)
+        compute, extra = x0_of_pass(network, name, slot, unet), ["pixel_scale", "semantic_scale"]
+        return self._graph("unet", compute, [unet], layers, extra, {"prompts": 1})
 
     @torch.no_grad()
-    def _one_step_unet(
-        self, make: LayerMaker, by_image: ModulationSlot | None, prompts: Tensor | None
-    ) -> OneStepUNet:
+    def _one_step_unet(self, make: LayerMaker, by_image: ModulationSlot | None, count: int) -> OneStepUNet:
+        """The UNet for `count` prompts: those of the network, where they are folded."""
         network = self.network
+        prompts = None if self.given_prompts else network.encode_prompts(network.prompts[:count])
         any_size = bool(network.multiple % (network.vae_factor * unet_factor(network.unet)))
         return OneStepUNet(
             network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts, any_size
@@ -343,10 +338,9 @@ class _StageMaker:
         extra: Sequence[str] = (),
         sizes: Mapping[int | str, int] = _NOTHING,
     ) -> StageGraph:
-        """Bind a computation to the stage's tensors: those it must have, `extra`, and the modulation."""
+        """Bind a computation to the stage's tensors: those it must have, `extra`, prompts, and modulation."""
         kind, modulation = STAGES[stage], layers.modulation if layers else None
-        optional = {*extra, modulation}
-
+        optional = {*extra, *self.given_prompts, modulation}
         may_read = (*kind.reads_one_of, *kind.may_read)
         read = (*kind.reads, *(name for name in may_read if name in optional))
         given = (*kind.gives, *(name for name in kind.may_give if name in optional))
