@@ -109,7 +109,7 @@ class OnnxEngine:
         # Every session has its own threads: those of one must not spin while the next one works.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # One arena for all sessions holds the largest need of a stage, not the sum of all.
-        _share_cpu_arena()
+        _share_cpu_arena(self._ort)
         options.add_session_config_entry("session.use_env_allocators", "1")
         return options
 
@@ -149,8 +149,7 @@ def _import_onnxruntime() -> ModuleType:
 
 
 @cache
-def _share_cpu_arena() -> None:
+def _share_cpu_arena(ort: ModuleType) -> None:
     """Give the process one allocator, which the sessions use that ask for it, and which lives as long."""
-    ort = _import_onnxruntime()
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)

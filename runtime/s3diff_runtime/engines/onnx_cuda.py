@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from s3diff_runtime.engines.failures import failure
 from s3diff_runtime.engines.interface import Value, shape_of
+from s3diff_runtime.engines.standing import Standing
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -54,7 +56,7 @@ class CudaSide:
             ort.preload_dlls()  # CUDA and cuDNN, where pip put them
         self._settings = {**SETTINGS, "device_id": index, "use_tf32": int(not exact)}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
-        self._uploads: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._uploads = Standing[Any](_BUFFERS)
 
     def run(self, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """The result of a call that this engine's thread makes."""
@@ -78,15 +80,9 @@ class CudaSide:
     def place(self, name: str, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
         """Copy an array to the buffer of its name and shape, which is made where there is none."""
         array, key = np.ascontiguousarray(array), (name, array.shape, array.dtype.str)
-        value = self._uploads.get(key)
-        if value is None:
-            value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.index)
-            self._uploads[key] = value
-            if len(self._uploads) > _BUFFERS:
-                self._uploads.popitem(last=False)
-        else:
-            value.update_inplace(array)
-            self._uploads.move_to_end(key)
+        make = partial(self._ort.OrtValue.ortvalue_from_numpy, array, "cuda", self.index)
+        value = self._uploads.get(key, make)
+        value.update_inplace(array)
         return value
 
     def run_options(self, graph: str) -> onnxruntime.RunOptions:
