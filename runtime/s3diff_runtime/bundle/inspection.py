@@ -100,8 +100,7 @@ def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]
     if identity.hardware_compatibility != "none":
         runs_on += f"; {identity.hardware_compatibility.replace('_', ' ')}"
     yield "runs on", runs_on
-    for name in ("batch", "height", "width"):
-        sizes = getattr(identity.profile, name)
+    for name, sizes in identity.profile:
         yield name, f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}"
     for name, value in identity.options.items():
         if value is not None:
