@@ -154,8 +154,8 @@ def require_builder(options: EngineOptions) -> EngineBuilder:
     """Find what builds the engines here; makes no object of TensorRT.
 
     Raises:
-        RequestError: when the package is missing or too old, there is no GPU for a flavour that needs one, or
-            the flavour knows no such target.
+        RequestError: when the package is missing or too old, there is no GPU for a flavour that needs one,
+            the flavour knows no such target, or the timing cache cannot be read.
     """
     if options.flavour is None:
         raise RequestError(f"no engine was chosen; pass --engine {' or '.join(BUILDER_FLAVOURS)}")
