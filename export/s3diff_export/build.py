@@ -1,7 +1,6 @@
 """From weights to a published bundle."""
 
 import gc
-import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from s3diff_export.verification.bin_costs import bin_costs
 from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.chain import run_chains
 from s3diff_export.verification.parity import Gates, ParityReport, verify
-from s3diff_export.verification.reference import Reference, references
+from s3diff_export.verification.reference import references
 from s3diff_runtime.bundle.hub import Publishing, push, writable_repository
 from s3diff_runtime.bundle.manifest import (
     SHARED,
@@ -45,6 +44,7 @@ from s3diff_runtime.errors import BuildError, RequestError, refuse
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.lora_modes import LORA_MODES
+from s3diff_runtime.memory import process_memory
 from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, SCALES, Axis, ColorFix
@@ -170,11 +170,8 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
         clock("comparing bins with exact modulation")
         small = from_uint8(pictures[0][:_COST_SIDE, :_COST_SIDE])[None]
         reports["bins"] = [asdict(cost) for cost in bin_costs(cast(S3Diff, network), small, bins)]
-    guided, truths = is_guided(network, request.graphs), list[Reference]()
-    if request.verify:
-        for number, case in enumerate(cases, start=1):
-            clock(f"PyTorch in fp32, case {number} of {len(cases)}")
-            truths += references(network, [case], request.color_fixes, guided)
+    asked = cases if request.verify else ()
+    truths = references(network, asked, request.color_fixes, is_guided(network, request.graphs), clock)
     with replacing(request.output) as folder:
         folder.mkdir()
         manifest = _export(folder, network, sources, request, bins, clock)
@@ -192,8 +189,7 @@ def build(request: BuildRequest, progress: Steps = lambda _: None) -> PublishedB
             engines = add_engines(folder, request.engines, progress=progress)
             manifest = engines.manifest
         clock("")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        reports["build"] = {"seconds": clock.seconds, "peak_memory": peak}
+        reports["build"] = {"seconds": clock.seconds, "peak_memory": process_memory("VmHWM")}
         manifest = manifest.model_copy(update={"reports": reports})
         manifest.write(folder)
     pushed = None

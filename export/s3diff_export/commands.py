@@ -14,9 +14,9 @@ from s3diff_export.verification.cases import check_cases, check_pictures
 from s3diff_export.verification.layers import LayerReport, compare_layers
 from s3diff_export.verification.parity import Gates, ParityReport
 from s3diff_export.verification.parity import verify as verify_bundle
-from s3diff_export.verification.reference import Reference, references
-from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_export.verification.reference import references
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import total_size
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, Flavour
@@ -87,19 +87,16 @@ def verify(request: VerifyRequest) -> None:
     Needs the weights that it was built from, and checks that they are the same. Writes the report into the
     bundle. Exits 1 when a gate fails, naming the stage that broke first; --layers finds where in that stage.
     """
-    manifest = Manifest.read(request.bundle, check="hashes")
+    bundle = Bundle.open(request.bundle, check="hashes")
     if request.layers:
-        _verify_layers(request, manifest)
+        _verify_layers(request, bundle)
     else:
-        _verify_stages(request, manifest)
+        _verify_stages(request, bundle)
 
 
-def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
-    runner, opened = open_engine(
-        Bundle(request.bundle, manifest), request.engine, request.device, request.cpu
-    )
-    guided, truths = manifest.guidance.mode == "on", list[Reference]()
-    pictures = check_pictures(request.images)
+def _verify_stages(request: VerifyRequest, bundle: Bundle) -> None:
+    runner, opened = open_engine(bundle, request.engine, request.device, request.cpu)
+    manifest, pictures = bundle.manifest, check_pictures(request.images)
     with steps() as progress:
         progress("loading the weights")
         network, sources = request.weights.load_recorded()
@@ -109,11 +106,9 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
                 f"{request.bundle} was built from other weights ({', '.join(other)}); expected "
                 + ", ".join(manifest.sources[name].name for name in other)
             )
-        for case in check_cases(
-            pictures, manifest.family, manifest.bins, manifest.scales, manifest.is_adjustable
-        ):
-            progress("PyTorch in fp32")
-            truths += references(network, [case], manifest.color_fixes, guided)
+        cases = check_cases(pictures, manifest.family, manifest.bins, manifest.scales, manifest.is_adjustable)
+        guided = manifest.guidance.mode == "on"
+        truths = references(network, cases, manifest.color_fixes, guided, progress)
         parity = verify_bundle(opened, truths, request.gates, progress, runner)
     as_in_builds = (request.engine, request.device) == (VerifyRequest.engine, VerifyRequest.device)
     precision = f" in {runner.precision}" if runner.precision else ""
@@ -128,11 +123,11 @@ def _verify_stages(request: VerifyRequest, manifest: Manifest) -> None:
         raise BuildError(f"{request.bundle} does not compute what PyTorch computes: {parity.broken}")
 
 
-def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
+def _verify_layers(request: VerifyRequest, bundle: Bundle) -> None:
     flavour = next((each for each in BUILDER_FLAVOURS if each == request.engine), None)
     picture = check_pictures(request.images)[0]
     with steps() as progress:
-        reports = compare_layers(request.bundle, manifest, picture, request.gates, flavour, progress)
+        reports = compare_layers(bundle, picture, request.gates, flavour, progress)
     if request.as_json:
         click.echo(json.dumps([report.to_dict() for report in reports], indent=2))
     else:
@@ -146,7 +141,7 @@ def _verify_layers(request: VerifyRequest, manifest: Manifest) -> None:
 
 
 def _summary(built: PublishedBundle) -> dict[str, Any]:
-    size = sum(record.size for record in built.manifest.files.values())
+    size = total_size(built.manifest.files)
     engines = {} if built.engines is None else {"engines": built.engines.to_dict()}
     pushed = {"pushed": built.pushed} if built.pushed else {}
     return {"bundle": str(built.path), "bytes": size, **built.manifest.reports, **engines, **pushed}

@@ -14,6 +14,7 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import Lane, Value, shape_of
+from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import BundleError, JobError
 from s3diff_runtime.lora_modes import LORA_MODES
 from s3diff_runtime.prompts import PromptEncoder
@@ -43,7 +44,7 @@ class Network:
 
     def __init__(self, bundle: Bundle, sessions: SessionPool, check_finite: bool = False) -> None:
         self._bundle, self._sessions, self._check_finite = bundle, sessions, check_finite
-        self._least_batch = bundle.engines.identity.profile.batch.min if bundle.engines else 1
+        self._least_batch = Limits.of(bundle).least_batch
         self._encode_prompts = PromptEncoder(bundle, sessions)
 
     def open_shared(self) -> None:

@@ -57,8 +57,7 @@ class Restorer:
     def __init__(self, manifest: Manifest, limits: Limits, options: UpscaleOptions) -> None:
         self._manifest, self._limits, self._options = manifest, limits, options
         self._one_degradation = LORA_MODES[manifest.lora_mode].one_degradation
-        sizes = Sizes(options.batch, options.tile or 0)
-        self._backoff = Backoff(sizes, limits.least_batch, limits.least_tile, limits.multiple)
+        self._backoff = Backoff(Sizes(options.batch, options.tile or 0), limits)
 
     @property
     def sizes(self) -> Sizes:

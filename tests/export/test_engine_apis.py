@@ -149,6 +149,8 @@ def test_timing_cache_and_hardware_compatibility(
     asked.refuses_cache = True
     with pytest.raises(RequestError, match=r"a10\.cache is no timing cache of tensorrt .* delete it"):
         builder.build(EngineSource(graph, STAGE, SHAPES, "vae_encoder", "fp16"), graph.with_suffix(".engine"))
+    with pytest.raises(RequestError, match=r"could not read the timing cache .*: Is a directory"):
+        found(binding, timing_cache=tmp_path)
 
 
 def test_rtx_builds_for_compute_capabilities(found: Found, graph: Path) -> None:

@@ -18,6 +18,7 @@ from s3diff_export.verification import layers
 from s3diff_export.verification.layers import compare_layers, engine_of_all_layers, raised_to_fp32
 from s3diff_export.verification.parity import Gates
 from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.errors import RequestError
 
 IMAGE = photographs(1, 20, 24, seed=3)[0]
@@ -76,7 +77,7 @@ def test_the_layer_that_overflows_is_found(bundle: Path) -> None:
     model = onnx.load(bundle / "onnx/vae_decoder.onnx", load_external_data=False)
     name = broken_at(model, "Conv")
     replace_file(bundle, "onnx/vae_decoder.onnx", model.SerializeToString())
-    report = compare_layers(bundle, Manifest.read(bundle), IMAGE, Gates())[-1]
+    report = compare_layers(Bundle.open(bundle), IMAGE, Gates())[-1]
     assert report.stage == "vae_decoder" and not report
     assert report.first is not None and report.first.name == name
     assert report.first.operator == "Mul" and not np.isfinite(report.first.relative)
@@ -134,10 +135,10 @@ def test_an_engine_needs_a_gpu(fused: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(layers, "count_gpus", none)
     with pytest.raises(RequestError, match="--layers --engine tensorrt-rtx runs engines: no usable GPU"):
-        compare_layers(fused, Manifest.read(fused), IMAGE, Gates(), "tensorrt-rtx")
+        compare_layers(Bundle.open(fused), IMAGE, Gates(), "tensorrt-rtx")
 
 
 def test_an_fp32_bundle_has_nothing_to_compare(fused: Path) -> None:
     manifest = Manifest.read(fused).model_copy(update={"precision": "fp32"})
     with pytest.raises(RequestError, match="computes in fp32 already"):
-        compare_layers(fused, manifest, IMAGE, Gates())
+        compare_layers(Bundle(fused, manifest), IMAGE, Gates())

@@ -24,7 +24,7 @@ from s3diff_export.graphs.options import GraphOptions
 from s3diff_export.verification.cases import CheckCase
 from s3diff_export.verification.chain import open_stage, stage_inputs
 from s3diff_export.verification.parity import Gates, verify
-from s3diff_export.verification.reference import Reference, references
+from s3diff_export.verification.reference import references
 from s3diff_runtime import UpscaleOptions, Upscaler
 from s3diff_runtime.bundle.manifest import SHARED, Bin, Manifest
 from s3diff_runtime.bundle.opening import Bundle
@@ -130,7 +130,7 @@ def test_every_stage_agrees_with_pytorch(
         )
         for case in ([CASE] if manifest.bins else cases[:3])
     ]
-    truths: list[Reference] = list(references(network, chosen, FIXES))
+    truths = references(network, chosen, FIXES)
     report = verify(Bundle(folder, manifest), truths, Gates(), engine=OnnxEngine(threads=1))
     assert report, report.broken
     checked = {row.quantity for row in report.quantities}

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from tests.runtime import fake_onnxruntime
 
-from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines import onnx_cuda
-from s3diff_runtime.engines.onnx_cuda import CudaLane, CudaSession, CudaSide
+from s3diff_runtime.engines.onnx_cuda import CudaSession, CudaSide
 
 
 @pytest.fixture
@@ -26,8 +25,7 @@ def opened(side: CudaSide) -> tuple[CudaSession, Any]:
 def doubled(side: CudaSide, session: CudaSession, rows: int, seed: int) -> None:
     """Run one chain, and check what it gives."""
     x = np.random.default_rng(seed).random((rows, 3), np.float32)
-    lane = CudaLane(side, Clock())
-    found = session.run({"x": lane.upload("x", x)})["y"]
+    found = session.run({"x": side.upload("x", x)})["y"]
     np.testing.assert_array_equal(np.asarray(found), 2 * x)
 
 

@@ -19,7 +19,9 @@ from tests.runtime.fake_engines import add_engines
 from tests.runtime.fake_tensorrt import install_fakes
 
 from s3diff_runtime import JobError, UpscaleOptions, Upscaler
+from s3diff_runtime.bundle.engine_records import Profile, Range
 from s3diff_runtime.engines.backoff import Backoff, Sizes
+from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.engines.onnx import OnnxSession
 from s3diff_runtime.errors import OutOfMemory
 
@@ -30,10 +32,9 @@ REASON = "nothing left"
 # --- the strategy ---------------------------------------------------------------------------------
 
 
-def road(sizes: Sizes, images: int, longest: int, **least: int) -> list[tuple[int, int]]:
+def road(sizes: Sizes, images: int, longest: int, profile: Profile | None = None) -> list[tuple[int, int]]:
     """All sizes that are tried for work that never fits."""
-    options = {"least_batch": 1, "least_tile": 16, "multiple": 16} | least
-    backoff, tried = Backoff(sizes, **options), [(sizes.batch, sizes.tile)]
+    backoff, tried = Backoff(sizes, Limits(16, profile)), [(sizes.batch, sizes.tile)]
     with pytest.raises(OutOfMemory, match=r"out of memory even with .*nothing left.*free memory"):
         while True:
             backoff.shrink(backoff.sizes, images, longest, REASON)
@@ -58,7 +59,9 @@ def test_batches_halve_and_then_tiles(
 
 
 def test_limits_of_engines_end_the_road() -> None:
-    tried = road(Sizes(8, 128), 8, 500, least_batch=4, least_tile=48)
+    side = Range(min=48, opt=64, max=128)
+    profile = Profile(batch=Range(min=4, opt=4, max=8), height=side, width=side)
+    tried = road(Sizes(8, 128), 8, 500, profile)
     assert tried == [(8, 128), (4, 128), (4, 64), (4, 48)]
 
 
@@ -78,7 +81,7 @@ def test_every_step_is_smaller_and_ends_at_the_least(sizes: Sizes, images: int, 
 
 
 def test_threads_with_one_want_shrink_once(caplog: pytest.LogCaptureFixture) -> None:
-    backoff = Backoff(Sizes(8, 64), 1, 16, 16)
+    backoff = Backoff(Sizes(8, 64), Limits(16, None))
     tried = backoff.sizes
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

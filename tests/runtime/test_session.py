@@ -22,7 +22,7 @@ from s3diff_runtime.bundle.sessions import SessionPool
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.interface import LANES, Lane, Session, Value
 from s3diff_runtime.engines.onnx import OnnxEngine
-from s3diff_runtime.errors import BundleError, JobError, RequestError
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,13 @@ class CountingEngine:
     def __init__(self, seconds: float = 0.0) -> None:
         self.opened: list[str] = []
         self.seconds = seconds
+        self.refusals = 0
 
     def open(self, graph: Path, stage: Stage) -> Session:
         sleep(self.seconds)
+        if self.refusals:
+            self.refusals -= 1
+            raise OutOfMemory("no room")
         self.opened.append(f"{graph.parent.name}/{graph.stem}")
         return CountingSession()
 
@@ -216,8 +220,8 @@ def test_pool_drops_the_least_recently_used(merged: Bundle) -> None:
     pool.get("finish_none")
     for bin in (first, second, first, third):
         pool.get("unet", [bin.name])
-        assert sum(merged.size(*key) for key in pool.resident()) <= budget
-    assert pool.resident() == [("unet", first.name), ("unet", third.name)]
+        assert sum(merged.size(*key) for key in pool._binned) <= budget
+    assert list(pool._binned) == [("unet", first.name), ("unet", third.name)]
     pool.get("finish_none")
     assert engine.opened.count("onnx/finish_none") == 1
     pool.get("unet", [second.name])
@@ -228,7 +232,21 @@ def test_pool_serves_what_exceeds_its_budget(merged: Bundle) -> None:
     pool = SessionPool(merged, CountingEngine(), 1)
     for bin in BINS[:2]:
         pool.get("unet", [bin.name])
-        assert pool.resident() == [("unet", bin.name)]
+        assert list(pool._binned) == [("unet", bin.name)]
+
+
+def test_bins_leave_for_a_stage_that_serves_all_of_them(merged: Bundle) -> None:
+    """Where the device is full, whatever the budget says."""
+    engine = CountingEngine()
+    pool = SessionPool(merged, engine, 2**30)
+    for bin in BINS[:2]:
+        pool.get("unet", [bin.name])
+    engine.refusals = 1
+    pool.get("finish_none")
+    assert list(pool._binned) == [("unet", BINS[1].name)]
+    engine.refusals = 9
+    with pytest.raises(OutOfMemory):
+        pool.get("estimator")
 
 
 def test_size_counts_external_weights(merged: Bundle) -> None:

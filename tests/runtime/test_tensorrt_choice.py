@@ -19,6 +19,7 @@ from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.choice import open_engine
 from s3diff_runtime.engines.cpu_options import CpuOptions
+from s3diff_runtime.engines.lanes import Lanes
 from s3diff_runtime.engines.onnx import OnnxEngine
 from s3diff_runtime.errors import RequestError
 
@@ -34,12 +35,11 @@ class OnnxStandIn:
     """What `auto` falls back to on a GPU, where no ONNX Runtime for CUDA is installed."""
 
     name = "onnx"
-    lane, open = OnnxEngine.lane, OnnxEngine.open
-
+    open = OnnxEngine.open
     precision: str | None = None
 
     def __init__(self, device: str, threads: int | None, exact: bool) -> None:
-        self.device = device
+        self.device, self.lane = device, Lanes().lane
 
 
 @pytest.fixture(autouse=True)

@@ -277,7 +277,7 @@ def test_a_bin_that_leaves_stays_until_its_work_is_done(bundles: dict[str, Path]
         for bin in BINS[:4]:
             for found in upscaler(images, noise=bin.noise, blur=bin.blur):
                 assert found.bin == bin
-        assert len(upscaler._network._sessions.resident()) == 1
+        assert len(upscaler._network._sessions._binned) == 1
 
 
 # --- a session by itself --------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from threading import Event, Lock, Thread
 from time import monotonic, perf_counter, sleep
 from typing import IO, Any
 
-from s3diff_benchmarks.speed.meters import process_mib
 from s3diff_benchmarks.steps import own_command
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.memory import process_memory
 
 _START_SECONDS = 300.0
 LOST = 0
@@ -54,7 +54,7 @@ class ServiceProcess:
     @property
     def resident_mib(self) -> float:
         """Memory that the process holds; 0 once it has ended."""
-        return process_mib("VmRSS", self.process.pid)
+        return process_memory("VmRSS", self.process.pid) / 2**20
 
     def require_alive(self) -> None:
         """Raise `JobError` when the process has ended."""

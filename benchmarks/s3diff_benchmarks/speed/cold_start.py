@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.errors import JobError
+from s3diff_runtime.memory import process_memory
 
 if TYPE_CHECKING:
     from s3diff_benchmarks.methods import Method
@@ -91,7 +92,7 @@ def answer() -> None:
     open_method = _imported(task)
     imports = perf_counter() - start
     from s3diff_benchmarks.methods import Input
-    from s3diff_benchmarks.speed.meters import gpu_meter, process_mib
+    from s3diff_benchmarks.speed.meters import gpu_meter
     from s3diff_runtime.pictures.photograph import open_photograph
 
     image = Input(open_photograph(task.image).pixels)
@@ -108,7 +109,7 @@ def answer() -> None:
             open=ready - opening,
             first_image=first - ready,
             second_image=perf_counter() - first,
-            host_mib=process_mib("VmHWM"),  # what getrusage tells includes the parent, which was forked
+            host_mib=process_memory("VmHWM") / 2**20,
             device_mib=meter.used_mib(),
         )
     sys.stdout.write(json.dumps(asdict(found)))

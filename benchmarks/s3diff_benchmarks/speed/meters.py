@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 from s3diff_benchmarks.machine import nvml
@@ -59,9 +58,3 @@ def gpu_meter(device: str) -> Iterator[GpuMeter]:
     kind, number = Device.parse(device)
     with nullcontext() if kind == "cpu" else nvml() as ml:
         yield GpuMeter(ml, number)
-
-
-def process_mib(what: str, process: int | str = "self") -> float:
-    """Memory of a process as Linux tells it: `VmRSS` now, `VmHWM` at most; 0 once it has ended."""
-    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:")), 0.0)

@@ -98,16 +98,18 @@ class TimingCache:
     """What TensorRT has measured: given from one engine of a build to the next, and kept in a file if asked.
 
     The graphs of bins differ in their weights alone, so that all but the first find everything measured.
+    Raises `RequestError` for a file that cannot be read.
     """
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
-        self._content: bytes | None = None
+        try:
+            self._content = file.read_bytes() if file is not None and file.exists() else b""
+        except OSError as error:
+            raise RequestError(f"could not read the timing cache {file}: {error.strerror}") from error
 
     def lend(self, tensorrt: TensorRt, config: Any) -> None:  # noqa: ANN401
         """Let a build use it. Raises `RequestError` when the file is another TensorRT's or GPU's."""
-        if self._content is None:
-            self._content = self._read()
         cache = config.create_timing_cache(self._content)
         if cache is None or not config.set_timing_cache(cache, False):
             raise RequestError(
@@ -121,11 +123,3 @@ class TimingCache:
         if self._file is not None:
             with replacing(self._file) as temporary:
                 temporary.write_bytes(self._content)
-
-    def _read(self) -> bytes:
-        if self._file is None or not self._file.exists():
-            return b""
-        try:
-            return self._file.read_bytes()
-        except OSError as error:
-            raise RequestError(f"could not read the timing cache {self._file}: {error.strerror}") from error

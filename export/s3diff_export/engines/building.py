@@ -1,6 +1,5 @@
 """Builds one engine: parse, profile, build, with progress and an end at any step."""
 
-import resource
 import threading
 import time
 from collections.abc import Mapping
@@ -26,11 +25,11 @@ from s3diff_runtime.engines.tensorrt.api import TensorRt, dtype_name
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.messages import join_reasons
 from s3diff_runtime.errors import BuildError, RequestError, S3DiffError
+from s3diff_runtime.memory import process_memory
 from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import Precision
 
 _POLL = 0.1  # seconds
-_STATM = Path("/proc/self/statm")
 
 
 @dataclass(frozen=True)
@@ -155,8 +154,8 @@ def require_builder(options: EngineOptions) -> EngineBuilder:
     """Find what builds the engines here; makes no object of TensorRT.
 
     Raises:
-        RequestError: when the package is missing or too old, there is no GPU for a flavour that needs one, or
-            the flavour knows no such target.
+        RequestError: when the package is missing or too old, there is no GPU for a flavour that needs one,
+            the flavour knows no such target, or the timing cache cannot be read.
     """
     if options.flavour is None:
         raise RequestError(f"no engine was chosen; pass --engine {' or '.join(BUILDER_FLAVOURS)}")
@@ -231,23 +230,15 @@ def _done(phases: Mapping[str, _Phase], name: str) -> float:
 
 def _follow(work: Future[float], monitor: BuildMonitor, name: str, progress: Steps) -> int:
     """Wait for the work and tell how it goes; the most memory that was seen."""
-    peak, shown = _resident(), None
+    peak, shown = 0, None
     while not wait_for([work], timeout=_POLL).done:
-        peak = max(peak, _resident())
+        peak = max(peak, process_memory("VmRSS"))
         state = f"building {name}: {monitor}"
         if state != shown:
             progress(state)
             shown = state
     work.result()
-    return max(peak, _resident())
-
-
-def _resident() -> int:
-    """Bytes of the process in memory now; where the system does not tell, the most it ever had."""
-    try:
-        return int(_STATM.read_text().split()[1]) * resource.getpagesize()
-    except (OSError, ValueError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(peak, process_memory("VmRSS"))
 
 
 def _compare(network: Any, source: EngineSource) -> None:  # noqa: ANN401

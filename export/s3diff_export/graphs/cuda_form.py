@@ -9,22 +9,24 @@ A form is a small file: it reads the weights of the plain graph from the file be
 nodes that ONNX Runtime folds when it loads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
+from onnx_ir.tape import Tape
 
 from s3diff_runtime.bundle.opening import cuda_form_of
 
 DOMAIN = "com.microsoft"
 _TO_LAST, _TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 _SPLIT_GELU_WIDTHS = (2560, 5120, 6144, 10240)  # that BiasSplitGelu's kernel knows
+_CONVOLVING = ("pads", "strides", "dilations", "kernel_shape", "group")
 _ELEMENTWISE = frozenset({"Add", "Mul", "Sub", "Div", "Sigmoid", "Cast", "Relu", "Erf"})
 
-Attributes = dict[str, int | float | str | Sequence[int]]
+Attributes = dict[str, int | float | ir.Attr]
 
 
 def write_cuda_form(plain: Path) -> None:
@@ -45,36 +47,14 @@ def to_cuda_form(model: ir.Model) -> None:
     model.graph.sort()
 
 
-class _Builder:
-    """Makes nodes and constants in front of a node of a graph."""
-
-    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
-        self.graph, self.before = graph, before
-
-    def op(
-        self,
-        kind: str,
-        inputs: Sequence[ir.Value | None],
-        attributes: Attributes | None = None,
-        domain: str = "",
-    ) -> ir.Value:
-        """A node with one output."""
-        node = ir.node(kind, inputs, attributes or {}, domain=domain)
-        self.graph.insert_before(self.before, node)
-        return node.outputs[0]
-
-    def flat(self, value: ir.Value | None) -> ir.Value:
-        """`[C, 1, 1]` as `[C]`, which broadcasts over channels that are last."""
-        return self.op("Reshape", [value, self.constant("flat", np.array([-1], np.int64))])
-
-    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """An initializer; one that has this name already is taken for the same."""
-        if name in self.graph.initializers:
-            return self.graph.initializers[name]
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-        value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """An initializer; one that has this name already is taken for the same."""
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def _array(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -111,22 +91,22 @@ def _fuse_attention(graph: ir.Graph) -> None:
         joined = turned and _only_user(turned.outputs[0], "Reshape")
         if scores is None or attended is None or joined is None:
             continue
-        builder = _Builder(graph, joined)
+        tape = Tape()
         queries, sides = _split_heads(scores.inputs[0], (0, 2, 1, 3))
         if queries is None or sides is None:
             continue
         heads, width = int(sides[2]), int(sides[3])
         if sides[0]:  # prompts: their images are one sequence
             shape = np.array([sides[0], -1, heads * width], np.int64)
-            queries = builder.op(
-                "Reshape", [queries, builder.constant(f"{joined.outputs[0].name}/queries", shape)]
-            )
-        keys = _tokens_of(builder, scores.inputs[1], (0, 2, 3, 1))
-        values = _tokens_of(builder, attended.inputs[1], (0, 2, 1, 3))
+            name = f"{joined.outputs[0].name}/queries"
+            queries = tape.op("Reshape", [queries, _constant(graph, name, shape)])
+        keys = _tokens_of(graph, tape, scores.inputs[1], (0, 2, 3, 1))
+        values = _tokens_of(graph, tape, attended.inputs[1], (0, 2, 1, 3))
         if keys is None or values is None:
             continue
-        attributes: Attributes = {"num_heads": heads, "scale": 1.0}
-        fused = builder.op("MultiHeadAttention", [queries, keys, values], attributes, DOMAIN)
+        how: Attributes = {"num_heads": heads, "scale": 1.0}
+        fused = tape.op("MultiHeadAttention", [queries, keys, values], how, domain=DOMAIN)
+        graph.insert_before(joined, tape.nodes)
         _replace(joined.outputs[0], fused)
 
 
@@ -142,13 +122,14 @@ def _split_heads(
     return split.inputs[0], sides
 
 
-def _tokens_of(builder: _Builder, value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
+def _tokens_of(graph: ir.Graph, tape: Tape, value: ir.Value | None, perm: tuple[int, ...]) -> ir.Value | None:
     """Keys or values as `[N, S, C]`, from what was split into heads or folded into a constant."""
     folded = _array(value)
     if value is None or folded is None:
         return _split_heads(value, perm)[0]
-    tokens = builder.op("Transpose", [value], {"perm": np.argsort(perm).tolist()})
-    return builder.op("Reshape", [tokens, builder.constant("joined_heads", np.array([0, 0, -1], np.int64))])
+    tokens = tape.op("Transpose", [value], {"perm": np.argsort(perm).tolist()})
+    shape = _constant(graph, "joined_heads", np.array([0, 0, -1], np.int64))
+    return tape.op("Reshape", [tokens, shape])
 
 
 def _fuse_gates(graph: ir.Graph) -> None:
@@ -162,7 +143,9 @@ def _fuse_gates(graph: ir.Graph) -> None:
         array = _array(bias)
         gated = any(node.op_type == "Div" for node in split.outputs[1].consumers())
         if array is not None and array.shape[-1] in _SPLIT_GELU_WIDTHS and gated:
-            fused = _Builder(graph, product).op("BiasSplitGelu", [linear, bias], domain=DOMAIN)
+            tape = Tape()
+            fused = tape.op("BiasSplitGelu", [linear, bias], domain=DOMAIN)
+            graph.insert_before(product, tape.nodes)
             _replace(product.outputs[0], fused)
 
 
@@ -174,10 +157,10 @@ class _Layout:
     """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
+        self.graph, self.tape = graph, Tape()
         self.last: dict[ir.Value, ir.Value] = {}
         self.first: dict[ir.Value, ir.Value] = {}
-        self.turners: dict[str, Callable[[ir.Node, _Builder], ir.Value | None]] = {
+        self.turners: dict[str, Callable[[ir.Node], ir.Value | None]] = {
             "Conv": self._convolution,
             "InstanceNormalization": self._group_norm,
             "Concat": self._concat,
@@ -192,13 +175,16 @@ class _Layout:
         """Go through all nodes; what reads a turned value and was not turned itself, reads it turned back."""
         left = []
         for node in list(self.graph):
-            turner = self.turners.get(node.op_type)
-            if not (turner and turner(node, _Builder(self.graph, node))):
+            self.tape, turner = Tape(), self.turners.get(node.op_type)
+            if not (turner and turner(node)):
                 left.append(node)
+            self.graph.insert_before(node, self.tape.nodes)
         for node in left:
+            self.tape = Tape()
             for index, value in enumerate(node.inputs):
                 if value in self.last:
-                    node.replace_input_with(index, self._turned_back(value, _Builder(self.graph, node)))
+                    node.replace_input_with(index, self._turned_back(value))
+            self.graph.insert_before(node, self.tape.nodes)
         for index, value in enumerate(list(self.graph.outputs)):
             if value in self.last:
                 node = ir.node("Transpose", [self.last[value]], {"perm": _TO_FIRST})
@@ -208,33 +194,33 @@ class _Layout:
                 turned.shape, turned.type = value.shape, value.type
                 self.graph.outputs[index] = turned
 
-    def _turned_back(self, value: ir.Value, builder: _Builder) -> ir.Value:
+    def _turned_back(self, value: ir.Value) -> ir.Value:
         if value not in self.first:
-            self.first[value] = builder.op("Transpose", [self.last[value]], {"perm": _TO_FIRST})
+            self.first[value] = self.tape.op("Transpose", [self.last[value]], {"perm": _TO_FIRST})
         return self.first[value]
 
-    def _channels_last(self, value: ir.Value | None, builder: _Builder) -> ir.Value:
+    def _channels_last(self, value: ir.Value | None) -> ir.Value:
         if value is None:
             raise ValueError("a convolution or norm without its input")
         if value not in self.last:
-            self.last[value] = builder.op("Transpose", [value], {"perm": _TO_LAST})
+            self.last[value] = self.tape.op("Transpose", [value], {"perm": _TO_LAST})
         return self.last[value]
 
-    def _convolution(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _flat(self, value: ir.Value | None) -> ir.Value:
+        """`[C, 1, 1]` as `[C]`, which broadcasts over channels that are last."""
+        shape = _constant(self.graph, "flat", np.array([-1], np.int64))
+        return self.tape.op("Reshape", [value, shape])
+
+    def _convolution(self, node: ir.Node) -> ir.Value | None:
         if len(node.attributes["kernel_shape"].as_ints()) != 2:
             return None
-        x = self._channels_last(node.inputs[0], builder)
-        turned = builder.op("Transpose", [node.inputs[1]], {"perm": _TO_LAST})
-        attributes: Attributes = {
-            name: list(node.attributes[name].as_ints())
-            for name in ("pads", "strides", "dilations", "kernel_shape")
-        }
-        attributes["group"] = node.attributes["group"].as_int()
-        return self._set(
-            node.outputs[0], builder.op("NhwcConv", [x, turned, *node.inputs[2:]], attributes, DOMAIN)
-        )
+        x = self._channels_last(node.inputs[0])
+        turned = self.tape.op("Transpose", [node.inputs[1]], {"perm": _TO_LAST})
+        how = {name: node.attributes[name] for name in _CONVOLVING}
+        convolved = self.tape.op("NhwcConv", [x, turned, *node.inputs[2:]], how, domain=DOMAIN)
+        return self._set(node.outputs[0], convolved)
 
-    def _group_norm(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _group_norm(self, node: ir.Node) -> ir.Value | None:
         """Reshape, instance norm, reshape, weight, bias; and SiLU where nothing else reads the sum."""
         split = _producer(node.inputs[0], "Reshape")
         sides = _array(split.inputs[1]) if split else None
@@ -252,82 +238,75 @@ class _Layout:
             product = next(user for user in end.consumers() if user.op_type == "Mul")
             if _only_user(sigmoid.outputs[0], "Mul") is product:
                 end, activated = product.outputs[0], 1
-        x = self._channels_last(split.inputs[0], builder)
+        x = self._channels_last(split.inputs[0])
         parameters = [
-            builder.op("Cast", [builder.flat(each.inputs[1])], {"to": ir.DataType.FLOAT.value})
+            self.tape.op("Cast", [self._flat(each.inputs[1])], {"to": ir.DataType.FLOAT.value})
             for each in (scaled, shifted)
         ]
-        attributes: Attributes = {
+        how: Attributes = {
             "groups": int(sides[1]),
-            "epsilon": node.attributes["epsilon"].as_float(),
+            "epsilon": node.attributes["epsilon"],
             "activation": activated,
             "channels_last": 1,
         }
-        return self._set(end, builder.op("GroupNorm", [x, *parameters], attributes, DOMAIN))
+        return self._set(end, self.tape.op("GroupNorm", [x, *parameters], how, domain=DOMAIN))
 
-    def _elementwise(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _elementwise(self, node: ir.Node) -> ir.Value | None:
         if node.outputs[0] in self.last:  # part of a fused node
             return self.last[node.outputs[0]]
-        inputs = [self._turned_operand(value, builder) for value in node.inputs]
+        inputs = [self._turned_operand(value) for value in node.inputs]
         if None in inputs or not any(value in self.last for value in node.inputs):
             return None
         array = _array(node.inputs[1]) if node.op_type in ("Div", "Mul") else None
         if array is not None and array.size == 1 and array.item() == 1:
             return self._set(node.outputs[0], inputs[0])  # type: ignore[arg-type]
-        attributes: Attributes = {"to": node.attributes["to"].as_int()} if node.op_type == "Cast" else {}
-        return self._set(node.outputs[0], builder.op(node.op_type, inputs, attributes))
+        return self._set(node.outputs[0], self.tape.op(node.op_type, inputs, node.attributes))
 
-    def _turned_operand(self, value: ir.Value | None, builder: _Builder) -> ir.Value | None:
+    def _turned_operand(self, value: ir.Value | None) -> ir.Value | None:
         """A turned value, or a constant that broadcasts over it; else None."""
-        if value is None or value in self.last:
-            return self.last[value] if value is not None else None
+        if value in self.last:
+            return self.last[value]
         array = _array(value)
-        if array is None:
-            return None
-        if array.size == 1:
+        if array is not None and array.size == 1:
             return value
-        if array.ndim == 3 and array.shape[1:] == (1, 1):
-            return builder.flat(value)
-        return None
+        by_channel = array is not None and array.ndim == 3 and array.shape[1:] == (1, 1)
+        return self._flat(value) if by_channel else None
 
-    def _concat(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _concat(self, node: ir.Node) -> ir.Value | None:
         if not all(value in self.last for value in node.inputs):
             return None
         axis = _TO_FIRST[node.attributes["axis"].as_int()]
         inputs = [self.last[value] for value in node.inputs if value is not None]
-        return self._set(node.outputs[0], builder.op("Concat", inputs, {"axis": axis}))
+        return self._set(node.outputs[0], self.tape.op("Concat", inputs, {"axis": axis}))
 
-    def _resize(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _resize(self, node: ir.Node) -> ir.Value | None:
         value, *others = node.inputs
         scales = _array(others[1]) if len(others) == 2 else None
         if value not in self.last or scales is None:
             return None
-        turned = builder.constant(f"{node.name}/scales", scales[list(_TO_LAST)])
-        inputs = [self.last[value], None, turned]
-        resized = ir.Node("", "Resize", inputs, attributes=list(node.attributes.values()))
-        self.graph.insert_before(node, resized)
-        return self._set(node.outputs[0], resized.outputs[0])
+        turned = _constant(self.graph, f"{node.name}/scales", scales[list(_TO_LAST)])
+        resized = self.tape.op("Resize", [self.last[value], None, turned], node.attributes)
+        return self._set(node.outputs[0], resized)
 
-    def _pad(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _pad(self, node: ir.Node) -> ir.Value | None:
         value, amounts = node.inputs[0], _array(node.inputs[1])
-        mode = node.attributes.get("mode")
         if value not in self.last or amounts is None or amounts.size != 8:
             return None
-        turned = builder.constant(f"{node.name}/pads", amounts.reshape(2, 4)[:, list(_TO_LAST)].reshape(-1))
-        attributes: Attributes = {"mode": mode.as_string()} if mode else {}
+        order = amounts.reshape(2, 4)[:, list(_TO_LAST)].reshape(-1)
+        turned = _constant(self.graph, f"{node.name}/pads", order)
         inputs = [self.last[value], turned, *node.inputs[2:3]]
-        return self._set(node.outputs[0], builder.op("Pad", inputs, attributes))
+        return self._set(node.outputs[0], self.tape.op("Pad", inputs, node.attributes))
 
-    def _shape(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _shape(self, node: ir.Node) -> ir.Value | None:
         value = node.inputs[0]
         if value not in self.last or node.attributes:
             return None
-        order = builder.constant("channels_first", np.array(_TO_FIRST, np.int64))
-        sides = builder.op("Gather", [builder.op("Shape", [self.last[value]]), order], {"axis": 0})
+        order = _constant(self.graph, "channels_first", np.array(_TO_FIRST, np.int64))
+        sides = self.tape.op("Gather", [self.tape.op("Shape", [self.last[value]]), order], {"axis": 0})
         _replace(node.outputs[0], sides)
         return sides
 
-    def _transpose(self, node: ir.Node, builder: _Builder) -> ir.Value | None:
+    def _transpose(self, node: ir.Node) -> ir.Value | None:
         value = node.inputs[0]
         if value in self.last and _perm(node) == _TO_LAST:
             _replace(node.outputs[0], self.last[value])

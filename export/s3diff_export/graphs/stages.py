@@ -126,10 +126,10 @@ def layers_of_mode(mode: LoraMode) -> Callable[[ModulationSlot, torch.dtype], La
 
 @dataclass(frozen=True)
 class _PartLayers:
-    """What takes the place of the LoRA layers of one part of the network in one graph."""
+    """What takes the place of the LoRA layers of one part of the network in one graph, if it has any."""
 
-    make: LayerMaker
-    key: str
+    make: LayerMaker = lambda layer: layer
+    key: str = SHARED
     """See `StageGraph.key`."""
     slot: ModulationSlot = field(default_factory=ModulationSlot)
     """That the new layers read while the graph runs."""
@@ -141,6 +141,9 @@ class _PartLayers:
     """In which they find those."""
 
 
+_NO_LAYERS = _PartLayers()
+
+
 class _Stage(nn.Module):
     """A function of named tensors. LoRA layers find the modulation that is among them in their slot."""
 
@@ -149,7 +152,7 @@ class _Stage(nn.Module):
         names: Sequence[str],
         compute: Callable[..., Tensor | tuple[Tensor, ...]],
         parts: Sequence[nn.Module],
-        layers: _PartLayers | None,
+        layers: _PartLayers,
     ) -> None:
         super().__init__()
         self.names, self.compute, self.layers = tuple(names), compute, layers
@@ -158,8 +161,6 @@ class _Stage(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Tensors in the order of the names."""
         given = dict(zip(self.names, tensors, strict=True))
-        if self.layers is None:
-            return self.compute(**given)
         modulation = given.pop(self.layers.modulation) if self.layers.modulation else None
         weights = {spec.name: given.pop(spec.name) for spec in self.layers.weights}
         with self.layers.slot.holding(modulation), self.layers.weight_slot.holding(weights):
@@ -172,6 +173,7 @@ class _StageMaker:
     def __init__(self, network: OneStepNetwork, options: GraphOptions, bins: Sequence[Bin]) -> None:
         self.network, self.options, self.bins = network, options, bins
         self.guided = is_guided(network, options)
+        self.given_prompts = ("prompts",) if options.prompts == "runtime" else ()
         self.dtype, self.traits = _DTYPES[options.precision], LORA_MODES[options.lora_mode]
         heads = {part: getattr(network.modulation, part) for part in _PARTS}
         self.modulations = tuple(f"{part}_modulation" for part, head in heads.items() if head is not None)
@@ -192,7 +194,7 @@ class _StageMaker:
         modulation: str | None = f"{part}_modulation"
         has_lora = any(module is not None and lora_layers(module) for module in modules)
         if modulation not in self.modulations or not has_lora:
-            yield _PartLayers(merged.make_layers(ModulationSlot(), self.dtype), SHARED)
+            yield _PartLayers(merged.make_layers(ModulationSlot(), self.dtype))
             return
         if self.traits.gives_weights:
             yield self._given_weights(part, modules)
@@ -212,7 +214,7 @@ class _StageMaker:
         slot = Slot[Mapping[str, Tensor]]()
         specs = tuple(self._weight_spec(names[layer], layer) for layer in read)
         make = fused.make_layers(slot, names, self.dtype)
-        return _PartLayers(make, SHARED, weights=specs, weight_slot=slot)
+        return _PartLayers(make, weights=specs, weight_slot=slot)
 
     def _layers(self, part: str) -> dict[str, ModulatedLoRA]:
         """The LoRA layers of a part of the network, by their paths in it."""
@@ -255,8 +257,8 @@ class _StageMaker:
         return replace(graph, outputs=tuple(specs))
 
     def enlarge(self, scale: int) -> StageGraph:
-        graph = self._graph("enlarge", lambda image: self.network.enlarge(_unit(image), scale), [])
-        return replace(graph, key=scale_key(scale))
+        layers = _PartLayers(key=scale_key(scale))
+        return self._graph("enlarge", lambda image: self.network.enlarge(_unit(image), scale), [], layers)
 
     def encoder(self, layers: _PartLayers) -> StageGraph:
         vae, pad = self.network.vae, self.network.pad
@@ -272,38 +274,32 @@ class _StageMaker:
         return self._graph("vae_encoder", compute, [encoder, quantise], layers, ["enlarged"])
 
     def unet(self, layers: _PartLayers) -> StageGraph:
-        network, options = self.network, self.options
-        extra = ["guidance"] if self.guided else []
         count = 2 if self.guided else 1
-        prompts = network.encode_prompts(network.prompts[:count]) if options.prompts == "folded" else None
         by_image = None if self.traits.one_degradation else layers.slot
-        unet = self._one_step_unet(layers.make, by_image, prompts)
+        unet = self._one_step_unet(layers.make, by_image, count)
 
         def compute(latent: Tensor, guidance: Tensor | None = None, prompts: Tensor | None = None) -> Tensor:
             noise = unet(latent, prompts).float()
             if guidance is not None:
                 positive, negative = noise.chunk(2)
                 noise = guide(positive, negative, guidance)
-            return network.one_step.denoise(latent, noise)
+            return self.network.one_step.denoise(latent, noise)
 
-        extra += ["prompts"] if prompts is None else []
+        extra = ["guidance"] if self.guided else []
         return self._graph("unet", compute, [unet], layers, extra, {"prompts": count})
 
     def unet_of_pass(self, name: PassName) -> StageGraph:
         network, slot = cast(PiSASR, self.network), ModulationSlot()
         layers = _PartLayers(pass_layers(network, name, slot, self.dtype), name, slot)
-        folded = network.encode_prompts(network.prompts) if self.options.prompts == "folded" else None
-        unet = self._one_step_unet(layers.make, slot, folded)
-        extra = ["pixel_scale", "semantic_scale", *(["prompts"] if folded is None else [])]
-        return self._graph(
-            "unet", x0_of_pass(network, name, slot, unet), [unet], layers, extra, {"prompts": 1}
-        )
+        unet = self._one_step_unet(layers.make, slot, 1)
+        compute, extra = x0_of_pass(network, name, slot, unet), ["pixel_scale", "semantic_scale"]
+        return self._graph("unet", compute, [unet], layers, extra, {"prompts": 1})
 
     @torch.no_grad()
-    def _one_step_unet(
-        self, make: LayerMaker, by_image: ModulationSlot | None, prompts: Tensor | None
-    ) -> OneStepUNet:
+    def _one_step_unet(self, make: LayerMaker, by_image: ModulationSlot | None, count: int) -> OneStepUNet:
+        """The UNet for `count` prompts: those of the network, where they are folded."""
         network = self.network
+        prompts = None if self.given_prompts else network.encode_prompts(network.prompts[:count])
         any_size = bool(network.multiple % (network.vae_factor * unet_factor(network.unet)))
         return OneStepUNet(
             network.unet, network.one_step.timestep, make, by_image, self.dtype, prompts, any_size
@@ -339,14 +335,12 @@ class _StageMaker:
         stage: str,
         compute: Callable[..., Any],
         parts: Sequence[nn.Module],
-        layers: _PartLayers | None = None,
+        layers: _PartLayers = _NO_LAYERS,
         extra: Sequence[str] = (),
         sizes: Mapping[int | str, int] = _NOTHING,
     ) -> StageGraph:
-        """Bind a computation to the stage's tensors: those it must have, `extra`, and the modulation."""
-        kind, modulation = STAGES[stage], layers.modulation if layers else None
-        optional = {*extra, modulation}
-
+        """Bind a computation to the stage's tensors: those it must have, `extra`, prompts, and modulation."""
+        kind, optional = STAGES[stage], {*extra, *self.given_prompts, layers.modulation}
         may_read = (*kind.reads_one_of, *kind.may_read)
         read = (*kind.reads, *(name for name in may_read if name in optional))
         given = (*kind.gives, *(name for name in kind.may_give if name in optional))
@@ -354,12 +348,11 @@ class _StageMaker:
         inputs = tuple(
             self._spec(name, {**sizes, **one} if name in self.modulations else sizes) for name in read
         )
-        inputs += layers.weights if layers else ()
+        inputs += layers.weights
         outputs = tuple(self._spec(name, sizes) for name in given)
         module = _Stage([spec.name for spec in inputs], compute, parts, layers).eval().requires_grad_(False)
         multiple = self.network.multiple // self.network.vae_factor
-        key = layers.key if layers else SHARED
-        return StageGraph(stage, key, module, inputs, outputs, multiple)
+        return StageGraph(stage, layers.key, module, inputs, outputs, multiple)
 
     def _spec(self, name: str, sizes: Mapping[int | str, int]) -> TensorSpec:
         known = {**self.sizes, **sizes}

@@ -15,6 +15,8 @@ from s3diff_training.network.one_step_network import Restored
 
 MEASURED_GRIDS = (1, 2, 3, 4, 6)
 """Sides of the square grids that `bin_costs` compares."""
+_POINTS = 8
+"""Degradations at which it does, drawn uniformly."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,7 @@ class BinCost:
 
 
 @torch.no_grad()
-def bin_costs(
-    network: S3Diff, image: Tensor, chosen: Sequence[Bin], degradations: int = 8, seed: int = 0
-) -> Iterator[BinCost]:
+def bin_costs(network: S3Diff, image: Tensor, chosen: Sequence[Bin]) -> Iterator[BinCost]:
     """Compare nearest-bin results with exact ones, for the chosen bins and for square grids.
 
     Merging is exact at a bin's centre, so the centre's modulation stands for the merged graph.
@@ -43,10 +43,8 @@ def bin_costs(
         network: with modulated LoRA.
         image: LR `[1, 3, h, w]` in [0, 1]; a small one will do.
         chosen: the bins of the build, compared first.
-        degradations: number of (noise, blur) points, drawn uniformly.
-        seed: of the draw.
     """
-    points = torch.rand(degradations, 2, generator=torch.Generator().manual_seed(seed)).tolist()
+    points = torch.rand(_POINTS, 2, generator=torch.Generator().manual_seed(0)).tolist()
     prompts = network.encode_prompts([network.config.positive_prompt, network.config.negative_prompt])
 
     @cache  # sets of bins share centres, and points share their nearest one

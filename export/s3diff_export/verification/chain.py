@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -26,12 +25,13 @@ class Chain:
     is what there is so far, by the names of `run_stage`.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, case: CheckCase) -> None:
-        self.manifest, self.case = manifest, case
+    def __init__(self, bundle: Bundle, case: CheckCase) -> None:
+        self.manifest, self.case = bundle.manifest, case
         self.tensors: dict[str, Array] = {"image": case.image[None], **case.given}
-        if manifest.prompts.tokenizer is not None:
-            tokenizer = Tokenizer.from_file(str(folder / manifest.prompts.tokenizer))
-            encoded = tokenizer.encode_batch([manifest.prompts.positive, manifest.prompts.negative])
+        prompts = bundle.manifest.prompts
+        if prompts.tokenizer is not None:
+            tokenizer = Tokenizer.from_file(str(bundle.folder / prompts.tokenizer))
+            encoded = tokenizer.encode_batch([prompts.positive, prompts.negative])
             self.tensors["tokens"] = np.array([prompt.ids for prompt in encoded], np.int64)
 
     def advance(self, stage: str, session: Session) -> None:
@@ -66,7 +66,7 @@ def run_chains(
     One session is open at a time, so the largest stage bounds the memory. `inspect` is called with each
     stage, its session and the number of the case, before the case advances.
     """
-    chains = [Chain(bundle.folder, bundle.manifest, case) for case in cases]
+    chains = [Chain(bundle, case) for case in cases]
     for stage, kind in bundle.manifest.ordered_stages():
         if kind.gives_weights:
             continue  # it runs with those that read them, so that the weights of one case are there at a time

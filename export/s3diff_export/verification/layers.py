@@ -29,7 +29,6 @@ from s3diff_export.verification.cases import check_cases
 from s3diff_export.verification.chain import Chain, stage_inputs
 from s3diff_export.verification.parity import Gates, errors_of
 from s3diff_export.verification.reference import Array
-from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.engines.flavours import FLAVOURS, BuilderFlavour
 from s3diff_runtime.engines.onnx import OnnxEngine
@@ -87,8 +86,7 @@ class LayerReport:
 
 
 def compare_layers(
-    folder: Path,
-    manifest: Manifest,
+    bundle: Bundle,
     image: Pixels,
     gates: Gates,
     engine: BuilderFlavour | None = None,
@@ -100,7 +98,7 @@ def compare_layers(
     at: all have the same layers.
 
     Args:
-        folder, manifest: of the bundle.
+        bundle: whose graphs are looked at.
         image: LR, `[H, W, 3]`; at most 64 pixels of each side are used.
         gates: `stage` is the limit of every layer.
         engine: flavour whose layers are compared with ONNX Runtime's, on a GPU; None compares with fp32.
@@ -110,13 +108,14 @@ def compare_layers(
         RequestError: for an fp32 bundle without an engine; for an engine that cannot run here.
         BuildError: when a graph does not run, or TensorRT cannot build it with all layers as outputs.
     """
+    manifest = bundle.manifest
     if engine is None and manifest.precision == "fp32":
         raise RequestError("this bundle computes in fp32 already: --layers compares fp16 graphs with fp32")
     if engine is not None:
         _require_gpu(engine)
     limit = gates.limits(manifest.precision).stage
     case = check_cases([image[:_SIDE, :_SIDE]], manifest.family, manifest.bins, (), manifest.is_adjustable)[0]
-    chain, reports, bundle = Chain(folder, manifest, case), [], Bundle(folder, manifest)
+    chain, reports = Chain(bundle, case), []
     for stage, _ in manifest.ordered_stages():
         key = bundle.key(stage, case.choices)
         path = bundle.checked_graph(stage, key)

@@ -1,6 +1,6 @@
 """What PyTorch computes in fp32, stage by stage: the truth that a bundle is verified against."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from s3diff_export.verification.cases import CheckCase
 from s3diff_runtime.families import FAMILIES
+from s3diff_runtime.progress import Steps
 from s3diff_runtime.vocabulary import ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.base import OneStep, ResidualStep
@@ -38,15 +39,21 @@ class Reference:
 
 @torch.no_grad()
 def references(
-    network: OneStepNetwork, cases: Sequence[CheckCase], color_fixes: Sequence[ColorFix], guided: bool = True
-) -> Iterator[Reference]:
+    network: OneStepNetwork,
+    cases: Sequence[CheckCase],
+    color_fixes: Sequence[ColorFix],
+    guided: bool = True,
+    progress: Steps = lambda _: None,
+) -> list[Reference]:
     """Run every case in fp32, with the mode of the posterior and the checkpoint's prompts.
 
     `guided` is at the checkpoint's guidance; False takes the positive prompt alone, as a bundle without
     guidance does.
     """
     unguided = {"guidance": 1.0} if FAMILIES[network.family].guides and not guided else {}
-    for case in cases:
+    truths = []
+    for number, case in enumerate(cases, start=1):
+        progress(f"PyTorch in fp32, case {number} of {len(cases)}")
         image = from_uint8(case.image)[None]
         restored = network.restore(image, **{"color_fix": "none", **case.asked, **unguided})
         computed = network.computed(image, restored, guided)
@@ -56,4 +63,5 @@ def references(
         tensors = {name: tensor.numpy() for name, tensor in computed.items() if tensor is not None}
         found: dict[str, Array] = {"image": case.image[None], **case.given, **tensors}
         probes = {name: probe for name, probe in network.probes(guided).items() if name in tensors}
-        yield Reference(case, found, network.one_step, probes)
+        truths.append(Reference(case, found, network.one_step, probes))
+    return truths

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s3diff_runtime.bundle.inspection import as_bytes, facts
+from s3diff_runtime.bundle.inspection import facts
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.families import FAMILIES
 
@@ -51,7 +51,7 @@ fetched.
 
 ## What it is
 
-{"".join(_table(("", ""), [*facts(manifest), ("files", _files(manifest))]))}
+{"".join(_table(("", ""), list(facts(manifest))))}
 ## How well it was verified
 
 {"".join(_parity(manifest.reports.get("parity")))}{"".join(_bins(manifest.reports.get("bins")))}
@@ -59,10 +59,6 @@ fetched.
 
 `{license}`. A bundle holds the weights that it was built from: what their licences ask for, it asks for too.
 """
-
-
-def _files(manifest: Manifest) -> str:
-    return f"{len(manifest.files)} with {as_bytes(sum(record.size for record in manifest.files.values()))}"
 
 
 def _parity(report: Any) -> Iterator[str]:  # noqa: ANN401 - reports are free-form JSON

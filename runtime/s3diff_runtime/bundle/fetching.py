@@ -22,7 +22,7 @@ from socket import gaierror
 from typing import Any, Protocol
 
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.bundle.records import MANIFEST_NAME, FileRecord
+from s3diff_runtime.bundle.records import MANIFEST_NAME, FileRecord, total_size
 from s3diff_runtime.errors import BundleError, JobError, RequestError, S3DiffError, first_line
 from s3diff_runtime.files import cache_folder, replacing
 from s3diff_runtime.remote import RemotePath, place_named, without_credentials
@@ -148,8 +148,7 @@ def download(source: Source, folder: Path, content: bytes) -> None:
         (temporary / MANIFEST_NAME).write_bytes(content)
         try:
             files = Manifest.parse(temporary).files
-            size = sum(record.size for record in files.values())
-            _logger.info("fetching %s: %d files, %.1f MiB", source, len(files), size / 2**20)
+            _logger.info("fetching %s: %d files, %.1f MiB", source, len(files), total_size(files) / 2**20)
             source.fetch(files, temporary)
             Manifest.read(temporary, check="hashes")
         except BundleError as error:

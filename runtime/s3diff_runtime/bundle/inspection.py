@@ -10,7 +10,7 @@ from rich.console import Console
 from s3diff_runtime.bundle.engine_records import EngineSet
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
-from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.bundle.records import TensorSpec, total_size
 from s3diff_runtime.families import FAMILIES
 from s3diff_runtime.options import Options, argument, option
 from s3diff_runtime.progress import show_table
@@ -46,10 +46,9 @@ def _tables(
     manifest: Manifest, request: InspectRequest
 ) -> Iterator[tuple[str, Sequence[str], Iterator[tuple[str, ...]]]]:
     """Titles, columns and rows: the bundle, its stages, bins and engines, and the reports of its build."""
-    total = sum(record.size for record in manifest.files.values())
     how = "every hash compared" if request.check else "all sizes and the hashes of small files compared"
-    files = ("files", f"{len(manifest.files)} with {as_bytes(total)}; {how}")
-    yield f"Bundle {request.bundle}", ("", ""), iter([*facts(manifest), files])
+    *known, (name, files) = facts(manifest)
+    yield f"Bundle {request.bundle}", ("", ""), iter([*known, (name, f"{files}; {how}")])
     yield "Stages", ("stage", "inputs", "outputs", "graphs", "size"), _stages(manifest)
     if manifest.bins:
         bins = ((bin.name, f"{bin.noise:g}", f"{bin.blur:g}") for bin in manifest.bins)
@@ -81,12 +80,12 @@ def facts(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if guidance.mode == "on":
         yield "negative prompt", prompts.negative
     yield "colour corrections", ", ".join(manifest.color_fixes)
+    yield "files", f"{len(manifest.files)} with {as_bytes(total_size(manifest.files))}"
 
 
 def _stages(manifest: Manifest) -> Iterator[tuple[str, ...]]:
     for name, stage in manifest.stages.items():
-        files = ChainMap(*(manifest.graph_files(graph) for graph in stage.graphs.values()))
-        size = sum(record.size for record in files.values())
+        size = total_size(ChainMap(*(manifest.graph_files(graph) for graph in stage.graphs.values())))
         per = "scale" if STAGES[name].by_scale else "bin"
         graphs = "1, shared" if SHARED in stage.graphs else f"{len(stage.graphs)}, one per {per}"
         yield name, _tensors(stage.inputs), _tensors(stage.outputs), graphs, as_bytes(size)
@@ -101,8 +100,7 @@ def _engines(engines: EngineSet, manifest: Manifest) -> Iterator[tuple[str, str]
     if identity.hardware_compatibility != "none":
         runs_on += f"; {identity.hardware_compatibility.replace('_', ' ')}"
     yield "runs on", runs_on
-    for name in ("batch", "height", "width"):
-        sizes = getattr(identity.profile, name)
+    for name, sizes in identity.profile:
         yield name, f"{sizes.min} to {sizes.max}, tuned for {sizes.opt}"
     for name, value in identity.options.items():
         if value is not None:

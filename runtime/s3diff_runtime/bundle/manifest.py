@@ -18,10 +18,11 @@ from s3diff_runtime.bundle.records import (
     Sha256,
     TensorSpec,
     UtcTime,
+    invalid_fields,
 )
 from s3diff_runtime.errors import BundleError
 from s3diff_runtime.families import FAMILIES, FamilyName
-from s3diff_runtime.files import replacing, tidy_up
+from s3diff_runtime.files import tidy_up, write_text
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
 from s3diff_runtime.stages import STAGES, TENSORS, StageKind, TensorKind, kind_of, scale_key
 from s3diff_runtime.strengths import PASSES, Strengths
@@ -140,8 +141,7 @@ class Manifest(Part):
 
     def write(self, folder: Path) -> None:
         """Write the manifest into `folder`, atomically. Raises `JobError` when the disk refuses."""
-        with replacing(folder / MANIFEST_NAME) as temporary:
-            temporary.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_text(folder / MANIFEST_NAME, self.model_dump_json(indent=2) + "\n")
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -187,9 +187,8 @@ class Manifest(Part):
                 text = file.read(_MOST_BYTES + 1)
             if len(text) > _MOST_BYTES:
                 raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
-            content = from_json(
-                text
-            )  # refuses what those who show it could not: deep nests, text that is none
+            # It refuses what those who show it could not: deep nests, text that is none.
+            content = from_json(text)
         except FileNotFoundError as error:
             if not folder.exists():
                 raise BundleError(f"{folder} does not exist; expected the folder of a bundle") from error
@@ -209,7 +208,7 @@ class Manifest(Part):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "; ".join(_describe(error))
+            problems = invalid_fields(error)
             raise BundleError(f"{path} is not a valid manifest: {problems}; {rebuild}") from error
 
     @model_validator(mode="after")
@@ -361,10 +360,3 @@ def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
     sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
     fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
     return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
-
-
-def _describe(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False, include_context=False):
-        where = ".".join(map(str, problem["loc"]))
-        what = problem["msg"].removeprefix("Value error, ")
-        yield " ".join((f"{where}: {what}" if where else what).split())

@@ -9,6 +9,7 @@ from s3diff_runtime.bundle.engine_records import EngineSet
 from s3diff_runtime.bundle.external_weights import external_files
 from s3diff_runtime.bundle.integrity import checked_content
 from s3diff_runtime.bundle.manifest import SHARED, Manifest
+from s3diff_runtime.bundle.records import total_size
 from s3diff_runtime.errors import BundleError
 
 
@@ -69,7 +70,7 @@ class Bundle:
     def size(self, stage: str, key: str) -> int:
         """Bytes of what runs, with its weights."""
         plain = replace(self, cuda_forms=False).graph(stage, key)  # a form reads the same weights
-        return sum(record.size for record in self.manifest.graph_files(plain).values())
+        return total_size(self.manifest.graph_files(plain))
 
     def read(self, name: str) -> bytes:
         """The content of a file, after its size and hash were checked. Raises `BundleError`."""

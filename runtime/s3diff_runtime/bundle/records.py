@@ -1,10 +1,11 @@
 """What the parts of a manifest share: paths, hashes, tensors, and the strictness of their fields."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from s3diff_runtime.stages import Dtype
 
@@ -38,6 +39,16 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def invalid_fields(error: ValidationError) -> str:
+    """Everything that is wrong with a part, each with the path of its field, in one line."""
+    found = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(map(str, problem["loc"]))
+        what = problem["msg"].removeprefix("Value error, ")
+        found.append(" ".join((f"{where}: {what}" if where else what).split()))
+    return "; ".join(found)
+
+
 class TensorSpec(Part):
     """An input or output of a stage: its name in the graph, its type, and its shape.
 
@@ -54,3 +65,8 @@ class FileRecord(Part):
 
     sha256: Sha256
     size: int = Field(ge=0)
+
+
+def total_size(files: Mapping[str, FileRecord]) -> int:
+    """Bytes of files together."""
+    return sum(record.size for record in files.values())

@@ -15,6 +15,7 @@ class SessionPool:
 
     Those that serve all bins stay. Those of the bins stay while the sizes of their files keep within the
     budget; the least recently used leave first, before another one is opened, and a single one may exceed it.
+    Where the device has not the memory for a session, they leave for it, too.
     """
 
     def __init__(self, bundle: Bundle, engine: Engine, memory_bytes: int) -> None:
@@ -36,32 +37,22 @@ class SessionPool:
                     self._shared[stage] = self._open(stage, key)
                 return self._shared[stage]
             if (stage, key) not in self._binned:
-                self._make_room(self._bundle.size(stage, key))
-                self._binned[stage, key] = self._open_instead(stage, key)
+                size = self._bundle.size(stage, key)
+                while self._binned and size + self._held() > self._budget:
+                    self._binned.popitem(last=False)
+                self._binned[stage, key] = self._open(stage, key)
             self._binned.move_to_end((stage, key))
             return self._binned[stage, key]
 
-    def resident(self) -> list[tuple[str, str]]:
-        """Stage and bin of the bins' open sessions, the least recently used first."""
-        with self._lock:
-            return list(self._binned)
+    def _held(self) -> int:
+        return sum(self._bundle.size(*key) for key in self._binned)
 
-    def _make_room(self, size: int) -> None:
-        held = sum(self._bundle.size(*key) for key in self._binned)
-        while self._binned and held + size > self._budget:
-            key, _session = self._binned.popitem(last=False)
-            held -= self._bundle.size(*key)
-
-    def _open_instead(self, stage: str, key: str) -> Session:
-        """Open a session, at the cost of other bins where the device has not the memory for all."""
+    def _open(self, stage: str, key: str) -> Session:
+        graph = self._bundle.checked_graph(stage, key)
         while True:
             try:
-                return self._open(stage, key)
+                return self.engine.open(graph, self._bundle.manifest.stages[stage])
             except OutOfMemory:
                 if not self._binned:
                     raise
             self._binned.popitem(last=False)
-
-    def _open(self, stage: str, key: str) -> Session:
-        graph = self._bundle.checked_graph(stage, key)
-        return self.engine.open(graph, self._bundle.manifest.stages[stage])

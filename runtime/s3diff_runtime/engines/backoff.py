@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from threading import Lock
 
+from s3diff_runtime.engines.limits import Limits
 from s3diff_runtime.errors import OutOfMemory
 
 _logger = logging.getLogger("s3diff_runtime")
@@ -30,14 +31,11 @@ class Backoff:
 
     Args:
         sizes: to begin with.
-        least_batch: below it, batches save nothing.
-        least_tile: the smallest tile that the network takes.
-        multiple: of tiles.
+        limits: the least batch and tile that they shrink to, and what tiles are multiples of.
     """
 
-    def __init__(self, sizes: Sizes, least_batch: int, least_tile: int, multiple: int) -> None:
-        self._sizes, self._lock = sizes, Lock()
-        self._least_batch, self._least_tile, self._multiple = least_batch, least_tile, multiple
+    def __init__(self, sizes: Sizes, limits: Limits) -> None:
+        self._sizes, self._limits, self._lock = sizes, limits, Lock()
 
     @property
     def sizes(self) -> Sizes:
@@ -70,10 +68,10 @@ class Backoff:
             self._sizes = smaller
 
     def _smaller(self, tried: Sizes, images: int, longest: int) -> Sizes | None:
-        is_cut = 0 < tried.tile < longest
+        limits, is_cut = self._limits, 0 < tried.tile < longest
         batch = tried.batch if is_cut else min(tried.batch, images)
-        if batch > self._least_batch:
-            return Sizes(max(batch // 2, self._least_batch), tried.tile)
+        if batch > limits.least_batch:
+            return Sizes(max(batch // 2, limits.least_batch), tried.tile)
         side = tried.tile if is_cut else longest
-        half = max(side // 2 // self._multiple * self._multiple, self._least_tile)
+        half = max(side // 2 // limits.multiple * limits.multiple, limits.least_tile)
         return Sizes(tried.batch, half) if half < side else None

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from s3diff_runtime.bundle.opening import Bundle
+from s3diff_runtime.bundle.records import total_size
 from s3diff_runtime.errors import JobError
 from s3diff_runtime.files import cache_folder, replacing
 
@@ -44,7 +45,7 @@ class CompiledGraphs:
         None where nothing is kept of it.
         """
         records = self._bundle.manifest.graph_files(graph.relative_to(self._bundle.folder).as_posix())
-        if not _LEAST <= sum(record.size for record in records.values()) <= LARGE:
+        if not _LEAST <= total_size(records) <= LARGE:
             return None
         key = json.dumps([[record.sha256 for record in records.values()], self._circumstances, list(how)])
         try:

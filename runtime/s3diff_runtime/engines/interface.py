@@ -54,7 +54,7 @@ class Session(Protocol):
 class Lane(Protocol):
     """Where one chain of stages runs. What lies on it is gone when the chain ends."""
 
-    def upload(self, name: str, array: NDArray[Any]) -> Value:
+    def upload(self, name: str, array: NDArray[Any], /) -> Value:
         """Bring a tensor to the device, once for all stages that read it. Raises `OutOfMemory`."""
 
     def standing(self, key: Hashable, compute: Callable[[], Mapping[str, Value]]) -> Mapping[str, Value]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +12,12 @@ import numpy as np
 
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
 from s3diff_runtime.engines.failures import failure, line
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.host import HostLanes
-from s3diff_runtime.engines.interface import Lane, Session, Value, tensor_problem
+from s3diff_runtime.engines.interface import Session, Value, tensor_problem
+from s3diff_runtime.engines.lanes import Lanes
 from s3diff_runtime.engines.onnx_cuda import CudaSession, CudaSide
 from s3diff_runtime.errors import BundleError, RequestError
 
@@ -66,11 +64,8 @@ class OnnxEngine:
         self._require(self._ort.get_available_providers(), "install s3diff-export[gpu] in place of [cpu]")
         self._cuda = CudaSide(self._ort, self._index, exact) if self._kind == "cuda" else None
         self._options = self._session_options(threads)
-        self._lanes: CudaSide | HostLanes = self._cuda or HostLanes()
-
-    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
-        """See `Engine.lane`."""
-        return self._lanes.lane(clock)
+        # One at a time on CUDA, where tensors of a second chain would lie where those of the first do.
+        self.lane = (Lanes(1, self._cuda.upload) if self._cuda else Lanes()).lane
 
     def open(self, graph: Path, stage: Stage) -> Session:
         """See `Engine.open`."""
@@ -114,7 +109,7 @@ class OnnxEngine:
         # Every session has its own threads: those of one must not spin while the next one works.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # One arena for all sessions holds the largest need of a stage, not the sum of all.
-        _share_cpu_arena()
+        _share_cpu_arena(self._ort)
         options.add_session_config_entry("session.use_env_allocators", "1")
         return options
 
@@ -154,8 +149,7 @@ def _import_onnxruntime() -> ModuleType:
 
 
 @cache
-def _share_cpu_arena() -> None:
+def _share_cpu_arena(ort: ModuleType) -> None:
     """Give the process one allocator, which the sessions use that ask for it, and which lives as long."""
-    ort = _import_onnxruntime()
     kind, memory = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ort.OrtMemType.DEFAULT
     ort.create_and_register_allocator(ort.OrtMemoryInfo("Cpu", kind, 0, memory), None)

@@ -12,18 +12,17 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.failures import failure
 from s3diff_runtime.engines.interface import Value, shape_of
 from s3diff_runtime.engines.standing import Standing
@@ -57,15 +56,7 @@ class CudaSide:
             ort.preload_dlls()  # CUDA and cuDNN, where pip put them
         self._settings = {**SETTINGS, "device_id": index, "use_tf32": int(not exact)}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnxruntime")
-        self._uploads: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
-        self._turn = Lock()
-        self.standing = Standing[Mapping[str, Value]](1)  # a second one would lie where the first does
-
-    @contextlib.contextmanager
-    def lane(self, clock: Clock) -> Iterator[CudaLane]:
-        """See `Engine.lane`: one at a time, for tensors of a second would lie where those of the first do."""
-        with self._turn:
-            yield CudaLane(self, clock)
+        self._uploads = Standing[Any](_BUFFERS)
 
     def run(self, call: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401
         """The result of a call that this engine's thread makes."""
@@ -86,18 +77,12 @@ class CudaSide:
         except Exception:  # the exceptions of ONNX Runtime have no base of their own
             return self.run(loaded, False), False
 
-    def upload(self, name: str, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
+    def place(self, name: str, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
         """Copy an array to the buffer of its name and shape, which is made where there is none."""
         array, key = np.ascontiguousarray(array), (name, array.shape, array.dtype.str)
-        value = self._uploads.get(key)
-        if value is None:
-            value = self._ort.OrtValue.ortvalue_from_numpy(array, "cuda", self.index)
-            self._uploads[key] = value
-            if len(self._uploads) > _BUFFERS:
-                self._uploads.popitem(last=False)
-        else:
-            value.update_inplace(array)
-            self._uploads.move_to_end(key)
+        make = partial(self._ort.OrtValue.ortvalue_from_numpy, array, "cuda", self.index)
+        value = self._uploads.get(key, make)
+        value.update_inplace(array)
         return value
 
     def run_options(self, graph: str) -> onnxruntime.RunOptions:
@@ -106,17 +91,10 @@ class CudaSide:
         options.add_run_config_entry("gpu_graph_id", graph)
         return options
 
-
-class CudaLane:
-    """A chain of stages on the GPU, which waits for each of them."""
-
-    def __init__(self, side: CudaSide, clock: Clock) -> None:
-        self._side, self.standing, self.timed = side, side.standing.get, clock.running
-
     def upload(self, name: str, array: NDArray[Any]) -> Value:
         """See `Lane.upload`."""
         try:
-            return self._side.run(self._side.upload, name, array)
+            return self.run(self.place, name, array)
         except Exception as error:  # the exceptions of ONNX Runtime have no base of their own
             raise failure(f"copying {name} to cuda failed", error) from error
 
@@ -153,7 +131,7 @@ class CudaSession:
 
     def _run(self, inputs: Mapping[str, Any]) -> dict[str, Value]:
         values: list[Any] = [
-            self._side.upload(f"{self._stage}/{name}", value) if isinstance(value, np.ndarray) else value
+            self._side.place(f"{self._stage}/{name}", value) if isinstance(value, np.ndarray) else value
             for name, value in ((name, inputs[name]) for name in self._inputs)
         ]
         key = tuple(shape_of(value) for value in values)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -19,13 +19,12 @@ import numpy as np
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
 from s3diff_runtime.bundle.records import TensorSpec
-from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.compiled_graphs import LARGE, CompiledGraphs, keep, read_kept
 from s3diff_runtime.engines.cpu_options import CpuOptions, CpuPrecision
 from s3diff_runtime.engines.failures import failure, is_want_of_memory, line
 from s3diff_runtime.engines.flavours import FlavourTraits
-from s3diff_runtime.engines.host import HostLanes
-from s3diff_runtime.engines.interface import Lane, Value, tensor_problem
+from s3diff_runtime.engines.interface import Value, tensor_problem
+from s3diff_runtime.engines.lanes import Lanes
 from s3diff_runtime.errors import BundleError, OutOfMemory, RequestError
 
 if TYPE_CHECKING:
@@ -87,11 +86,7 @@ class OpenVinoEngine:
         if cpu.threads:
             self._settings["INFERENCE_NUM_THREADS"] = cpu.threads
         self._kept = bundle and CompiledGraphs(bundle, self._circumstances())
-        self._lanes = HostLanes()
-
-    def lane(self, clock: Clock) -> AbstractContextManager[Lane]:
-        """See `Engine.lane`."""
-        return self._lanes.lane(clock)
+        self.lane = Lanes().lane
 
     def open(self, graph: Path, stage: Stage) -> OpenVinoSession:
         """See `Engine.open`."""

@@ -9,11 +9,11 @@ from pydantic import ValidationError
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import TensorSpec
+from s3diff_runtime.bundle.records import TensorSpec, invalid_fields
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
-from s3diff_runtime.engines.flavours import FLAVOURS, FlavourTraits
+from s3diff_runtime.engines.flavours import FlavourTraits
 from s3diff_runtime.engines.interface import tensor_problem
 from s3diff_runtime.engines.tensorrt.api import TensorRt, version_numbers
 from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
@@ -38,41 +38,33 @@ def open_engine(
     """
     everything = bundle.manifest.engines
     sets = [engines for engines in everything if engines.identity.flavour == flavour.name]
-    build = _build_command(bundle, flavour.name)
+    build = f"s3diff-export engines {bundle.folder} {flavour.built_with}"
     if not sets:
         only = f" (only {', '.join(engines.name for engines in everything)})" if everything else ""
         raise RequestError(
             f"{bundle.folder} has no engines for {flavour.name}{only}; build some with {build}"
         )
     cuda = Cuda(load_runtime(), Device.parse(device).number)
+    api = TensorRt(sets[0].identity.flavour)
     problems: list[str] = []
     for engines in sets:
-        found = _loadable(engines.identity, cuda)
-        if isinstance(found, TensorRt):
-            return TensorRtEngine(bundle, engines, found, cuda), engines
-        problems.append(f"{engines.name}: {found}")
+        misfit = ", ".join(_mismatches(engines.identity, cuda.gpu, api))
+        if not misfit:
+            return TensorRtEngine(bundle, engines, api, cuda, build), engines
+        problems.append(f"{engines.name}: {misfit}")
     raise RequestError(
         f"no engines of {bundle.folder} fit this machine ({'; '.join(problems)}); "
         f"build engines for it with {build}"
     )
 
 
-def _loadable(identity: EngineIdentity, cuda: Cuda) -> TensorRt | str:
-    """The TensorRT that loads such engines here, or why there is none."""
-    try:
-        api = TensorRt(identity.flavour)
-    except RequestError as error:
-        return str(error)
-    return ", ".join(_mismatches(identity, cuda.gpu, api.version)) or api
-
-
-def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[str]:
+def _mismatches(identity: EngineIdentity, gpu: Gpu, api: TensorRt) -> Iterator[str]:
     """Everything that keeps an engine from being loaded by a GPU and the TensorRT of its flavour."""
-    if FLAVOURS[identity.flavour].runs_older:
-        if version_numbers(version) < version_numbers(identity.version):
-            yield f"expected {identity.flavour} {identity.version} or later, found {version}"
-    elif version != identity.version:
-        yield f"expected {identity.flavour} {identity.version}, found {version}"
+    if api.flavour.runs_older:
+        if version_numbers(api.version) < version_numbers(identity.version):
+            yield f"expected {identity.flavour} {identity.version} or later, found {api.version}"
+    elif api.version != identity.version:
+        yield f"expected {identity.flavour} {identity.version}, found {api.version}"
     if identity.hardware_compatibility == "ampere_plus":
         if version_numbers(gpu.compute_capability) < _AMPERE:
             yield f"expected compute capability 8.0 or later, found {gpu.compute_capability} ({gpu.name})"
@@ -85,16 +77,15 @@ def _mismatches(identity: EngineIdentity, gpu: Gpu, version: str) -> Iterator[st
         yield f"expected a driver for CUDA {identity.driver} or later, found one for {gpu.driver}"
 
 
-def _build_command(bundle: Bundle, flavour: str) -> str:
-    return f"s3diff-export engines {bundle.folder} {FLAVOURS[flavour].built_with}"
-
-
 class TensorRtEngine:
-    """Opens the engines of one set of a bundle on one GPU; that they fit it and TensorRT was checked."""
+    """Opens the engines of one set of a bundle on one GPU; that they fit it and TensorRT was checked.
+
+    `build` is the command that builds others.
+    """
 
     precision: str | None = None
 
-    def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda) -> None:
+    def __init__(self, bundle: Bundle, engines: EngineSet, api: TensorRt, cuda: Cuda, build: str) -> None:
         self.name: str = engines.identity.flavour
         self.device = f"cuda:{cuda.gpu.index}"
         self._bundle, self._engines, self._api, self._cuda = bundle, engines, api, cuda
@@ -102,7 +93,7 @@ class TensorRtEngine:
         if api.flavour.compiles_on_device:
             with suppress(JobError):  # without a place they are compiled anew
                 api.kernels = KernelCache(kernels_file(engines.name, cuda.gpu.name))
-        self._rebuild = f"build engines on this machine with {_build_command(bundle, self.name)}"
+        self._rebuild = f"build engines on this machine with {build}"
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[Lane]:
@@ -144,8 +135,10 @@ class TensorRtEngine:
         except JobError as error:
             raise BundleError(f"{name}: {error}; {self._rebuild}") from error
         session = TensorRtSession(self._api, engine, self._cuda, self._lanes, sidecar.stage)
-        for side, specs in (("inputs", stage.inputs), ("outputs", stage.outputs)):
-            tensors = (each for each in session.tensors if each.is_input == (side == "inputs"))
+        for side, tensors, specs in (
+            ("inputs", session.inputs, stage.inputs),
+            ("outputs", session.outputs, stage.outputs),
+        ):
             has, wanted = ([f"{each.name} {each.dtype}" for each in part] for part in (tensors, specs))
             problem = tensor_problem(side, sorted(has), sorted(wanted))
             if problem:
@@ -157,11 +150,8 @@ class TensorRtEngine:
         try:
             return EngineSidecar.model_validate_json(self._bundle.read(path))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(
-                f"{path} does not describe an engine ({where}: {first['msg']}); {self._rebuild}"
-            ) from error
+            problems = invalid_fields(error)
+            raise BundleError(f"{path} does not describe an engine ({problems}); {self._rebuild}") from error
 
 
 def _named(tensors: tuple[TensorSpec, ...]) -> str:

@@ -4,7 +4,7 @@ A graph is the launches of a stage, recorded once and replayed with a single cal
 """
 
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +93,7 @@ class GraphCache:
     def __init__(self, cuda: Cuda, stream: Handle, most: int = MOST_GRAPHS) -> None:
         self._cuda, self._stream, self._most = cuda, stream, most
         self._graphs: OrderedDict[Hashable, tuple[Handle, StageContext]] = OrderedDict()
-        self._came_once: OrderedDict[Hashable, None] = OrderedDict()
+        self._came_once: deque[Hashable] = deque(maxlen=most)
         self._generation = 0
         self._refused = False
 
@@ -120,9 +120,7 @@ class GraphCache:
         if self._refused:
             return None
         if key not in self._came_once:
-            self._came_once[key] = None
-            if len(self._came_once) > self._most:
-                self._came_once.popitem(last=False)
+            self._came_once.append(key)
             return None
         try:
             return make()
@@ -138,7 +136,7 @@ class GraphCache:
         except JobError as error:
             self._refuse(error)
             return
-        del self._came_once[key]
+        self._came_once.remove(key)
         self._graphs[key] = graph, context
         self._drop(len(self._graphs) - self._most)
 

@@ -152,12 +152,12 @@ class Lane:
 
 
 class LanePool:
-    """The lanes of one GPU, for `most` chains at a time; others wait. Safe to use from several threads."""
+    """The lanes of one GPU, for `LANES` chains at a time; others wait. Safe to use from several threads."""
 
-    def __init__(self, cuda: Cuda, most: int = LANES) -> None:
+    def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
         self._idle: list[Lane] = []
-        self._lock, self._turns = Lock(), Semaphore(most)
+        self._lock, self._turns = Lock(), Semaphore(LANES)
 
     @contextmanager
     def lane(self, clock: Clock) -> Iterator[Lane]:

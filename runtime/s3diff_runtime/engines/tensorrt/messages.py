@@ -3,10 +3,8 @@
 import re
 import threading
 from collections import deque
-from functools import lru_cache
+from functools import cache
 from typing import Any
-
-from s3diff_runtime.engines.flavours import COMPILED_FLAVOURS
 
 _KEPT = 50
 _LONGEST = 700  # characters of a reason
@@ -47,7 +45,7 @@ def _in_one_line(texts: list[str]) -> str:
     return " | ".join(lines)[:_LONGEST] or "TensorRT gave no reason"
 
 
-@lru_cache(maxsize=len(COMPILED_FLAVOURS))
+@cache
 def collector(module: Any) -> tuple[Any, Messages]:  # noqa: ANN401 - tensorrt has no annotations
     """The logger of a TensorRT module and what it collects: one a process.
 

@@ -88,14 +88,14 @@ class TensorRtSession:
     When every input is an array, the session takes a lane for this one run, and the outputs are arrays.
 
     Attributes:
-        tensors: inputs and outputs of the engine.
+        inputs, outputs: of the engine.
     """
 
     def __init__(self, api: TensorRt, engine: Any, cuda: Cuda, lanes: LanePool, stage: str) -> None:  # noqa: ANN401
-        self.tensors = api.tensors(engine)
+        tensors = api.tensors(engine)
+        self.inputs = [tensor for tensor in tensors if tensor.is_input]
+        self.outputs = [tensor for tensor in tensors if not tensor.is_input]
         self._api, self._engine, self._cuda, self._lanes, self._stage = api, engine, cuda, lanes, stage
-        self._inputs = [tensor for tensor in self.tensors if tensor.is_input]
-        self._outputs = [tensor for tensor in self.tensors if not tensor.is_input]
         self._profiles: int = engine.num_optimization_profiles
         self._in_lanes: WeakKeyDictionary[Lane, StageInLane] = WeakKeyDictionary()
         self._lock = Lock()
@@ -112,9 +112,9 @@ class TensorRtSession:
     def _run(self, lane: Lane, given: dict[str, Value]) -> dict[str, DeviceTensor]:
         try:
             lane.keep(self)
-            inputs = {tensor.name: on_lane(lane, tensor.name, given[tensor.name]) for tensor in self._inputs}
+            inputs = {tensor.name: on_lane(lane, tensor.name, given[tensor.name]) for tensor in self.inputs}
             stage = self._in_lane(lane)
-            plan = stage.plan(inputs, self._outputs, self._profile(inputs), lane)
+            plan = stage.plan(inputs, self.outputs, self._profile(inputs), lane)
             outputs = {name: lane.place(name, *described) for name, described in plan.outputs.items()}
             bindings = Bindings(inputs, outputs, lane.scratch(plan.scratch), plan.scratch)
             stage.run(bindings, plan.profile, lane)
@@ -128,9 +128,9 @@ class TensorRtSession:
         TensorRT's own words for a wrong shape or type name neither what it expected nor a remedy.
         """
         for profile in range(self._profiles):
-            if all(spec.takes(inputs[spec.name].shape, profile) for spec in self._inputs):
+            if all(spec.takes(inputs[spec.name].shape, profile) for spec in self.inputs):
                 break
-        for spec in self._inputs:
+        for spec in self.inputs:
             tensor = inputs[spec.name]
             if tensor.dtype != spec.dtype or not spec.takes(tensor.shape, profile):
                 least, most = spec.limits[profile]
