@@ -9,7 +9,7 @@ from s3diff_runtime.batch.jobs import Job, resolved
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.files import read_csv
-from s3diff_runtime.options import types_of
+from s3diff_runtime.options import infos_of
 from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
 
@@ -103,14 +103,7 @@ def _settings(row: Mapping[str | None, str | None]) -> UpscaleSettings:
     for name in COLUMNS:
         text = (row.get(name) or "").strip()
         if text:
-            values[name] = _number(name, text) if types_of(PictureSettings)[name] is float else text
+            values[name] = infos_of(PictureSettings)[name].value_of(name, text)
     settings = cast(UpscaleSettings, values)
     PictureSettings(**settings)  # refuses what is out of range
     return settings
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise RequestError(f"{name} is {text!r}, expected a number") from error
