@@ -16,7 +16,6 @@ from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
 _INPUT = "input"
 _FOR_ALL = ("scale",)
 """What a batch has in common, as it decides the sizes of results."""
-_SHOWN = 3
 COLUMNS = tuple(each.name for each in fields(PictureSettings) if each.name not in _FOR_ALL)
 
 
@@ -52,8 +51,7 @@ def read_each(path: Path, jobs: Iterable[Job]) -> dict[Place, UpscaleSettings]:
             found_settings[source] = _settings(row)
         except RequestError as error:
             problems.append(f"line {number}: {error}")
-    more = [f"{len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    refuse([*problems[:_SHOWN], *more], f"--each {path}")
+    refuse(problems, f"--each {path}", few=True)
     return found_settings
 
 

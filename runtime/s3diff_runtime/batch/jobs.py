@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from s3diff_runtime.batch.search import LeftOut, Search
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
 from s3diff_runtime.remote import Place, place_named
 
-_SHOWN = 3
-"""Problems that an error spells out; of the others it gives the number."""
 _LONGEST_NAME = 255
 """Bytes of a file's name, on all file systems in use."""
 _COMPARISON = ".compare.png"
@@ -75,7 +73,7 @@ def plan_jobs(
     """
     search = Search(output)
     found = {source: relative for text in inputs for source, relative in search.pictures(text)}
-    _refuse(search.problems)
+    refuse(search.problems, few=True)
     suffix = output.suffix.lower()
     if suffix in SUFFIXES - WRITTEN_SUFFIXES and not _is_folder(output):
         written = ", ".join(sorted(WRITTEN_SUFFIXES))
@@ -94,7 +92,7 @@ def plan_jobs(
             suffixes = ", ".join(sorted(WRITTEN_SUFFIXES))
             raise RequestError(f"{output} is a file; expected a folder, or a new file of {suffixes}")
         jobs = jobs_below(output, found, format, compare)
-    _refuse([problem for _, problem in clashes(jobs)])
+    refuse((problem for _, problem in clashes(jobs)), few=True)
     return Jobs(jobs, search.left_out())
 
 
@@ -197,9 +195,3 @@ def clashes(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
 def resolved(place: Place) -> Place:
     """What a place is whatever leads there; in stores nothing leads elsewhere."""
     return place.resolve() if isinstance(place, Path) else place
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        more = len(problems) - _SHOWN
-        raise RequestError("; ".join(problems[:_SHOWN]) + (f"; and {more} more problems" if more > 0 else ""))
