@@ -1,6 +1,12 @@
 """What can go wrong, in every room; the command line turns each into one line and an exit code."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _FEW = 3
 """Of many things, how many a message spells out."""
@@ -57,6 +63,16 @@ def first_few(items: Sequence[str], separator: str = ", ") -> str:
     """The first three of many, and how many more there are."""
     more = [f"and {len(items) - _FEW} more"] if len(items) > _FEW else []
     return separator.join([*items[:_FEW], *more])
+
+
+def wrong_fields(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, each as `where: what` in one line."""
+    found = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(map(str, problem["loc"]))
+        what = problem["msg"].removeprefix("Value error, ")
+        found.append(" ".join((f"{where}: {what}" if where else what).split()))
+    return found
 
 
 def refuse(problems: Iterable[str], what: str = "", *, few: bool = False) -> None:

@@ -19,7 +19,7 @@ from s3diff_runtime.bundle.records import (
     TensorSpec,
     UtcTime,
 )
-from s3diff_runtime.errors import BundleError
+from s3diff_runtime.errors import BundleError, wrong_fields
 from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import replacing, tidy_up
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
@@ -209,7 +209,7 @@ class Manifest(Part):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = "; ".join(_describe(error))
+            problems = "; ".join(wrong_fields(error))
             raise BundleError(f"{path} is not a valid manifest: {problems}; {rebuild}") from error
 
     @model_validator(mode="after")
@@ -361,10 +361,3 @@ def _is_of_kind(spec: TensorSpec, kind: TensorKind) -> bool:
     sizes: list[tuple[int | str, int | str]] = list(zip(spec.shape, kind.axes, strict=False))
     fixed = all(isinstance(axis, str) or size == axis for size, axis in sizes)
     return spec.dtype == kind.dtype and len(spec.shape) == len(kind.axes) and fixed
-
-
-def _describe(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False, include_context=False):
-        where = ".".join(map(str, problem["loc"]))
-        what = problem["msg"].removeprefix("Value error, ")
-        yield " ".join((f"{where}: {what}" if where else what).split())

@@ -20,7 +20,7 @@ from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.kernels import KernelCache, kernels_file
 from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
 from s3diff_runtime.engines.tensorrt.session import TensorRtSession
-from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError, wrong_fields
 
 _AMPERE = (8, 0)
 
@@ -157,11 +157,8 @@ class TensorRtEngine:
         try:
             return EngineSidecar.model_validate_json(self._bundle.read(path))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise BundleError(
-                f"{path} does not describe an engine ({where}: {first['msg']}); {self._rebuild}"
-            ) from error
+            wrong = wrong_fields(error)[0]
+            raise BundleError(f"{path} does not describe an engine ({wrong}); {self._rebuild}") from error
 
 
 def _named(tensors: tuple[TensorSpec, ...]) -> str:
