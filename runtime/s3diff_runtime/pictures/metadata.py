@@ -47,6 +47,7 @@ class Metadata:
     """What a result inherits."""
 
     icc: bytes | None = None
+    """The profile of the numbers in the pixels; None means sRGB."""
     exif: bytes | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None

@@ -52,16 +52,6 @@ class Photograph:
     """Pillow's name of the file's format, such as `JPEG`; empty for pixels that came without a file."""
 
     @property
-    def icc(self) -> bytes | None:
-        """The profile of the numbers in `pixels`; None means sRGB."""
-        return self.metadata.icc
-
-    @property
-    def exif(self) -> bytes | None:
-        """The EXIF block that the result inherits."""
-        return self.metadata.exif
-
-    @property
     def transparent(self) -> bool:
         """Whether some of it can be seen through: alpha may be opaque throughout."""
         return self.alpha is not None and bool(self.alpha.min() < 255)
