@@ -19,7 +19,7 @@ from PIL import Image
 
 from s3diff_runtime.errors import RequestError, TooLarge
 from s3diff_runtime.pictures import boxes, jpeg, png, tiff, webp
-from s3diff_runtime.pictures.formats import READ, missing_plugin
+from s3diff_runtime.pictures.formats import PLUGINS, READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
 from s3diff_runtime.pictures.png import Chunk
 from s3diff_runtime.remote import RemotePath
@@ -168,7 +168,7 @@ def reason_of(error: BaseException) -> str:
 
 def _name_of(source: object) -> str:
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
+        return os.fsdecode(source)
     if isinstance(source, RemotePath):
         return str(source)
     if isinstance(source, np.ndarray):
@@ -276,21 +276,16 @@ def _identified(name: str, file: BinaryIO, head: bytes) -> Image.Image:
     if plugin:
         if lacking := missing_plugin(plugin):
             raise RequestError(f"{name} is a {plugin} picture, which {lacking}")
-        module = importlib.import_module(READ[plugin].module or "")
+        module = importlib.import_module(PLUGINS[plugin])
         getattr(module, "register_heif_opener", lambda: None)()
+    formats = [plugin] if plugin else [each for each in READ if each not in PLUGINS]
     try:
-        return Image.open(file, formats=[plugin] if plugin else [n for n, r in READ.items() if not r.module])
+        return Image.open(file, formats=formats)
     except Image.UnidentifiedImageError as error:
         start = head.lstrip().lower()
-        what = next((what for mark, what in _STRANGERS if start.startswith(mark)), None)
-        known = ", ".join(READ)
-        raise RequestError(
-            f"{name} is {what}"
-            if what
-            else f"{name} is not a {known} picture, or is damaged"
-            if head
-            else f"{name} is empty (0 bytes)"
-        ) from error
+        unknown = f"not a {', '.join(READ)} picture, or is damaged" if head else "empty (0 bytes)"
+        what = next((what for mark, what in _STRANGERS if start.startswith(mark)), unknown)
+        raise RequestError(f"{name} is {what}") from error
 
 
 def _from_pillow(
