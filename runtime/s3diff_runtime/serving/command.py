@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import click
 import uvicorn
 
-from s3diff_runtime.batch.fleet import Fleet
-from s3diff_runtime.engines.devices import listed_devices
-from s3diff_runtime.engines.flavours import ENGINE_HELP
+from s3diff_runtime.batch.fleet import Fleet, FleetOptions
 from s3diff_runtime.errors import JobError, RequestError
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.photograph import MAX_PIXELS
@@ -23,7 +21,6 @@ from s3diff_runtime.serving.exchange import JsonLines
 from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.protocol import ImpatientProtocol
 from s3diff_runtime.serving.service import Service
-from s3diff_runtime.upscale_options import UpscaleOptions
 
 _STOPPING_SECONDS = 10
 """Beyond the time limit of a picture, until a client that does not listen is left."""
@@ -51,9 +48,7 @@ class ServeRequest(Options):
     token: str | None = option(
         None, "That clients must show as Authorization: Bearer TOKEN.", env=TOKEN_VARIABLE
     )
-    engine: str = option("auto", ENGINE_HELP)
-    device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
+    run: FleetOptions = group(FleetOptions)
 
     def problems(self) -> Iterator[str]:
         """A token that no client could show."""
@@ -79,7 +74,7 @@ def run_serve(request: ServeRequest) -> None:
     """
     _log_json_lines()
     with _listening(request.host, request.port) as listener:
-        fleet = Fleet.open(request.bundle, request.engine, listed_devices(request.device), request.options)
+        fleet = request.run.fleet(request.bundle)
         with fleet, every_size_allowed():  # --max-pixels holds, and answers are larger
             _serve(request, fleet, listener)
 
