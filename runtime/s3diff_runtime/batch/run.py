@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from threading import Lock
+from threading import Barrier, Lock
 from time import perf_counter
 from typing import Any, Literal
 
@@ -164,6 +164,9 @@ class Batch:
             ThreadPoolExecutor(self._options.threads, "write") as writers,
             ThreadPoolExecutor(self._options.threads, "read") as readers,
         ):
+            # All writers start here: of one that an interruption meets at its start, its pool knows nothing.
+            all_there = Barrier(self._options.threads, timeout=1)
+            wait([writers.submit(all_there.wait) for _ in range(self._options.threads)])
             try:
                 chunks = self._chunks(filter(None, self._read_ahead(readers)))
                 self._fleet.drain(chunks, lambda upscaler, chunk: self._upscale(upscaler, chunk, writers))
