@@ -44,9 +44,9 @@ _MOST_XMP_IN_JPEG, _MOST_DENSITY = 65_502, 65_535
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a result inherits."""
+    """What a result inherits, under Pillow's names where it has one."""
 
-    icc: bytes | None = None
+    icc_profile: bytes | None = None
     """The profile of the numbers in the pixels; None means sRGB."""
     exif: bytes | None = None
     xmp: bytes | None = None
@@ -62,17 +62,10 @@ class Metadata:
     """Whether the file was a WebP without loss."""
 
     def info_for(self, width: int, height: int, scale: float) -> dict[str, Any]:
-        """It all as `info` of a result of so many pixels, under Pillow's names where it has one."""
-        values = {
-            "icc_profile": self.icc,
+        """It all as `info` of a result of so many pixels."""
+        values = vars(self) | {
             "exif": self.exif and _resized_exif(self.exif, width, height),
             "xmp": self.xmp and _resized_xmp(self.xmp, width, height, scale),
-            "iptc": self.iptc,
-            "comment": self.comment,
-            "dpi": self.dpi,
-            "texts": self.texts,
-            "colors": self.colors,
-            "lossless": self.lossless,
         }
         return {name: value for name, value in values.items() if value}
 

@@ -165,7 +165,7 @@ def _decoded(picture: OpenedPicture) -> Photograph:
         pixels if alpha is None else without_hidden_colors(pixels, alpha),
         alpha,
         grey=plain.mode in ("L", "LA"),
-        metadata=replace(metadata, icc=icc, lossless=picture.lossless),
+        metadata=replace(metadata, icc_profile=icc, lossless=picture.lossless),
         notes=(*picture.notes, *notes, *plain_notes, *metadata_notes),
         format=picture.format,
     )

@@ -246,10 +246,13 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
     file.seek(0)
     if tiff.is_tiff(head):
         return _from_tiff(name, file, max_pixels)
+    notes, texts, colors = list[str](), list[Chunk](), list[Chunk]()
     if head.startswith(png.SIGNATURE):
-        return _from_png(name, file, max_pixels, pixels)
-    notes, colors = list[str](), list[Chunk]()
-    if head.startswith(jpeg.START):
+        parts = png.take_apart(file, pixels)
+        if parts.frames > 1:
+            raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
+        file, notes, texts, colors = parts.sound, parts.notes, parts.texts, parts.colors
+    elif head.startswith(jpeg.START):
         file, notes = jpeg.readable(file)
     elif webp.is_webp(head):
         file, notes = webp.readable(file, name)
@@ -257,16 +260,7 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
         notes, colors = boxes.said_in_boxes(name, file)
     file.seek(0)
     picture = _from_pillow(name, _identified(name, file, head), max_pixels, file)
-    picture.notes, picture.colors = notes, colors
-    return picture
-
-
-def _from_png(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) -> OpenedPicture:
-    parts = png.take_apart(file, pixels)
-    if parts.frames > 1:
-        raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
-    picture = _from_pillow(name, _identified(name, parts.sound, png.SIGNATURE), max_pixels, parts.sound)
-    picture.texts, picture.colors, picture.notes = parts.texts, parts.colors, parts.notes
+    picture.notes, picture.texts, picture.colors = notes, texts, colors
     return picture
 
 
