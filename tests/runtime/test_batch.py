@@ -204,8 +204,12 @@ def test_no_writer_can_be_lost_to_an_interruption(jobs: list[Job], monkeypatch: 
         if thread.name.startswith("write") and upscaler.calls:
             raise KeyboardInterrupt
 
+    def slow_save(*_: object) -> tuple[str, ...]:
+        time.sleep(0.05)
+        return ()
+
     monkeypatch.setattr(threading.Thread, "start", interrupted_start)
-    monkeypatch.setattr(batch_module, "save", lambda *arguments: time.sleep(0.05) or ())
+    monkeypatch.setattr(batch_module, "save", slow_save)
     assert [outcome.status for outcome in run(upscaler, jobs)].count("done") == 11
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Event, Lock
 from typing import Self, TypeVar
@@ -82,20 +83,13 @@ class Fleet:
             return
         taking, stopped = Lock(), Event()
 
-        def next_items() -> Iterator[T]:
+        def serve(upscaler: Upscaler) -> None:
             while True:
                 with taking:
-                    if stopped.is_set():
-                        return
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                yield item
-
-        def serve(upscaler: Upscaler) -> None:
-            for item in next_items():
-                work(upscaler, item)
+                    following = [] if stopped.is_set() else list(islice(items, 1))
+                if not following:
+                    return
+                work(upscaler, following[0])
 
         with ThreadPoolExecutor(len(self.upscalers), "device") as threads:
             try:

@@ -75,22 +75,20 @@ def plan_jobs(
     found = {source: relative for text in inputs for source, relative in search.pictures(text)}
     refuse(search.problems, few=True)
     suffix = output.suffix.lower()
+    expected = f"a folder, or a new file of {', '.join(sorted(WRITTEN_SUFFIXES))}"
     if suffix in SUFFIXES - WRITTEN_SUFFIXES and not _is_folder(output):
-        written = ", ".join(sorted(WRITTEN_SUFFIXES))
-        raise RequestError(
-            f"{output} is of a format that is only read; expected a folder, or a new file of {written}"
-        )
+        raise RequestError(f"{output} is of a format that is only read; expected {expected}")
     if _names_file(output):
         if len(inputs) != 1 or not place_named(inputs[0]).is_file():
             raise RequestError(
                 f"{output} names a file, but only one input file can go to a file; name a folder for more"
             )
-        _require_suffix(output, format)
+        if format is not None and suffix not in FORMATS[format].suffixes:
+            raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
         jobs = _jobs(dict.fromkeys(found, output), compare)
     else:
         if isinstance(output, Path) and output.exists() and not output.is_dir():
-            suffixes = ", ".join(sorted(WRITTEN_SUFFIXES))
-            raise RequestError(f"{output} is a file; expected a folder, or a new file of {suffixes}")
+            raise RequestError(f"{output} is a file; expected {expected}")
         jobs = jobs_below(output, found, format, compare)
     refuse((problem for _, problem in clashes(jobs)), few=True)
     return Jobs(jobs, search.left_out())
@@ -125,8 +123,8 @@ def refuse_existing(jobs: Iterable[Job]) -> None:
 
 def _targets(paths: Mapping[Place, Place], format: Format | None) -> dict[Place, Place]:
     """Where each result goes, by source; `paths` are the names of the inputs there."""
-    suffixes = FORMATS[format].suffixes if format else ()
     if format:
+        suffixes = FORMATS[format].suffixes
         return {
             source: path if path.suffix.lower() in suffixes else path.with_suffix(suffixes[0])
             for source, path in paths.items()
@@ -166,11 +164,6 @@ def exists(place: Place) -> bool:
 def _is_folder(place: Place) -> bool:
     """Whether a folder is there already; in a store they need not be, and the name alone tells."""
     return isinstance(place, Path) and place.is_dir()
-
-
-def _require_suffix(output: Place, format: Format | None) -> None:
-    if format is not None and output.suffix.lower() not in FORMATS[format].suffixes:
-        raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
 
 
 def clashes(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:

@@ -126,9 +126,7 @@ def photograph_size(path: Place, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         return _upright_size(picture)
 
 
-def result_needs(
-    path: Place, max_pixels: int = MAX_PIXELS, opaque_wanted: bool = False
-) -> tuple[tuple[int, int], bool]:
+def result_needs(path: Place, max_pixels: int, opaque_wanted: bool) -> tuple[tuple[int, int], bool]:
     """What the format of a result must hold: `(width, height)` of the upright input, and transparency.
 
     The header alone is read, unless it matters (`opaque_wanted`) whether an alpha channel hides anything.
