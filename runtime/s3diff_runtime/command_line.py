@@ -5,15 +5,15 @@ import importlib
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
-from s3diff_runtime.options import KEY, OptionInfo, Options, infos_of, read, types_of
+from s3diff_runtime.options import OptionInfo, Options, options_of, read
 
 T = TypeVar("T", bound=Options)
 _SEPARATOR = "__"
@@ -46,7 +46,10 @@ def takes(cls: type[T]) -> Callable[[Callable[[T], None]], Callable[..., None]]:
             given = {name: value for name, value in typed.items() if source(name) not in _UNSET}
             command(read(cls, {name.replace(_SEPARATOR, "."): value for name, value in given.items()}))
 
-        with_options.__click_params__ = list(_parameters(cls, None))[::-1]  # type: ignore[attr-defined]
+        with_options.__click_params__ = [  # type: ignore[attr-defined]
+            _parameter(path.replace(".", _SEPARATOR), info, default)
+            for path, info, default in reversed(list(options_of(cls)))
+        ]
         return with_options
 
     return decorate
@@ -106,43 +109,28 @@ def typed_command() -> str:
     return shlex.join(["s3diff-export", *sys.argv[1:]])
 
 
-def _parameters(
-    cls: type[Options], default: Options | None, prefix: str = "", only: tuple[str, ...] = ()
-) -> Iterator[click.Parameter]:
-    """In the order of the fields; those of a group where it stands."""
-    infos, hints = infos_of(cls), types_of(cls)
-    for each in fields(cls):
-        value = each.default if default is None else getattr(default, each.name)
-        if isinstance(value, Options):
-            inner = f"{prefix}{each.name}{_SEPARATOR}"
-            yield from _parameters(type(value), value, inner, each.metadata[KEY])
-        elif each.name in infos and (not only or each.name in only):
-            yield _parameter(prefix + each.name, infos[each.name], hints[each.name], value)
-
-
-def _parameter(name: str, info: OptionInfo, hint: Any, default: Any) -> click.Parameter:  # noqa: ANN401
-    several, required = get_origin(hint) is tuple, default is MISSING
+def _parameter(name: str, info: OptionInfo, default: Any) -> click.Parameter:  # noqa: ANN401
     help_text = _help(info, default)
-    if hint is bool:
+    if info.type is bool:
         return click.Option([*info.flags, name], is_flag=True, flag_value=default is not True, help=help_text)
-    kind = _kind(get_args(hint)[0] if several else hint, info)
-    shared: dict[str, Any] = {"required": required, "metavar": info.metavar}
+    kind = _kind(info)
+    shared: dict[str, Any] = {"required": default is MISSING, "metavar": info.metavar}
     if info.positional:
-        return click.Argument([name], type=kind, nargs=-1 if several else 1, **shared)
-    if several and not info.repeated and not info.parse:
+        return click.Argument([name], type=kind, nargs=-1 if info.several else 1, **shared)
+    if info.several and not info.repeated and not info.parse:
         kind = Listed(kind)
     return click.Option(
         [*info.flags, name], type=kind, multiple=info.repeated, envvar=info.env, help=help_text, **shared
     )
 
 
-def _kind(hint: Any, info: OptionInfo) -> click.ParamType:  # noqa: ANN401
+def _kind(info: OptionInfo) -> click.ParamType:
     if info.parse:
         return click.STRING
-    if get_origin(hint) is Literal:
-        return click.Choice([str(choice) for choice in get_args(hint)])
+    if get_origin(info.item_type) is Literal:
+        return click.Choice([str(choice) for choice in get_args(info.item_type)])
     kinds: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
-    return kinds.get(hint, click.STRING)
+    return kinds.get(info.item_type, click.STRING)
 
 
 def _help(info: OptionInfo, default: Any) -> str:  # noqa: ANN401

@@ -1,6 +1,15 @@
 """What can go wrong, in every room; the command line turns each into one line and an exit code."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_FEW = 3
+"""Of many things, how many a message spells out."""
 
 
 class S3DiffError(Exception):
@@ -55,13 +64,31 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def refuse(problems: Iterable[str], what: str = "") -> None:
-    """Raise `RequestError` with all problems in one message, where there are any.
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """The first three of many, and how many more there are."""
+    more = [f"and {len(items) - _FEW} more"] if len(items) > _FEW else []
+    return separator.join([*items[:_FEW], *more])
+
+
+def wrong_fields(error: ValidationError) -> list[str]:
+    """What pydantic found wrong, each as `where: what` in one line."""
+    found = []
+    for problem in error.errors(include_url=False, include_context=False):
+        where = ".".join(map(str, problem["loc"]))
+        what = problem["msg"].removeprefix("Value error, ")
+        found.append(" ".join((f"{where}: {what}" if where else what).split()))
+    return found
+
+
+def refuse(problems: Iterable[str], what: str = "", *, few: bool = False) -> None:
+    """Raise `RequestError` with the problems in one message, where there are any.
 
     Args:
         problems: each with what is wrong and what was expected.
         what: put in front, such as `wrong sizes for this bundle`.
+        few: whether the `first_few` will do, where there may be thousands.
     """
-    found = "; ".join(problems)
+    found = list(problems)
     if found:
-        raise RequestError(f"{what}: {found}" if what else found)
+        told = first_few(found, "; ") if few else "; ".join(found)
+        raise RequestError(f"{what}: {told}" if what else told)

@@ -27,12 +27,15 @@ from s3diff_runtime.errors import RequestError, refuse
 
 T = TypeVar("T", bound="Options")
 F = TypeVar("F", bound=Callable[..., Any])
-KEY = "option"
+_KEY = "option"
+_NUMBERS = {int: "a whole number", float: "a number"}
+LONGEST_QUOTE = 100
+"""Characters of a text that is no number, in what its sender is told."""
 
 
 @dataclass(frozen=True)
 class OptionInfo:
-    """What a field says of itself besides type and default."""
+    """What a field says of itself besides its default."""
 
     help: str
     flags: tuple[str, ...] = ()
@@ -51,6 +54,28 @@ class OptionInfo:
     repeated: bool = False
     """Whether a tuple comes from an option that is given several times; else from one text with commas."""
     env: str | None = None
+    type: Any = None
+    """Of the field, without None; `infos_of` fills it in."""
+    optional: bool = False
+    """Whether the field may be None; as `type`."""
+
+    @property
+    def several(self) -> bool:
+        """Whether the field is a tuple."""
+        return get_origin(self.type) is tuple
+
+    @property
+    def item_type(self) -> Any:  # noqa: ANN401
+        """The type of a value, or of each in a tuple."""
+        return get_args(self.type)[0] if self.several else self.type
+
+    def value_of(self, name: str, text: str) -> object:
+        """What a text means for the field `name`; raises `RequestError` for no number where one must be."""
+        try:
+            return self.type(text) if self.type in _NUMBERS else text
+        except ValueError:
+            quoted = repr(text[:LONGEST_QUOTE])
+            raise RequestError(f"{name} is {quoted}, expected {_NUMBERS[self.type]}") from None
 
     def range_of(self) -> str:
         """The range in words; empty where every number will do."""
@@ -72,7 +97,7 @@ class OptionInfo:
 
 def option(default: Any = MISSING, help: str = "", **info: Any) -> Any:  # noqa: ANN401 - takes a field's place
     """A field of `Options`: required without a default. `info` are more fields of `OptionInfo`."""
-    return field(default=default, metadata={KEY: OptionInfo(help, **info)})
+    return field(default=default, metadata={_KEY: OptionInfo(help, **info)})
 
 
 def argument(help: str, default: Any = MISSING, **info: Any) -> Any:  # noqa: ANN401
@@ -88,7 +113,7 @@ def group(default: Options | type[Options], only: Sequence[str] = ()) -> Any:  #
     """
     made: Any = default() if isinstance(default, type) else default
     made.__dict__["given"] = frozenset()
-    return field(default=made, metadata={KEY: tuple(only)})
+    return field(default=made, metadata={_KEY: tuple(only)})
 
 
 @dataclass(frozen=True)
@@ -144,30 +169,43 @@ def _once(function: F) -> F:
 
 @_once
 def infos_of(cls: type[Options]) -> Mapping[str, OptionInfo]:
-    """The options of a class by field, with the flags that the command line has for them."""
-    found = {}
+    """The options of a class by field, with their types and the flags that the command line has for them."""
+    found, hints = {}, get_type_hints(cls)
     for each in fields(cls):
-        info = each.metadata.get(KEY)
-        if not isinstance(info, OptionInfo):
-            continue
-        if not info.flags and not info.positional:
+        info, hint = each.metadata.get(_KEY), hints[each.name]
+        if isinstance(info, OptionInfo):
             no = "no-" if each.default is True else ""
-            info = dataclasses.replace(info, flags=(f"--{no}{each.name.replace('_', '-')}",))
-        found[each.name] = info
+            usual = () if info.positional else (f"--{no}{each.name.replace('_', '-')}",)
+            found[each.name] = dataclasses.replace(
+                info,
+                flags=info.flags or usual,
+                type=_without_none(hint),
+                optional=types.NoneType in get_args(hint),
+            )
     return found
 
 
-@_once
-def types_of(cls: type[Options]) -> Mapping[str, object]:
-    """The type of every field, without None."""
-    return {name: _without_none(hint) for name, hint in get_type_hints(cls).items()}
+def options_of(
+    cls: type[Options], default: Options | None = None, prefix: str = "", only: Sequence[str] = ()
+) -> Iterator[tuple[str, OptionInfo, Any]]:
+    """Every option of a class in the order of its fields, those of a group where it stands.
 
+    Args:
+        cls: its fields.
+        default: an instance whose values are the defaults; None takes the class's own.
+        prefix: of the names.
+        only: the fields that are options; none named: all.
 
-@_once
-def _may_be_none(cls: type[Options]) -> frozenset[str]:
-    """The fields whose type has None."""
-    hints = get_type_hints(cls).items()
-    return frozenset(name for name, hint in hints if types.NoneType in get_args(hint))
+    Yields:
+        Its name as `read` takes it, what is known of it, and its default (`MISSING` without one).
+    """
+    infos = infos_of(cls)
+    for each in fields(cls):
+        value = each.default if default is None else getattr(default, each.name)
+        if isinstance(value, Options):
+            yield from options_of(type(value), value, f"{prefix}{each.name}.", each.metadata[_KEY])
+        elif each.name in infos and (not only or each.name in only):
+            yield prefix + each.name, infos[each.name], value
 
 
 def read(cls: type[T], values: Mapping[str, object], default: T | None = None, prefix: str = "") -> T:
@@ -187,7 +225,7 @@ def read(cls: type[T], values: Mapping[str, object], default: T | None = None, p
         if path in values:
             given.add(name)
             with _noting(problems):
-                made[name] = _parsed(each.metadata[KEY], values[path])
+                made[name] = _parsed(each.metadata[_KEY], values[path])
         elif any(key.startswith(f"{path}.") for key in values):
             given.add(name)
             own = made.get(name, each.default)
@@ -231,25 +269,23 @@ def _without_none(hint: object) -> object:
 
 
 def _range_problems(options: Options) -> Iterator[str]:
-    hints, optional = types_of(type(options)), _may_be_none(type(options))
     for name, info in infos_of(type(options)).items():
-        value, hint = getattr(options, name), hints[name]
-        if value is None and name in optional:
+        value = getattr(options, name)
+        if value is None and info.optional:
             continue
-        several = get_origin(hint) is tuple and isinstance(value, tuple)
+        several = info.several and isinstance(value, tuple)
         for one in value if several else (value,):
-            expected = _expected(info, get_args(hint)[0] if several else hint, one)
-            if expected:
+            if expected := _expected(info, info.item_type if several else info.type, one):
                 yield f"{name} is {value if isinstance(value, tuple) else repr(one)}, expected {expected}"
                 break
 
 
-def _expected(info: OptionInfo, hint: object, value: object) -> str:
+def _expected(info: OptionInfo, hint: Any, value: object) -> str:  # noqa: ANN401
     """What a value should have been; empty where it is right."""
     if get_origin(hint) is Literal:
         return "" if value in get_args(hint) else f"one of {', '.join(map(str, get_args(hint)))}"
-    if hint not in (int, float):
+    if hint not in _NUMBERS:
         return "a value" if value is None else ""
     if isinstance(value, bool) or not isinstance(value, int if hint is int else int | float):
-        return "a whole number" if hint is int else "a number"
+        return _NUMBERS[hint]
     return "" if info.holds(value) else info.range_of() or "a finite number"

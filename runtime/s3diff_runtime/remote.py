@@ -42,6 +42,11 @@ class RemotePath:
         return RemotePath(f"{self.url}/{relative}")
 
     @property
+    def protocol(self) -> str:
+        """What stands before `://`, in lower case."""
+        return self.url.partition("://")[0]
+
+    @property
     def name(self) -> str:
         """What stands behind the last slash."""
         return self.url.rpartition("/")[2]
@@ -79,8 +84,7 @@ class RemotePath:
         Raises:
             RequestError: when the store does not answer, or does not say.
         """
-        with _refusals(self, "looked up"):
-            files, path = _opened(self)
+        with _store(self, "looked up") as (files, path):
             try:
                 found = files.info(path)
             except FileNotFoundError:
@@ -99,8 +103,7 @@ class RemotePath:
             RequestError: for a folder or bucket that is not there, unless that is `missing_ok`, and where the
                 store refuses.
         """
-        with _refusals(self, "listed"):
-            files, path = _opened(self)
+        with _store(self, "listed") as (files, path):
             try:
                 found = files.ls(path, detail=True)
             except FileNotFoundError:
@@ -116,8 +119,7 @@ class RemotePath:
 
     def matching(self) -> Iterator[RemotePath]:
         """The files that the URL matches as a pattern. Raises `RequestError` as `children`."""
-        with _refusals(self, "searched"):
-            files, path = _opened(self)
+        with _store(self, "searched") as (files, path):
             found = files.glob(path, detail=True)
         start = self.url.removesuffix(path)
         if start == self.url:
@@ -135,8 +137,7 @@ class RemotePath:
             raise RequestError(f"{self} has {known.size} bytes, more than the {_MOST_BYTES} that are read")
         if not known.size:
             return b""
-        with _refusals(self, "read"):
-            files, path = _opened(self)
+        with _store(self, "read") as (files, path):
             # Without its ends s3fs would ask for the size once more.
             content: bytes = files.cat_file(path, start=0, end=known.size)
         return content
@@ -147,15 +148,13 @@ class RemotePath:
         if there is None or there.size != size:
             found = f"has {there.size} bytes" if there else "does not exist"
             raise RequestError(f"{self} {found}, expected {size} bytes")
-        with _refusals(self, "read"):
-            files, path = _opened(self)
+        with _store(self, "read") as (files, path):
             files.get_file(path, str(target))
 
     def write(self, content: bytes) -> None:
         """Put the content there at once: nobody ever sees a part of it. Raises `JobError`."""
-        with _refusals(self, "written", JobError):
-            files, path = _opened(self)
-            if self.url.partition("://")[0] in _OBJECT_STORES:
+        with _store(self, "written", JobError) as (files, path):
+            if self.protocol in _OBJECT_STORES:
                 files.pipe_file(path, content)
                 return
             folder, _, name = path.rpartition("/")
@@ -170,14 +169,13 @@ class RemotePath:
         Raises:
             RequestError: when the store refuses, or its bucket is not there.
         """
-        probe = self / ".s3diff-writable"
-        with _refusals(self, "written"):
-            files, path = _opened(probe)
-            if self.url.partition("://")[0] not in _OBJECT_STORES:
-                files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            files.pipe_file(path, b"")
+        with _store(self, "written") as (files, path):
+            if self.protocol not in _OBJECT_STORES:
+                files.makedirs(path, exist_ok=True)
+            probe = f"{path}/.s3diff-writable"
+            files.pipe_file(probe, b"")
             with suppress(PermissionError):  # may write, not remove: it stays, of 0 bytes, for the next run
-                files.rm_file(path)
+                files.rm_file(probe)
 
 
 Place = Path | RemotePath
@@ -210,29 +208,14 @@ def without_credentials(text: str) -> str:
     return re.sub(r"(://)[^/\s@]*@|(\?)[^\s\"']+", lambda found: (found[1] or found[2]) + "…", text)
 
 
-def _opened(place: RemotePath) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Nothing is listed from memory: stores change."""
-    protocol = place.url.partition("://")[0]
-    extra = "needs: pip install 's3diff-export[remote]'"
-    try:
-        from fsspec.core import url_to_fs
-    except ModuleNotFoundError as error:
-        raise RequestError(f"{place} {extra}") from error
-    try:
-        files, path = url_to_fs(place.url, use_listings_cache=False)
-    except ImportError as error:
-        needs = extra if protocol in _OF_OUR_EXTRA else f"needs more than is installed: {first_line(error)}"
-        raise RequestError(f"{place} {needs}") from error
-    except ValueError as error:
-        raise RequestError(f"{place} cannot be opened: {first_line(error)}") from error
-    return files, path
-
-
 @contextmanager
-def _refusals(place: RemotePath, done: str, kind: type[S3DiffError] = RequestError) -> Iterator[None]:
-    """Tell what a store refuses in one line; stores and their libraries raise many kinds."""
+def _store(place: RemotePath, done: str, kind: type[S3DiffError] = RequestError) -> Iterator[tuple[Any, str]]:
+    """The file system of a URL and the path in it, for something that is to be `done`.
+
+    What it refuses is told in one line; stores and their libraries raise many kinds.
+    """
     try:
-        yield
+        yield _opened(place)
     except S3DiffError:
         raise
     except FileNotFoundError as error:
@@ -242,3 +225,19 @@ def _refusals(place: RemotePath, done: str, kind: type[S3DiffError] = RequestErr
         raise kind(f"{place} may not be {done} with these credentials ({reason})") from error
     except Exception as error:
         raise kind(f"{place} cannot be {done}: {without_credentials(first_line(error))}") from error
+
+
+def _opened(place: RemotePath) -> tuple[Any, str]:
+    """Opens it without a cache of listings: stores change."""
+    try:
+        from fsspec.core import url_to_fs
+
+        files, path = url_to_fs(place.url, use_listings_cache=False)
+    except ImportError as error:
+        ours = place.protocol in _OF_OUR_EXTRA or (error.name or "").startswith("fsspec")
+        needs = "needs: pip install 's3diff-export[remote]'"
+        lacks = needs if ours else f"needs more than is installed: {first_line(error)}"
+        raise RequestError(f"{place} {lacks}") from error
+    except ValueError as error:
+        raise RequestError(f"{place} cannot be opened: {first_line(error)}") from error
+    return files, path

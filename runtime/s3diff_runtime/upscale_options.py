@@ -7,6 +7,8 @@ from typing import Literal
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.options import option
 
+USUAL_TILE = 128
+"""Input pixels of a side: what the networks were trained on."""
 CPU_BUDGET_MIB = 4096
 """For the weights of bins where the memory is not theirs alone."""
 
@@ -16,12 +18,12 @@ class UpscaleOptions(CpuOptions):
     """Sizes, limits and checks of an `Upscaler`."""
 
     tile: int | None = option(
-        128,
+        USUAL_TILE,
         "Input pixels of a tile's side; larger pictures are cut into tiles, 0 never cuts.",
         least=0,
-        shown="128, or what the engines take",
+        shown=f"{USUAL_TILE}, or what the engines take",
     )
-    """What the network was trained on. None never cuts either."""
+    """None never cuts either."""
     overlap: int | None = option(
         None, "Input pixels over which tiles blend into each other.", least=0, shown="a quarter of the tile"
     )

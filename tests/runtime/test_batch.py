@@ -195,6 +195,24 @@ def test_results_that_wait_for_the_disk_are_bounded(jobs: list[Job], monkeypatch
     assert 2 <= most <= 4
 
 
+def test_no_writer_can_be_lost_to_an_interruption(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thread whose start is interrupted, its pool knows nothing, and nobody waits for what it writes."""
+    upscaler, start = Enlarger(batch=4), threading.Thread.start
+
+    def interrupted_start(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("write") and upscaler.calls:
+            raise KeyboardInterrupt
+
+    def slow_save(*_: object) -> tuple[str, ...]:
+        time.sleep(0.05)
+        return ()
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted_start)
+    monkeypatch.setattr(batch_module, "save", slow_save)
+    assert [outcome.status for outcome in run(upscaler, jobs)].count("done") == 11
+
+
 def test_full_disk_ends_the_batch_and_loses_nothing(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     save = Image.Image.save
     saved: list[Path] = []

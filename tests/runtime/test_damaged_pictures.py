@@ -91,7 +91,7 @@ def test_webp_that_is_cut_behind_its_pixels() -> None:
     file = encoded("WEBP", lossless=True, exif=exif_with(1), xmp=XMP)
     photograph = open_photograph(file[:-8])
     assert np.array_equal(photograph.pixels, PHOTOGRAPH)
-    assert photograph.exif is not None
+    assert photograph.metadata.exif is not None
     assert photograph.metadata.xmp is None
     assert photograph.notes == ("the end of the WebP is missing, and what it said",)
     with pytest.raises(RequestError, match=r"is cut off: about \d\d% of it is there"):
@@ -167,7 +167,7 @@ def test_odd_jpeg_markers_cost_only_themselves(marker: int, content: bytes) -> N
     odd = file[:2] + struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content + file[2:]
     photograph = open_photograph(odd)
     assert np.array_equal(photograph.pixels, truth), "the orientation is still found"
-    assert photograph.exif is not None
+    assert photograph.metadata.exif is not None
 
 
 def test_what_follows_a_picture_is_no_part_of_it() -> None:

@@ -93,7 +93,7 @@ def test_each_picture_gets_its_own(bundle: Path, photos: Path) -> None:
         ("input,noise\nb.png,1\nin/b.png,0\n", "line 3: in/b.png is named twice"),
         ("input,noise\nb.png\n", "line 2: more or fewer cells than columns"),
         ("input,noise\nb.png,1,2\n", "line 2: more or fewer cells than columns"),
-        ("input,noise\n1,1\n2,1\n3,1\n4,1\n5,1\n", "line 4: .*; 2 more$"),
+        ("input,noise\n1,1\n2,1\n3,1\n4,1\n5,1\n", "line 4: .*; and 2 more$"),
         ("input,tags\nb.png,sky\n", "b.png: S3Diff takes no tags"),
         ("input,prompt,tags\nb.png,sky,sky\n", "line 2: prompt and tags"),
     ],

@@ -120,7 +120,7 @@ def test_what_the_numbers_of_a_png_mean(tmp_path: Path) -> None:
         _, notes = outcome(saved("PNG", pnginfo=linear), suffix, tmp_path)
         assert notes[0].startswith("what the colours mean (gAMA, cICP) dropped")
         metadata, notes = outcome(saved("PNG", pnginfo=srgb), suffix, tmp_path)
-        assert metadata.icc is not None, "a profile says the same"
+        assert metadata.icc_profile is not None, "a profile says the same"
         assert notes == ()
 
 

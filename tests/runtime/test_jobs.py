@@ -197,7 +197,7 @@ def test_comparisons_lie_beside_the_results() -> None:
         (["in/a.png", "in/b.JPG"], "out.png", None, "only one input file can go to a file"),
         (["in/a.png"], "out.png", "jpeg", "out.png does not have a suffix of --format jpeg"),
         (["in/a.png"], "in/notes.txt", None, "in/notes.txt is a file; expected a folder"),
-        (["x", "y", "z", "v", "w"], "out", None, "; and 2 more problems"),
+        (["x", "y", "z", "v", "w"], "out", None, "; and 2 more"),
     ],
 )  # fmt: skip
 def test_impossible_plans_are_refused(

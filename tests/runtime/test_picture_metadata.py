@@ -49,7 +49,7 @@ def test_rgb_profile_and_numbers_are_kept(tmp_path: Path, suffix: str) -> None:
 def test_profile_must_fit_the_picture(tmp_path: Path, pixels: np.ndarray, space: bytes, kept: bool) -> None:
     Image.fromarray(pixels).save(tmp_path / "in.tif", icc_profile=profile_of(space))
     photograph = open_photograph(tmp_path / "in.tif")
-    assert photograph.icc == (profile_of(space) if kept else None)
+    assert photograph.metadata.icc_profile == (profile_of(space) if kept else None)
     assert [note for note in photograph.notes if "profile" in note] == (
         [] if kept else ["a colour profile of another kind of picture, dropped"]
     )
@@ -87,9 +87,9 @@ def test_cmyk_is_converted_through_its_profile(tmp_path: Path, suffix: str) -> N
     pale = photograph.pixels[HEIGHT // 2, -8]
     assert pale.min() > 200, "the profile's cyan is nearly white; the plain formula would give 0, 255, 255"
     assert photograph.pixels[HEIGHT // 2, 8].max() < 60
-    assert photograph.icc is not None
-    assert photograph.icc[16:20] == b"RGB "
-    assert photograph.icc == open_photograph(tmp_path / f"in.{suffix}").icc
+    assert photograph.metadata.icc_profile is not None
+    assert photograph.metadata.icc_profile[16:20] == b"RGB "
+    assert photograph.metadata.icc_profile == open_photograph(tmp_path / f"in.{suffix}").metadata.icc_profile
 
 
 @pytest.mark.parametrize("profile", [b"", b"junk", profile_of(b"CMYK")[:200]])
@@ -97,7 +97,7 @@ def test_cmyk_without_usable_profile_is_converted_by_the_formula(tmp_path: Path,
     Image.new("CMYK", (8, 8), (255, 0, 51, 51)).save(tmp_path / "in.tif", icc_profile=profile)
     photograph = open_photograph(tmp_path / "in.tif")
     assert np.abs(photograph.pixels[4, 4].astype(int) - (0, 204, 163)).max() <= 1
-    assert photograph.icc is None
+    assert photograph.metadata.icc_profile is None
     assert "plain formula" in photograph.notes[0]
 
 
@@ -159,9 +159,9 @@ def test_pil_image_is_left_as_it_was(tmp_path: Path) -> None:
 def test_tags_of_a_tiff_s_layout_do_not_reach_other_formats(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "in.tif", exif=exif_with(1))
     photograph = open_photograph(tmp_path / "in.tif")
-    assert photograph.exif is not None
+    assert photograph.metadata.exif is not None
     exif = Image.Exif()
-    exif.load(photograph.exif)
+    exif.load(photograph.metadata.exif)
     assert set(exif) == {ExifTags.Base.Artist, ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo}
 
 

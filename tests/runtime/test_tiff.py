@@ -179,9 +179,9 @@ def test_orientation_profile_and_tags_of_what_pillow_does_not_read() -> None:
     photograph = open_photograph(file)
     assert np.array_equal(photograph.pixels, PICTURE)
     assert "a colour profile of another kind of picture, dropped" in photograph.notes
-    assert photograph.exif is not None
+    assert photograph.metadata.exif is not None
     exif = Image.Exif()
-    exif.load(photograph.exif)
+    exif.load(photograph.metadata.exif)
     assert exif[315] == "Ann"
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from s3diff_benchmarks.methods import Input, Upscaled
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, first_few
 from s3diff_runtime.pictures.formats import SUFFIXES
 from s3diff_runtime.pictures.photograph import open_photograph, photograph_size
 from s3diff_runtime.vocabulary import SCALE, Pixels
@@ -19,7 +19,6 @@ LEAST_SIDE = 8
 SECONDS_NAME = "seconds.json"
 _LARGEST_SECONDS = 2**20
 """Bytes; a thousand images take less than 64 KiB."""
-_NAMED = 3
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 Line = Annotated[str, Field(max_length=200, pattern=_PRINTABLE)]
@@ -137,10 +136,10 @@ def find_cases(
     small = [f"{name} {width}×{height}" for name, width, height in sizes if min(width, height) < LEAST_SIDE]
     if small:
         raise RequestError(
-            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {_some(small)}"
+            f"LR must have at least {LEAST_SIDE} pixels a side to be scored; not so: {first_few(small)}"
         )
     notes = [
-        f"{len(alone)} images of {folder} have no partner: {_some(sorted(alone))}"
+        f"{len(alone)} images of {folder} have no partner: {first_few(sorted(alone))}"
         for alone, folder in ((inputs.keys() - truths.keys(), lr), (truths.keys() - inputs.keys(), hr))
         if alone
     ]
@@ -183,7 +182,7 @@ def find_peer(name: str, folder: Path, cases: Sequence[Case]) -> Peer:
     missing = [case.name for case in cases if case.name not in found]
     if missing:
         raise RequestError(
-            f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {_some(missing)}"
+            f"{folder} ({name}) has no output for {len(missing)} of {len(cases)} images: {first_few(missing)}"
         )
     _require_scale(f"what {name} made", cases, found)
     return Peer(name, found, read_times(folder / SECONDS_NAME))
@@ -231,9 +230,4 @@ def _require_scale(what: str, cases: Sequence[Case], large: Mapping[str, Path]) 
         if found != (SCALE * width, SCALE * height):
             wrong.append(f"{case.name} {width}×{height} and {found[0]}×{found[1]}")
     if wrong:
-        raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {_some(wrong, '; ')}")
-
-
-def _some(names: Sequence[str], separator: str = ", ") -> str:
-    rest = f"{separator}and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return separator.join(names[:_NAMED]) + rest
+        raise RequestError(f"{what} must be {SCALE} times as large as LR; not so: {first_few(wrong, '; ')}")

@@ -20,7 +20,7 @@ from rich.table import Table as RichTable
 
 from s3diff_benchmarks.report.model import Report, Table
 from s3diff_benchmarks.report.rendering import embedded, render, shown_table
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, first_few, wrong_fields
 from s3diff_runtime.files import replacing
 from s3diff_runtime.options import Options, option
 
@@ -96,11 +96,8 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise RequestError(f"cannot read {file}: {error.strerror or error}; expected {JSON_NAME}") from error
     except ValidationError as error:
-        problems = [
-            f"{'.'.join(map(str, found['loc'])) or 'file'}: {found['msg']}" for found in error.errors()
-        ]
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise RequestError(f"{file} is no report of this version: {'; '.join(problems[:3])}{more}") from error
+        told = first_few(wrong_fields(error), "; ")
+        raise RequestError(f"{file} is no report of this version: {told}") from error
 
 
 def write_report(

@@ -10,10 +10,9 @@ from s3diff_runtime.bundle.manifest import Manifest, Stage
 from s3diff_runtime.engines.flavours import BUILDER_FLAVOURS, FLAVOURS, BuilderFlavour, FlavourTraits
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.options import Options, group, option
-from s3diff_runtime.upscale_options import UpscaleOptions
+from s3diff_runtime.upscale_options import USUAL_TILE, UpscaleOptions
 from s3diff_runtime.vocabulary import SCALE
 
-_USUAL_SIDE = 128  # the runtime's tiles
 _LEAST_SIDE = 4  # TensorRT-RTX cannot plan memory for an encoder of 4 pixels padded to 8
 _LARGEST_SIDE = 256
 _SIZE = re.compile(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?")
@@ -50,7 +49,7 @@ class SizeRange(Options):
         None,
         "Size that the engines are tuned for.",
         flags=("--opt-size",),
-        shown=str(_USUAL_SIDE),
+        shown=str(USUAL_TILE),
         parse=parse_size,
     )
     max: Size | None = option(
@@ -62,7 +61,7 @@ class SizeRange(Options):
         least, tuned, most = (None if size is None else size[axis] for size in (self.min, self.opt, self.max))
         smallest = -(-_LEAST_SIDE // multiple) * multiple
         low = least or min(smallest, tuned or smallest, most or smallest)
-        usual = -(-_USUAL_SIDE // multiple) * multiple
+        usual = -(-USUAL_TILE // multiple) * multiple
         middle = tuned or min(max(usual, low), most or max(usual, low))
         return low, middle, most or max(-(-_LARGEST_SIDE // multiple) * multiple, middle)
 

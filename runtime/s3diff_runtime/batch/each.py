@@ -9,14 +9,13 @@ from s3diff_runtime.batch.jobs import Job, resolved
 from s3diff_runtime.bundle.manifest import Manifest
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.files import read_csv
-from s3diff_runtime.options import types_of
+from s3diff_runtime.options import infos_of
 from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.settings import Conditions, PictureSettings, UpscaleSettings
 
 _INPUT = "input"
 _FOR_ALL = ("scale",)
 """What a batch has in common, as it decides the sizes of results."""
-_SHOWN = 3
 COLUMNS = tuple(each.name for each in fields(PictureSettings) if each.name not in _FOR_ALL)
 
 
@@ -52,8 +51,7 @@ def read_each(path: Path, jobs: Iterable[Job]) -> dict[Place, UpscaleSettings]:
             found_settings[source] = _settings(row)
         except RequestError as error:
             problems.append(f"line {number}: {error}")
-    more = [f"{len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    refuse([*problems[:_SHOWN], *more], f"--each {path}")
+    refuse(problems, f"--each {path}", few=True)
     return found_settings
 
 
@@ -103,14 +101,7 @@ def _settings(row: Mapping[str | None, str | None]) -> UpscaleSettings:
     for name in COLUMNS:
         text = (row.get(name) or "").strip()
         if text:
-            values[name] = _number(name, text) if types_of(PictureSettings)[name] is float else text
+            values[name] = infos_of(PictureSettings)[name].value_of(name, text)
     settings = cast(UpscaleSettings, values)
     PictureSettings(**settings)  # refuses what is out of range
     return settings
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise RequestError(f"{name} is {text!r}, expected a number") from error

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Event, Lock
-from types import TracebackType
 from typing import Self, TypeVar
 
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
+from s3diff_runtime.engines.devices import listed_devices
+from s3diff_runtime.engines.flavours import ENGINE_HELP
+from s3diff_runtime.options import Options, group, option
 from s3diff_runtime.upscale_options import UpscaleOptions
 from s3diff_runtime.upscaler import Upscaler
 
@@ -79,20 +83,13 @@ class Fleet:
             return
         taking, stopped = Lock(), Event()
 
-        def next_items() -> Iterator[T]:
+        def serve(upscaler: Upscaler) -> None:
             while True:
                 with taking:
-                    if stopped.is_set():
-                        return
-                    try:
-                        item = next(items)
-                    except StopIteration:
-                        return
-                yield item
-
-        def serve(upscaler: Upscaler) -> None:
-            for item in next_items():
-                work(upscaler, item)
+                    following = [] if stopped.is_set() else list(islice(items, 1))
+                if not following:
+                    return
+                work(upscaler, following[0])
 
         with ThreadPoolExecutor(len(self.upscalers), "device") as threads:
             try:
@@ -109,7 +106,18 @@ class Fleet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@dataclass(frozen=True)
+class FleetOptions(Options):
+    """What runs a bundle, for commands that upscale whatever they are given."""
+
+    engine: str = option("auto", ENGINE_HELP)
+    device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
+    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
+
+    def fleet(self, bundle: str | Path) -> Fleet:
+        """Open a bundle on these devices; see `Fleet.open`."""
+        return Fleet.open(bundle, self.engine, listed_devices(self.device), self.options)

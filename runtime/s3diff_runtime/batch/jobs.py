@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from s3diff_runtime.batch.search import LeftOut, Search
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.pictures.formats import FORMATS, SUFFIXES, WRITTEN_SUFFIXES, Format
 from s3diff_runtime.remote import Place, place_named
 
-_SHOWN = 3
-"""Problems that an error spells out; of the others it gives the number."""
 _LONGEST_NAME = 255
 """Bytes of a file's name, on all file systems in use."""
 _COMPARISON = ".compare.png"
@@ -75,26 +73,24 @@ def plan_jobs(
     """
     search = Search(output)
     found = {source: relative for text in inputs for source, relative in search.pictures(text)}
-    _refuse(search.problems)
+    refuse(search.problems, few=True)
     suffix = output.suffix.lower()
+    expected = f"a folder, or a new file of {', '.join(sorted(WRITTEN_SUFFIXES))}"
     if suffix in SUFFIXES - WRITTEN_SUFFIXES and not _is_folder(output):
-        written = ", ".join(sorted(WRITTEN_SUFFIXES))
-        raise RequestError(
-            f"{output} is of a format that is only read; expected a folder, or a new file of {written}"
-        )
+        raise RequestError(f"{output} is of a format that is only read; expected {expected}")
     if _names_file(output):
         if len(inputs) != 1 or not place_named(inputs[0]).is_file():
             raise RequestError(
                 f"{output} names a file, but only one input file can go to a file; name a folder for more"
             )
-        _require_suffix(output, format)
+        if format is not None and suffix not in FORMATS[format].suffixes:
+            raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
         jobs = _jobs(dict.fromkeys(found, output), compare)
     else:
         if isinstance(output, Path) and output.exists() and not output.is_dir():
-            suffixes = ", ".join(sorted(WRITTEN_SUFFIXES))
-            raise RequestError(f"{output} is a file; expected a folder, or a new file of {suffixes}")
+            raise RequestError(f"{output} is a file; expected {expected}")
         jobs = jobs_below(output, found, format, compare)
-    _refuse([problem for _, problem in clashes(jobs)])
+    refuse((problem for _, problem in clashes(jobs)), few=True)
     return Jobs(jobs, search.left_out())
 
 
@@ -127,8 +123,8 @@ def refuse_existing(jobs: Iterable[Job]) -> None:
 
 def _targets(paths: Mapping[Place, Place], format: Format | None) -> dict[Place, Place]:
     """Where each result goes, by source; `paths` are the names of the inputs there."""
-    suffixes = FORMATS[format].suffixes if format else ()
     if format:
+        suffixes = FORMATS[format].suffixes
         return {
             source: path if path.suffix.lower() in suffixes else path.with_suffix(suffixes[0])
             for source, path in paths.items()
@@ -170,11 +166,6 @@ def _is_folder(place: Place) -> bool:
     return isinstance(place, Path) and place.is_dir()
 
 
-def _require_suffix(output: Place, format: Format | None) -> None:
-    if format is not None and output.suffix.lower() not in FORMATS[format].suffixes:
-        raise RequestError(f"{output} does not have a suffix of --format {format}; leave one of them out")
-
-
 def clashes(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
     """The jobs that would be in the way of inputs or of each other, or cannot be written; and why."""
     sources = {resolved(job.source): job.source for job in jobs}
@@ -197,9 +188,3 @@ def clashes(jobs: Sequence[Job]) -> Iterator[tuple[Job, str]]:
 def resolved(place: Place) -> Place:
     """What a place is whatever leads there; in stores nothing leads elsewhere."""
     return place.resolve() if isinstance(place, Path) else place
-
-
-def _refuse(problems: Sequence[str]) -> None:
-    if problems:
-        more = len(problems) - _SHOWN
-        raise RequestError("; ".join(problems[:_SHOWN]) + (f"; and {more} more problems" if more > 0 else ""))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from threading import Lock
+from threading import Barrier, Lock
 from time import perf_counter
 from typing import Any, Literal
 
@@ -164,8 +164,11 @@ class Batch:
             ThreadPoolExecutor(self._options.threads, "write") as writers,
             ThreadPoolExecutor(self._options.threads, "read") as readers,
         ):
+            # All writers start here: of one that an interruption meets at its start, its pool knows nothing.
+            all_there = Barrier(self._options.threads, timeout=1)
+            wait([writers.submit(all_there.wait) for _ in range(self._options.threads)])
             try:
-                chunks = self._chunks(self._read_ahead(readers))
+                chunks = self._chunks(filter(None, self._read_ahead(readers)))
                 self._fleet.drain(chunks, lambda upscaler, chunk: self._upscale(upscaler, chunk, writers))
             finally:
                 readers.shutdown(wait=False, cancel_futures=True)
@@ -188,15 +191,15 @@ class Batch:
         self._chunk_length = max(self._batch, length)
         self._raise_disk_error()
 
-    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_DecodedPicture]:
+    def _read_ahead(self, readers: ThreadPoolExecutor) -> Iterator[_DecodedPicture | None]:
         ahead: deque[Future[_DecodedPicture | None]] = deque()
         for number, job in enumerate(self._jobs):
             self.outcomes.append(Outcome(job))
             ahead.append(readers.submit(self._read, number))
             if len(ahead) > 2 * max(self._batch * len(self._fleet.upscalers), self._options.threads // 2):
-                yield from _present(ahead.popleft().result())
+                yield ahead.popleft().result()
         while ahead:
-            yield from _present(ahead.popleft().result())
+            yield ahead.popleft().result()
 
     def _read(self, number: int) -> _DecodedPicture | None:
         """Decode a picture; None when its outcome is settled already."""
@@ -307,8 +310,3 @@ def _ends_all(job: Job, cause: BaseException | None) -> bool:
     if isinstance(job.target, RemotePath):
         return isinstance(cause, PermissionError | FileNotFoundError)  # expired keys, a bucket that is gone
     return isinstance(cause, OSError) and cause.errno in _DISK_ERRORS
-
-
-def _present(picture: _DecodedPicture | None) -> Iterator[_DecodedPicture]:
-    if picture is not None:
-        yield picture

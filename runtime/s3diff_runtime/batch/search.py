@@ -57,6 +57,7 @@ class Search:
         """
         place = place_named(text)
         matches: dict[Place, PurePath]
+        lacking = "does not exist, and matches nothing"
         if isinstance(place, RemotePath):
             try:
                 matches = dict(self._remote_matches(place))
@@ -64,15 +65,13 @@ class Search:
                 self.problems.append(str(error))
                 return
         elif _says(place.is_dir):
-            matches = dict(self._below(place))
+            matches, lacking = dict(self._below(place)), HOLDS_NONE
         elif _says(place.exists):
             matches = {place: Path(place.name)}
         else:
             matches = dict(self._matches(place))
         if not matches:
-            is_folder = isinstance(place, Path) and _says(place.is_dir)
-            reason = HOLDS_NONE if is_folder else "does not exist, and matches nothing"
-            self.problems.append(f"{place} {reason}")
+            self.problems.append(f"{place} {lacking}")
         for source, relative in matches.items():
             # A link to a file is a picture of its own; what two ways lead to is taken once.
             real = source.parent.resolve() / source.name if isinstance(source, Path) else source

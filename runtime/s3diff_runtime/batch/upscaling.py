@@ -28,21 +28,14 @@ from rich.progress import (
 from rich.text import Text
 
 from s3diff_runtime.batch.each import read_each, require_able
-from s3diff_runtime.batch.fleet import Fleet
+from s3diff_runtime.batch.fleet import Fleet, FleetOptions
 from s3diff_runtime.batch.jobs import Jobs, exists, output_folder, plan_jobs, refuse_existing, resolved
 from s3diff_runtime.batch.listing import ListedJobs, folder_to_list, looked_up, refuse_filled
-from s3diff_runtime.batch.run import (
-    Batch,
-    BatchOptions,
-    Outcome,
-    Status,
-)
+from s3diff_runtime.batch.run import Batch, BatchOptions, Outcome, Status
 from s3diff_runtime.batch.search import LeftOut
 from s3diff_runtime.batch.sizing import ResultSize, Sizing, is_whole, size_of_result
 from s3diff_runtime.bundle.fetching import local_bundle
 from s3diff_runtime.bundle.manifest import Manifest
-from s3diff_runtime.engines.devices import listed_devices
-from s3diff_runtime.engines.flavours import ENGINE_HELP
 from s3diff_runtime.errors import JobError, RequestError, S3DiffError, one_line
 from s3diff_runtime.files import write_text
 from s3diff_runtime.options import Options, argument, group, option
@@ -52,7 +45,6 @@ from s3diff_runtime.pictures.reading import every_size_allowed
 from s3diff_runtime.remote import Place, RemotePath, place_named
 from s3diff_runtime.serving.ray_options import RayOptions
 from s3diff_runtime.settings import PictureSettings, UpscaleSettings
-from s3diff_runtime.upscale_options import UpscaleOptions
 
 if TYPE_CHECKING:
     from s3diff_runtime.serving.ray_batch import SharedBatch, Workers
@@ -87,9 +79,7 @@ class UpscaleRequest(Options):
     each: Path | None = option(
         None, "CSV of settings for single pictures: a column input, and one for each setting."
     )
-    engine: str = option("auto", ENGINE_HELP)
-    device: str = option("cpu", "cpu, cuda, or cuda:N; all GPUs with all, some with cuda:0,cuda:1.")
-    options: UpscaleOptions = group(UpscaleOptions, only=("tile", "batch", "threads", "cpu_precision"))
+    run: FleetOptions = group(FleetOptions)
     cluster: RayOptions = group(RayOptions)
     max_pixels: int = option(MAX_PIXELS, "Larger inputs are refused.", least=1)
     force: bool = option(False, "Replace results that exist.")
@@ -102,8 +92,8 @@ class UpscaleRequest(Options):
         """What is missing, and what contradicts each other."""
         if self.bundle is None:
             yield "no bundle: pass --bundle BUNDLE, or set S3DIFF_BUNDLE; s3diff-export build makes one"
-        if self.cluster.ray and self.device not in ("cpu", "cuda"):
-            yield f"--device {self.device} with --ray, which gives each worker its GPU; expected cpu or cuda"
+        if self.cluster.ray and (device := self.run.device) not in ("cpu", "cuda"):
+            yield f"--device {device} with --ray, which gives each worker its GPU; expected cpu or cuda"
         if self.settings.scale is not None and self.result_size.given:
             yield f"--scale with {' and '.join(self.result_size.flags_of())}; a result has one size"
         if self.force and self.resume:
@@ -149,10 +139,10 @@ def run_upscale(request: UpscaleRequest) -> None:
 def _opened(request: UpscaleRequest, bundle: str | Path) -> Fleet | Workers:
     """What does the work: the devices of this machine, or workers of a cluster."""
     if not request.cluster.ray:
-        return Fleet.open(bundle, request.engine, listed_devices(request.device), request.options)
+        return request.run.fleet(bundle)
     from s3diff_runtime.serving.ray_batch import Workers  # imports Ray
 
-    return Workers(bundle, request.engine, request.device, request.options, request.cluster)
+    return Workers(bundle, request.run.engine, request.run.device, request.run.options, request.cluster)
 
 
 def _planned(request: UpscaleRequest) -> Jobs | ListedJobs:

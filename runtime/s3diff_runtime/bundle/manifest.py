@@ -18,9 +18,8 @@ from s3diff_runtime.bundle.records import (
     Sha256,
     TensorSpec,
     UtcTime,
-    invalid_fields,
 )
-from s3diff_runtime.errors import BundleError
+from s3diff_runtime.errors import BundleError, wrong_fields
 from s3diff_runtime.families import FAMILIES, FamilyName
 from s3diff_runtime.files import tidy_up, write_text
 from s3diff_runtime.lora_modes import LORA_MODES, LoraMode
@@ -208,7 +207,7 @@ class Manifest(Part):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            problems = invalid_fields(error)
+            problems = "; ".join(wrong_fields(error))
             raise BundleError(f"{path} is not a valid manifest: {problems}; {rebuild}") from error
 
     @model_validator(mode="after")

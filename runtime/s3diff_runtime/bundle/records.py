@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from s3diff_runtime.stages import Dtype
 
@@ -37,16 +37,6 @@ class Part(BaseModel):
     """Frozen; unknown fields, NaN and infinity are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-def invalid_fields(error: ValidationError) -> str:
-    """Everything that is wrong with a part, each with the path of its field, in one line."""
-    found = []
-    for problem in error.errors(include_url=False, include_context=False):
-        where = ".".join(map(str, problem["loc"]))
-        what = problem["msg"].removeprefix("Value error, ")
-        found.append(" ".join((f"{where}: {what}" if where else what).split()))
-    return "; ".join(found)
 
 
 class TensorSpec(Part):

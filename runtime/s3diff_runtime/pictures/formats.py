@@ -45,27 +45,21 @@ FORMATS: Mapping[Format, FileFormat] = MappingProxyType(
 _WRITTEN = {suffix: format for format in FORMATS.values() for suffix in format.suffixes}
 
 
-@dataclass(frozen=True)
-class ReadFormat:
-    """A file format that is read: suffixes, and the plugin of Pillow that must be there."""
-
-    suffixes: tuple[str, ...]
-    module: str | None = None
-
-
-READ: Mapping[str, ReadFormat] = MappingProxyType(
+READ: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        **{format.name: ReadFormat(format.suffixes) for format in FORMATS.values()},
-        "BMP": ReadFormat((".bmp",)),
-        "DIB": ReadFormat((".dib",)),
-        "GIF": ReadFormat((".gif",)),
-        "AVIF": ReadFormat((".avif",)),
-        "HEIF": ReadFormat((".heic", ".heif", ".hif"), "pillow_heif"),
-        "JXL": ReadFormat((".jxl",), "pillow_jxl"),
+        **{format.name: format.suffixes for format in FORMATS.values()},
+        "BMP": (".bmp",),
+        "DIB": (".dib",),
+        "GIF": (".gif",),
+        "AVIF": (".avif",),
+        "HEIF": (".heic", ".heif", ".hif"),
+        "JXL": (".jxl",),
     }
 )
-"""By Pillow's names. Content tells what a file is; suffixes, which files of a folder are pictures."""
-_READ_BY_SUFFIX = {suffix: name for name, format in READ.items() for suffix in format.suffixes}
+"""Suffixes by Pillow's names: they tell which files of a folder are pictures, and content what each is."""
+PLUGINS: Mapping[str, str] = MappingProxyType({"HEIF": "pillow_heif", "JXL": "pillow_jxl"})
+"""Modules that must be there to read some of them."""
+_READ_BY_SUFFIX = {suffix: name for name, suffixes in READ.items() for suffix in suffixes}
 SUFFIXES = frozenset(_READ_BY_SUFFIX)
 """Of the files that are read, in lower case."""
 WRITTEN_SUFFIXES = frozenset(_WRITTEN)
@@ -76,10 +70,8 @@ _TIFF_BYTES = 2**32 - 2**20
 
 def missing_plugin(name: str) -> str:
     """What must be installed to read one of `READ`, in words; empty where nothing is missing."""
-    module = READ[name].module
-    if module is None or importlib.util.find_spec(module):
-        return ""
-    return "needs: pip install 's3diff-export[formats]'"
+    there = name not in PLUGINS or importlib.util.find_spec(PLUGINS[name])
+    return "" if there else "needs: pip install 's3diff-export[formats]'"
 
 
 def not_read(path: Place) -> str:

@@ -16,7 +16,7 @@ _FILLERS = tuple(bytes((step * number + 181) % 255 for number in range(4096)) fo
 _UNWRITTEN = bytes(64)
 _PHOTOSHOP, _IPTC_RESOURCE = b"Photoshop 3.0\0", 0x0404
 _KNOWN = (b"JFIF", b"Exif\0", b"http://ns.adobe.com/xap/1.0/\0", b"ICC_PROFILE\0", b"Adobe", _PHOTOSHOP)
-_LONGEST_MARKER = 65_533
+LONGEST_MARKER = 65_533
 """Bytes that one marker holds."""
 
 
@@ -39,11 +39,9 @@ def iptc_marker(iptc: bytes) -> bytes | None:
     """The marker that holds an IPTC block in a JPEG; None for one that is too long."""
     content = _PHOTOSHOP + struct.pack(">4sHHI", b"8BIM", _IPTC_RESOURCE, 0, len(iptc)) + iptc
     content += bytes(len(iptc) % 2)
-    return (
-        b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
-        if len(content) <= _LONGEST_MARKER
-        else None
-    )
+    if len(content) > LONGEST_MARKER:
+        return None
+    return b"\xff\xed" + struct.pack(">H", len(content) + 2) + content
 
 
 def said_in_markers(markers: list[tuple[str, bytes]]) -> tuple[bytes | None, bytes | None, list[str]]:

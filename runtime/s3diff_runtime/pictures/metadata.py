@@ -11,7 +11,7 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 from PIL.TiffImagePlugin import IFDRational
 
-from s3diff_runtime.pictures.jpeg import iptc_marker, iptc_of, said_in_markers
+from s3diff_runtime.pictures.jpeg import LONGEST_MARKER, iptc_marker, iptc_of, said_in_markers
 from s3diff_runtime.pictures.png import COLOR_CHUNKS, COMMENT_KEYWORD, XMP_KEYWORD, Chunk, text_of
 from s3diff_runtime.pictures.profiles import srgb_profile
 
@@ -39,14 +39,15 @@ _SHAPES = re.compile(r'\s*(\{"shape": |ImageJ=|<\?xml.*<OME )', re.DOTALL)
 """Descriptions that programs of microscopy write and read: the old picture's shape."""
 _FURTHER_PICTURES = re.compile(r"hdrgm:|Container:Directory|GImage:|GDepth:|MicroVideo|MotionPhoto")
 """XMP about what follows the picture in its file, and does not follow its result."""
-_MOST_XMP_IN_JPEG, _MOST_IN_JPEG_MARKER, _MOST_DENSITY = 65_502, 65_533, 65_535
+_MOST_XMP_IN_JPEG, _MOST_DENSITY = 65_502, 65_535
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a result inherits."""
+    """What a result inherits, under Pillow's names where it has one."""
 
-    icc: bytes | None = None
+    icc_profile: bytes | None = None
+    """The profile of the numbers in the pixels; None means sRGB."""
     exif: bytes | None = None
     xmp: bytes | None = None
     iptc: bytes | None = None
@@ -61,17 +62,10 @@ class Metadata:
     """Whether the file was a WebP without loss."""
 
     def info_for(self, width: int, height: int, scale: float) -> dict[str, Any]:
-        """It all as `info` of a result of so many pixels, under Pillow's names where it has one."""
-        values = {
-            "icc_profile": self.icc,
+        """It all as `info` of a result of so many pixels."""
+        values = vars(self) | {
             "exif": self.exif and _resized_exif(self.exif, width, height),
             "xmp": self.xmp and _resized_xmp(self.xmp, width, height, scale),
-            "iptc": self.iptc,
-            "comment": self.comment,
-            "dpi": self.dpi,
-            "texts": self.texts,
-            "colors": self.colors,
-            "lossless": self.lossless,
         }
         return {name: value for name, value in values.items() if value}
 
@@ -302,9 +296,9 @@ def _for_jpeg(info: dict[Any, Any], encoding: _Encoding) -> None:
     marker = iptc_marker(info["iptc"]) if info.get("iptc") else None
     dpi = info.get("dpi")
     blocks = {
-        "exif": ("EXIF over 64 KiB", info.get("exif"), _MOST_IN_JPEG_MARKER),
+        "exif": ("EXIF over 64 KiB", info.get("exif"), LONGEST_MARKER),
         "xmp": ("XMP over 64 KiB", info.get("xmp"), _MOST_XMP_IN_JPEG),
-        "comment": ("a comment over 64 KiB", comment, _MOST_IN_JPEG_MARKER),
+        "comment": ("a comment over 64 KiB", comment, LONGEST_MARKER),
     }
     for name, (words, block, most) in blocks.items():
         if block and len(block) > most:

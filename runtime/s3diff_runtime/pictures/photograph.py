@@ -52,16 +52,6 @@ class Photograph:
     """Pillow's name of the file's format, such as `JPEG`; empty for pixels that came without a file."""
 
     @property
-    def icc(self) -> bytes | None:
-        """The profile of the numbers in `pixels`; None means sRGB."""
-        return self.metadata.icc
-
-    @property
-    def exif(self) -> bytes | None:
-        """The EXIF block that the result inherits."""
-        return self.metadata.exif
-
-    @property
     def transparent(self) -> bool:
         """Whether some of it can be seen through: alpha may be opaque throughout."""
         return self.alpha is not None and bool(self.alpha.min() < 255)
@@ -136,9 +126,7 @@ def photograph_size(path: Place, max_pixels: int = MAX_PIXELS) -> tuple[int, int
         return _upright_size(picture)
 
 
-def result_needs(
-    path: Place, max_pixels: int = MAX_PIXELS, opaque_wanted: bool = False
-) -> tuple[tuple[int, int], bool]:
+def result_needs(path: Place, max_pixels: int, opaque_wanted: bool) -> tuple[tuple[int, int], bool]:
     """What the format of a result must hold: `(width, height)` of the upright input, and transparency.
 
     The header alone is read, unless it matters (`opaque_wanted`) whether an alpha channel hides anything.
@@ -175,7 +163,7 @@ def _decoded(picture: OpenedPicture) -> Photograph:
         pixels if alpha is None else without_hidden_colors(pixels, alpha),
         alpha,
         grey=plain.mode in ("L", "LA"),
-        metadata=replace(metadata, icc=icc, lossless=picture.lossless),
+        metadata=replace(metadata, icc_profile=icc, lossless=picture.lossless),
         notes=(*picture.notes, *notes, *plain_notes, *metadata_notes),
         format=picture.format,
     )

@@ -105,9 +105,7 @@ def take_apart(file: BinaryIO, pixels: bool = True) -> PngFile:
         elif kind == b"acTL":
             found.frames = found.frames if in_pixels else struct.unpack(">I", chunk.content[:4])[0]
         elif kind in _DECODED or chunk.keyword in (XMP_KEYWORD, _EXIF_KEYWORD):
-            before.append(
-                chunk.encoded
-            )  # wherever it stood: found before the pixels, it is found without them
+            before.append(chunk.encoded)  # wherever it stood: before the pixels, it is found without them
         elif kind in TEXT_CHUNKS and chunk.keyword not in _OLD_PROFILES:
             found.texts.append(chunk)
         elif kind in COLOR_CHUNKS:

@@ -8,6 +8,7 @@ pictures are converted, to sRGB, because an RGB network cannot make such a pictu
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import BytesIO
 
 from PIL import Image, ImageCms
@@ -18,9 +19,7 @@ _SPACES = {"L": b"GRAY", "RGB": b"RGB ", "CMYK": b"CMYK"}
 def srgb_profile() -> bytes:
     """The sRGB profile, always the same bytes."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return (
-        profile[:24] + bytes(12) + profile[36:]
-    )  # without the time of day, so that results are reproducible
+    return profile[:24] + bytes(12) + profile[36:]  # no time of day, so that results are reproducible
 
 
 def fits(profile: bytes, mode: str) -> bool:
@@ -38,41 +37,19 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, bytes | None, str]:
     Returns:
         The RGB picture, the sRGB profile (None where the colours are unknown), and a note for the user.
     """
-    embedded = image.info.get("icc_profile") or b""
-    source = None
-    if image.mode == "LAB":
-        source = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
-    elif fits(embedded, "CMYK"):
-        source = _usable(embedded)
-    if source is None:
-        return (
-            image.convert("RGB"),
-            None,
-            "CMYK without a usable profile, converted to RGB by the plain formula",
-        )
-    srgb = srgb_profile()
-    try:
-        converted = ImageCms.profileToProfile(
-            image,
-            source,
-            ImageCms.ImageCmsProfile(BytesIO(srgb)),
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            outputMode="RGB",
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
-    except ImageCms.PyCMSError:
-        return (
-            image.convert("RGB"),
-            None,
-            f"{image.mode} with a damaged profile, converted by the plain formula",
-        )
-    if converted is None:  # only for inPlace=True, says the annotation
-        raise TypeError("profileToProfile returned no image")
+    is_lab, embedded, srgb = image.mode == "LAB", image.info.get("icc_profile") or b"", srgb_profile()
+    converted = None
+    if is_lab or fits(embedded, "CMYK"):
+        with suppress(ImageCms.PyCMSError):  # the profile is damaged
+            converted = ImageCms.profileToProfile(
+                image,
+                ImageCms.createProfile("LAB") if is_lab else BytesIO(embedded),
+                BytesIO(srgb),
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+    if converted is None:
+        note = f"{image.mode} without a usable profile, converted to RGB by the plain formula"
+        return image.convert("RGB"), None, note
     return converted, srgb, f"{image.mode} converted to sRGB"
-
-
-def _usable(profile: bytes) -> ImageCms.ImageCmsProfile | None:
-    try:
-        return ImageCms.ImageCmsProfile(BytesIO(profile))
-    except (OSError, ImageCms.PyCMSError):
-        return None

@@ -19,7 +19,7 @@ from PIL import Image
 
 from s3diff_runtime.errors import RequestError, TooLarge
 from s3diff_runtime.pictures import boxes, jpeg, png, tiff, webp
-from s3diff_runtime.pictures.formats import READ, missing_plugin
+from s3diff_runtime.pictures.formats import PLUGINS, READ, missing_plugin
 from s3diff_runtime.pictures.metadata import exif_of, orientation_of
 from s3diff_runtime.pictures.png import Chunk
 from s3diff_runtime.remote import RemotePath
@@ -168,7 +168,7 @@ def reason_of(error: BaseException) -> str:
 
 def _name_of(source: object) -> str:
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source) if isinstance(os.fspath(source), str) else os.fsdecode(source)
+        return os.fsdecode(source)
     if isinstance(source, RemotePath):
         return str(source)
     if isinstance(source, np.ndarray):
@@ -246,10 +246,13 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
     file.seek(0)
     if tiff.is_tiff(head):
         return _from_tiff(name, file, max_pixels)
+    notes, texts, colors = list[str](), list[Chunk](), list[Chunk]()
     if head.startswith(png.SIGNATURE):
-        return _from_png(name, file, max_pixels, pixels)
-    notes, colors = list[str](), list[Chunk]()
-    if head.startswith(jpeg.START):
+        parts = png.take_apart(file, pixels)
+        if parts.frames > 1:
+            raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
+        file, notes, texts, colors = parts.sound, parts.notes, parts.texts, parts.colors
+    elif head.startswith(jpeg.START):
         file, notes = jpeg.readable(file)
     elif webp.is_webp(head):
         file, notes = webp.readable(file, name)
@@ -257,16 +260,7 @@ def _from_file(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) 
         notes, colors = boxes.said_in_boxes(name, file)
     file.seek(0)
     picture = _from_pillow(name, _identified(name, file, head), max_pixels, file)
-    picture.notes, picture.colors = notes, colors
-    return picture
-
-
-def _from_png(name: str, file: BinaryIO, max_pixels: int | None, pixels: bool) -> OpenedPicture:
-    parts = png.take_apart(file, pixels)
-    if parts.frames > 1:
-        raise RequestError(f"{name} is animated ({parts.frames} pictures); expected a single one")
-    picture = _from_pillow(name, _identified(name, parts.sound, png.SIGNATURE), max_pixels, parts.sound)
-    picture.texts, picture.colors, picture.notes = parts.texts, parts.colors, parts.notes
+    picture.notes, picture.texts, picture.colors = notes, texts, colors
     return picture
 
 
@@ -276,21 +270,16 @@ def _identified(name: str, file: BinaryIO, head: bytes) -> Image.Image:
     if plugin:
         if lacking := missing_plugin(plugin):
             raise RequestError(f"{name} is a {plugin} picture, which {lacking}")
-        module = importlib.import_module(READ[plugin].module or "")
+        module = importlib.import_module(PLUGINS[plugin])
         getattr(module, "register_heif_opener", lambda: None)()
+    formats = [plugin] if plugin else [each for each in READ if each not in PLUGINS]
     try:
-        return Image.open(file, formats=[plugin] if plugin else [n for n, r in READ.items() if not r.module])
+        return Image.open(file, formats=formats)
     except Image.UnidentifiedImageError as error:
         start = head.lstrip().lower()
-        what = next((what for mark, what in _STRANGERS if start.startswith(mark)), None)
-        known = ", ".join(READ)
-        raise RequestError(
-            f"{name} is {what}"
-            if what
-            else f"{name} is not a {known} picture, or is damaged"
-            if head
-            else f"{name} is empty (0 bytes)"
-        ) from error
+        unknown = f"not a {', '.join(READ)} picture, or is damaged" if head else "empty (0 bytes)"
+        what = next((what for mark, what in _STRANGERS if start.startswith(mark)), unknown)
+        raise RequestError(f"{name} is {what}") from error
 
 
 def _from_pillow(

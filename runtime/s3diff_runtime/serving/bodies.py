@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from s3diff_runtime.options import LONGEST_QUOTE
 from s3diff_runtime.serving.exchange import Exchange
-from s3diff_runtime.serving.picture_request import LONGEST_QUOTE
 
 _DRAIN_SECONDS = 10.0
 """For how long what a refused client still sends is read and dropped: many listen only after sending."""

@@ -1,17 +1,15 @@
 """What a client may ask of the service for a picture: parameters of a query, each a field of `Options`."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass
+from itertools import starmap
 from typing import Any, Literal, get_args, get_origin
 
 from s3diff_runtime.errors import RequestError, refuse
-from s3diff_runtime.options import KEY, OptionInfo, Options, T, group, infos_of, option, read, types_of
+from s3diff_runtime.options import LONGEST_QUOTE, OptionInfo, Options, T, group, option, options_of, read
 from s3diff_runtime.pictures.formats import FORMATS, QUALITY, FileFormat, Format, fit_problem
 from s3diff_runtime.pictures.photograph import Photograph
 from s3diff_runtime.settings import PictureSettings
-
-LONGEST_QUOTE = 100
-"""Characters of what a client sent, in what it is told."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,6 @@ class Parameter:
     path: str
     """As `options.read` names the field."""
     info: OptionInfo
-    hint: Any
     default: Any
 
     @property
@@ -53,18 +50,14 @@ class Parameter:
 
     def value_of(self, text: str) -> object:
         """Read it from the query; raises `RequestError` for what is no number where one must be."""
-        try:
-            return self.hint(text) if self.hint in (int, float) else text
-        except ValueError:
-            expected = "a whole number" if self.hint is int else "a number"
-            raise RequestError(f"{self.name} is {text[:LONGEST_QUOTE]!r}, expected {expected}") from None
+        return self.info.value_of(self.name, text)
 
     def described(self) -> dict[str, Any]:
         """As OpenAPI describes it."""
         kinds = {int: "integer", float: "number"}
-        schema: dict[str, Any] = {"type": kinds.get(self.hint, "string")}
-        if get_origin(self.hint) is Literal:
-            schema["enum"] = list(get_args(self.hint))
+        schema: dict[str, Any] = {"type": kinds.get(self.info.type, "string")}
+        if get_origin(self.info.type) is Literal:
+            schema["enum"] = list(get_args(self.info.type))
         bounds = {"minimum": self.info.least, "maximum": self.info.most}
         schema |= {name: end for name, end in bounds.items() if abs(end) != float("inf")}
         if self.default is not None and self.default is not MISSING:
@@ -72,14 +65,9 @@ class Parameter:
         return {"name": self.name, "in": "query", "description": self.info.help, "schema": schema}
 
 
-def parameters_of(cls: type[Options], prefix: str = "") -> Iterator[Parameter]:
+def parameters_of(cls: type[Options]) -> Iterator[Parameter]:
     """All parameters of a class of options, in the order of its fields; those of a group where it stands."""
-    infos, hints = infos_of(cls), types_of(cls)
-    for each in fields(cls):
-        if isinstance(each.default, Options) and KEY in each.metadata:
-            yield from parameters_of(type(each.default), f"{prefix}{each.name}.")
-        elif each.name in infos:
-            yield Parameter(prefix + each.name, infos[each.name], hints[each.name], each.default)
+    return starmap(Parameter, options_of(cls))
 
 
 def read_texts(cls: type[T], pairs: Iterable[tuple[str, str]]) -> T:

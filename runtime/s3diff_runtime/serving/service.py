@@ -23,6 +23,7 @@ from s3diff_runtime.serving.metrics import Metrics
 from s3diff_runtime.serving.picture_request import PictureRequest
 from s3diff_runtime.settings import Conditions, usual_color_fix
 from s3diff_runtime.strengths import Strengths
+from s3diff_runtime.upscale_options import USUAL_TILE
 from s3diff_runtime.upscaler import Result
 
 _VERSION = version("s3diff-export")
@@ -31,8 +32,6 @@ T = TypeVar("T")
 _CODECS = 2
 """Pictures that are decoded or encoded at a time."""
 _LONGEST_RETRY = 60
-_WARM_UP_SIDE = 128
-"""Where neither engines nor tiles say what size is usual."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Service:
     async def warm_up(self) -> None:
         """Run a picture of the usual size on every device; raises what an `Upscaler` raises."""
         for upscaler in self.fleet.upscalers:
-            side = upscaler.options.tile or _WARM_UP_SIDE
+            side = upscaler.options.tile or USUAL_TILE
             noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
             start = perf_counter()
             await asyncio.to_thread(upscaler.upscale_pixels, [noise])

@@ -18,11 +18,10 @@ from s3diff_runtime.files import replacing, require_replaceable
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.serving.served_model import ServedModel
 from s3diff_runtime.serving.triton_requests import BUNDLE, INPUTS, OUTPUTS, Form
+from s3diff_runtime.upscale_options import USUAL_TILE
 
 CONFIGURATION = "config.pbtxt"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_TUNED_SIDE = 128
-"""Pixels of the pictures that warm up an instance, where no engine was tuned for other ones."""
 _DIMENSIONS: Mapping[Form, str] = {"image": "[ -1 ]", "pixels": "[ -1, -1, 3 ]"}
 """Of inputs and outputs, behind the batch's."""
 _TEMPLATE = """# Written by s3diff-export triton-repository; docs/triton.md says what can be changed.
@@ -155,7 +154,7 @@ def _instances(names: str) -> Iterator[str]:
 
 def _warmups(manifest: Manifest, batch: int) -> Iterator[str]:
     """A picture of the size that engines are tuned for, alone and in a full batch."""
-    sides = [_TUNED_SIDE, _TUNED_SIDE]
+    sides = [USUAL_TILE, USUAL_TILE]
     if manifest.engines:
         profile = manifest.engines[0].identity.profile
         sides = [profile.height.opt, profile.width.opt]

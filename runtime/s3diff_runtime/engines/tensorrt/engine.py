@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from s3diff_runtime.bundle.engine_records import EngineIdentity, EngineSet, EngineSidecar, sidecar_path
 from s3diff_runtime.bundle.manifest import Stage
 from s3diff_runtime.bundle.opening import Bundle
-from s3diff_runtime.bundle.records import TensorSpec, invalid_fields
+from s3diff_runtime.bundle.records import TensorSpec
 from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuOptions
 from s3diff_runtime.engines.devices import Device
@@ -20,7 +20,7 @@ from s3diff_runtime.engines.tensorrt.cuda import Cuda, Gpu, load_runtime
 from s3diff_runtime.engines.tensorrt.kernels import KernelCache, kernels_file
 from s3diff_runtime.engines.tensorrt.lanes import Lane, LanePool
 from s3diff_runtime.engines.tensorrt.session import TensorRtSession
-from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError
+from s3diff_runtime.errors import BundleError, JobError, OutOfMemory, RequestError, wrong_fields
 
 _AMPERE = (8, 0)
 
@@ -150,8 +150,8 @@ class TensorRtEngine:
         try:
             return EngineSidecar.model_validate_json(self._bundle.read(path))
         except ValidationError as error:
-            problems = invalid_fields(error)
-            raise BundleError(f"{path} does not describe an engine ({problems}); {self._rebuild}") from error
+            wrong = "; ".join(wrong_fields(error))
+            raise BundleError(f"{path} does not describe an engine ({wrong}); {self._rebuild}") from error
 
 
 def _named(tensors: tuple[TensorSpec, ...]) -> str:
