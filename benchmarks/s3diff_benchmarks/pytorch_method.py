@@ -146,7 +146,7 @@ def merged_copy(network: N, modulation: Modulation, dtype: torch.dtype) -> N:
     merged = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     merge_lora(merged.vae, modulation.vae)
     merge_lora(merged.unet, modulation.unet)
-    merged.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
+    merged.modulation = ModulationNetwork()
     for module in merged.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:

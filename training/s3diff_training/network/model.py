@@ -136,16 +136,12 @@ class S3Diff(OneStepNetwork):
             else:
                 moments, skips = self.skips.encode(self.vae, image)
                 posterior = DiagonalGaussianDistribution(moments)
-        latent = posterior.mode() if generator is None else posterior.sample(generator)
-        return Encoded(latent * self.vae.config.scaling_factor, skips)
+        return Encoded(self.latent_of(posterior, generator), skips)
 
     def predict_noise(self, latent: Tensor, prompts: Tensor, modulation: Modulation) -> Tensor:
         """Epsilon `[N, c, h, w]` for a latent, prompt embeddings `[N or 1, 77, width]` and matrices."""
-        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
         with self._unet_slot.holding(modulation.unet):
-            prompts = prompts.to(latent.dtype).expand(len(latent), -1, -1)
-            noise: Tensor = self.unet(latent, timestep, encoder_hidden_states=prompts).sample
-        return noise
+            return self.predict(latent, prompts)
 
     def predict_noise_pair(
         self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
@@ -123,6 +124,18 @@ class OneStepNetwork(nn.Module, ABC):
         embeddings: Tensor = self.text_encoder(tokens)[0]
         return embeddings
 
+    def latent_of(self, posterior: DiagonalGaussianDistribution, generator: torch.Generator | None) -> Tensor:
+        """The latent `[N, c, h, w]` of the encoder's posterior: its mode, or a generator's sample of it."""
+        latent: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+        return latent * self.vae.config.scaling_factor
+
+    def predict(self, latent: Tensor, prompts: Tensor) -> Tensor:
+        """What the UNet gives, `[N, c, h, w]`, for a latent and prompt embeddings `[N or 1, 77, width]`."""
+        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
+        context = prompts.to(latent).expand(len(latent), -1, -1)
+        prediction: Tensor = self.unet(latent, timestep, encoder_hidden_states=context).sample
+        return prediction
+
     @abstractmethod
     def restore(
         self,
@@ -157,12 +170,9 @@ class OneStepNetwork(nn.Module, ABC):
         *,
         scale: int = SCALE,
         color_fix: ColorFix | None = None,
-        process_size: int = 512,
-        **asked: Any,  # noqa: ANN401 - arguments of `restore`
+        **asked: Any,  # noqa: ANN401 - further arguments of `restore`
     ) -> Pixels:
         """Restore one picture, uint8 `[H, W, 3]`, to the size and the levels that the released script gives.
-
-        `process_size` is that script's option; `asked` are further arguments of `restore`.
 
         Raises:
             RequestError: for a family whose script does nothing else than `restore`.
