@@ -20,7 +20,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from s3diff_training.checkpoints.native import capture
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.families.osediff import CHECKPOINT as OSEDIFF_CHECKPOINT
-from s3diff_training.families.osediff import OSEDiff, OSEDiffConfig
+from s3diff_training.families.osediff import OSEDiff
+from s3diff_training.families.plain_lora import PlainLoRA
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT, NetworkConfig
 from s3diff_training.network.lora import lora_layers, targeted_layers
@@ -53,7 +54,7 @@ def osediff_checkpoint(base: BaseModel) -> dict[str, object]:
     config = NetworkConfig()
     unet_layers = ("conv_in", *targeted_layers(base.unet, config.unet_targets))
     vae_layers = tuple(targeted_layers(base.vae, config.vae_targets))
-    network = OSEDiff(base, OSEDiffConfig(_OSEDIFF_RANK, _OSEDIFF_RANK, unet_layers, vae_layers))
+    network = OSEDiff(base, *(PlainLoRA(_OSEDIFF_RANK, layers) for layers in (unet_layers, vae_layers)))
     adapters = {"down_blocks": "encoder", "conv_in": "encoder", "up_blocks": "decoder", "conv_out": "decoder"}
     groups = {name: adapters.get(name.partition(".")[0], "others") for name in unet_layers}
     states: list[dict[str, torch.Tensor]] = []
