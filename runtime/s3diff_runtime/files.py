@@ -61,6 +61,11 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def is_vacant(path: Path) -> bool:
+    """Whether a folder can be written there without taking anything's place, but that of an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def require_replaceable(target: Path, force: bool, marker: str, what: str) -> None:
     """Raise `RequestError` where a folder to be written is in the way.
 
@@ -74,7 +79,7 @@ def require_replaceable(target: Path, force: bool, marker: str, what: str) -> No
         return
     if not force:
         raise RequestError(f"{target} exists; pass --force to replace it")
-    if not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    if not (target / marker).is_file() and not is_vacant(target):
         raise RequestError(f"{target} is no {what}, and only a {what} is replaced; name another output")
 
 
