@@ -21,7 +21,7 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuPrecision
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.lora import merge_lora
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.one_step_network import OneStepNetwork

@@ -27,7 +27,7 @@ from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.metrics import high_frequency_energy
 from s3diff_training.network.base import load_base
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.train.pairs import held_out_pairs, validate_pairs
 
 GOOD: dict[str, Any] = {

@@ -15,7 +15,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_training.data import PhotographFolder, from_uint8
 from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.train.pairs import Pair, held_out_pairs, validate_pairs
 
 

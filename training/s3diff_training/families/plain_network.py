@@ -13,9 +13,9 @@ from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
 from s3diff_training.data import from_uint8
 from s3diff_training.families.released_way import PROCESS_SIZE, brought_back, finished, is_small, prepared
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.bicubic import pillow_bicubic
 from s3diff_training.network.modulation import ModulationNetwork
 from s3diff_training.network.one_step_network import Around, OneStepNetwork, Restored, Sampled, vae_factor
-from s3diff_training.network.pillow import pillow_bicubic
 
 
 class PlainNetwork(OneStepNetwork):

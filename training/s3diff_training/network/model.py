@@ -13,7 +13,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.stages import finish_of
 from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep, guide
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import (

@@ -16,7 +16,8 @@ from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.flat import flat_error
 from s3diff_training.losses.lpips import LPIPS
-from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix
+from s3diff_training.network.bicubic import bicubic
+from s3diff_training.network.color import crop_padding, wavelet_fix
 from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.optimisers import TrainableModule

@@ -20,7 +20,7 @@ from s3diff_training.data import PhotographFolder, from_uint8, to_uint8
 from s3diff_training.degradations.pipeline import SMALLEST_SIDE, DegradationPipeline, DegradedBatch
 from s3diff_training.losses.lpips import LPIPS, Net
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 
