@@ -62,7 +62,7 @@ def _enlarged_columns(levels: Tensor, scale: int) -> Tensor:
 
 
 def _kernel(scale: int, sharpness: float) -> Tensor:
-    """`[scale, 5]`, float64: weights of the pixels from two before to two after, for each new pixel of one."""
+    """`[scale, 5]`, float64: weights of five pixels about one, for each of the new pixels in its place."""
     new = (torch.arange(scale, dtype=torch.float64) + 0.5) / scale - 0.5
     x = (torch.arange(-_REACH, _REACH + 1) - new[:, None]).abs()
     near = ((sharpness + 2) * x - (sharpness + 3)) * x * x + 1

@@ -94,9 +94,9 @@ class OneStepNetwork(nn.Module, ABC):
         """What `enlarge` made to the encoder's input: to [-1, 1], reflect-padded right and bottom."""
         return reflect_to_multiple(enlarged * 2 - 1, self.multiple)
 
-    def prepare(self, image: Tensor, scale: int = SCALE) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Low-resolution `[N, 3, H, W]` in [0, 1] to the encoder's input: enlarged and padded."""
-        return self.pad(self.enlarge(image, scale))
+        return self.pad(self.enlarge(image))
 
     def finish(self, decoded: Tensor, enlarged: Tensor, color_fix: ColorFix) -> Tensor:
         """From the decoded picture `[N, 3, H, W]` in [-1, 1] to the result, float32 in [0, 1].
