@@ -45,16 +45,6 @@ class ForwardPass(Sampled):
     skips: list[Tensor]
     """See `Encoded`."""
 
-    @property
-    def epsilon_positive(self) -> Tensor:
-        """`[N, c, h, w]`: the noise predicted under the positive prompt."""
-        return self.predictions["epsilon_positive"]
-
-    @property
-    def epsilon_negative(self) -> Tensor | None:
-        """Under the negative one; None where it was not evaluated."""
-        return self.predictions.get("epsilon_negative")
-
 
 @dataclass(frozen=True)
 class RestoredByDegradation(Restored[ForwardPass]):
@@ -205,20 +195,17 @@ class S3Diff(OneStepNetwork):
         with around("vae_encoder"):
             latent, skips = self.encode(image, modulation, generator)
         with around("unet"):
-            start, epsilon_negative = self.one_step.start(latent, generator), None
+            start = self.one_step.start(latent, generator)
             if negative is None or guidance == 1.0:
-                epsilon = epsilon_positive = self.predict_noise(start, positive, modulation)
+                epsilon = self.predict_noise(start, positive, modulation)
+                predictions = {"epsilon_positive": epsilon}
             else:
-                epsilon_positive, epsilon_negative = self.predict_noise_pair(
-                    start, positive, negative, modulation, one_batch
-                )
-                epsilon = guide(epsilon_positive, epsilon_negative, guidance)
+                both = self.predict_noise_pair(start, positive, negative, modulation, one_batch)
+                predictions = dict(zip(("epsilon_positive", "epsilon_negative"), both, strict=True))
+                epsilon = guide(*both, guidance)
             x0 = self.one_step.denoise(start, epsilon)
         with around("vae_decoder"):
             decoded = self.decode(x0.to(image.dtype), modulation, skips)
-        predictions = {"epsilon_positive": epsilon_positive}
-        if epsilon_negative is not None:
-            predictions["epsilon_negative"] = epsilon_negative
         return ForwardPass(latent, predictions, x0, decoded, modulation, skips)
 
     @torch.no_grad()
@@ -288,7 +275,9 @@ class S3Diff(OneStepNetwork):
         """See `OneStepNetwork.computed`; `applied` is the degradation that was used, beside the estimate."""
         forward: ForwardPass = restored.forward
         left_out: dict[str, Tensor | None] = {}
-        if guided and forward.epsilon_negative is None:  # at a scale of 1, where a bundle takes any scale
+        if (
+            guided and "epsilon_negative" not in forward.predictions
+        ):  # at a scale of 1, where a bundle takes any scale
             negative = self.encode_prompts(self.prompts[1:])
             left_out["epsilon_negative"] = self.predict_noise(forward.latent, negative, forward.modulation)
         return {
