@@ -65,7 +65,7 @@ class BaseTrainer:
         base.unet.requires_grad_(True)
         self._stream = ResidualStream((base.vae, base.unet)) if losses.lambda_stream else None
         self.modules = {"network": TrainableModule(self._network)}
-        self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
+        self._prompt = self._network.encode_prompts(self._network.prompts[:1])
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update on fresh pairs."""

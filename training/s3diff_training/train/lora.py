@@ -90,10 +90,7 @@ class LoraTrainer:
         self.modules = {"generator": TrainableModule(network)}
         if discriminator is not None:
             self.modules["discriminator"] = TrainableModule(discriminator, averaged=False)
-        config = network.config
-        self._positive, self._negative = network.encode_prompts(
-            [config.positive_prompt, config.negative_prompt]
-        ).split(1)
+        self._positive, self._negative = network.encode_prompts(network.prompts).split(1)
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """Update the generator on reconstruction; with a discriminator, then both on the GAN loss."""
