@@ -301,15 +301,11 @@ class S3Diff(OneStepNetwork):
         Raises:
             RequestError: for scores outside [0, 1].
         """
-        scores = {"noise": noise, "blur": blur}
-        wrong = [
-            f"{name}={value}" for name, value in scores.items() if value is not None and not 0 <= value <= 1
-        ]
+        given = {axis: value for axis, value in (("noise", noise), ("blur", blur)) if value is not None}
+        wrong = [f"{axis}={value}" for axis, value in given.items() if not 0 <= value <= 1]
         if wrong:
             raise RequestError(f"degradation scores must lie in [0, 1]; got {', '.join(wrong)}")
         degradation: Tensor = self.estimator(image)
-        for column, axis in enumerate(self.config.degradation_axes):
-            value = scores[axis]
-            if value is not None:
-                degradation[:, column] = value
+        for axis, value in given.items():
+            degradation[:, self.degradation_axes.index(axis)] = value
         return degradation
