@@ -311,7 +311,8 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 def test_torn_log_line_is_dropped(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", {})
+    run = RunFolder(tmp_path / "run")
+    run.open({})
     for step in (1, 2, 3):
         run.log("losses", {"step": step})
     with (run.path / "losses.jsonl").open("a") as file:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
@@ -37,18 +37,12 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
 
-    @classmethod
     def open(
-        cls,
-        path: Path,
-        config: Mapping[str, Any],
-        on_existing: OnExisting = "refuse",
-        changeable: Collection[str] = (),
-    ) -> Self:
+        self, config: Mapping[str, Any], on_existing: OnExisting = "refuse", changeable: Collection[str] = ()
+    ) -> None:
         """Start a new run, or open one to resume it.
 
         Args:
-            path: of the run folder.
             config: all options, of JSON types (tuples and paths are converted); nested mappings are allowed.
             on_existing: what a folder that already holds something means: `refuse` it, `resume` the run in it
                 (there must be one), or `replace` the run in it, deleting its files.
@@ -57,20 +51,18 @@ class RunFolder:
         Raises:
             RequestError: for a folder in the way, no run to resume, or a resumed configuration that differs.
         """
-        run = cls(path)
-        run.require(on_existing)
+        self.require(on_existing)
         options = json.loads(json.dumps(config, default=str))
         versions = {package: version(package) for package in _PACKAGES}
         if on_existing == "resume":
-            run._check_same(options, versions, changeable)
+            self._check_same(options, versions, changeable)
         elif on_existing == "replace":
-            for folder in (run.checkpoints, run.samples):
+            for folder in (self.checkpoints, self.samples):
                 shutil.rmtree(folder, ignore_errors=True)
             for name in ("config.json", *_LOGS):
-                (path / name).unlink(missing_ok=True)
+                (self.path / name).unlink(missing_ok=True)
         content = {"options": options, "versions": versions}
-        write_text(path / "config.json", json.dumps(content, indent=2) + "\n")
-        return run
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
     def require(self, on_existing: OnExisting) -> None:
         """Raise `RequestError` where what is in the folder, or is not, forbids what `open` is asked for."""
