@@ -262,11 +262,11 @@ def test_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     assert (path / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(("on_existing", "message"), [("refuse", "not empty"), ("replace", "holds no run")])
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path, on_existing: str, message: str) -> None:
+def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
-    with pytest.raises(RequestError, match=message):
-        train(tmp_path / "run", on_existing=on_existing)
+    for on_existing, message in (("refuse", "not empty"), ("replace", "holds no run")):
+        with pytest.raises(RequestError, match=message):
+            train(tmp_path / "run", on_existing=on_existing)
     assert (tmp_path / "run").read_text() == "mine"
 
 
