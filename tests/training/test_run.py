@@ -259,15 +259,11 @@ def test_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     _, run = train(path, OPTIONS.but(steps=3), on_existing="replace")
     assert [record["step"] for record in read_log(run, "losses")] == [3]
     assert [entry.name for entry in run.checkpoints.iterdir()] == ["step-000003"]
-    assert (path / "notes.txt").read_text() == "mine"
-
-
-def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("mine")
+    file = path / "notes.txt"  # in the place of a folder
     for on_existing, message in (("refuse", "not empty"), ("replace", "holds no run")):
         with pytest.raises(RequestError, match=message):
-            train(tmp_path / "run", on_existing=on_existing)
-    assert (tmp_path / "run").read_text() == "mine"
+            train(file, on_existing=on_existing)
+    assert file.read_text() == "mine"
 
 
 def test_resuming_names_every_option_that_differs(tmp_path: Path) -> None:
