@@ -20,9 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from s3diff_training.checkpoints.native import capture
 from s3diff_training.checkpoints.released import write_released
 from s3diff_training.families.osediff import CHECKPOINT as OSEDIFF_CHECKPOINT
-from s3diff_training.families.osediff import OSEDiff, OSEDiffConfig
+from s3diff_training.families.osediff import OSEDiff
+from s3diff_training.families.plain_lora import PlainLoRA
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.config import NEGATIVE_PROMPT, POSITIVE_PROMPT, NetworkConfig
+from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.lora import lora_layers, targeted_layers
 from s3diff_training.network.model import S3Diff
 from s3diff_training.train.new_base import SD_TURBO_SCHEDULER, prompt_tokenizer, save_base
@@ -34,7 +35,7 @@ _LAYOUT = Path(__file__).with_name("full_size.toml")
 def full_size_base() -> BaseModel:
     """The base model that `full_size.toml` lays out, with random weights."""
     layout = tomllib.loads(_LAYOUT.read_text(encoding="utf-8"))
-    tokenizer = prompt_tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
+    tokenizer = prompt_tokenizer()
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = CLIPTextConfig(vocab_size=len(tokenizer), **layout["text"], **special)
     unet = UNet2DConditionModel(**layout["unet"])
@@ -53,7 +54,7 @@ def osediff_checkpoint(base: BaseModel) -> dict[str, object]:
     config = NetworkConfig()
     unet_layers = ("conv_in", *targeted_layers(base.unet, config.unet_targets))
     vae_layers = tuple(targeted_layers(base.vae, config.vae_targets))
-    network = OSEDiff(base, OSEDiffConfig(_OSEDIFF_RANK, _OSEDIFF_RANK, unet_layers, vae_layers))
+    network = OSEDiff(base, *(PlainLoRA(_OSEDIFF_RANK, layers) for layers in (unet_layers, vae_layers)))
     adapters = {"down_blocks": "encoder", "conv_in": "encoder", "up_blocks": "decoder", "conv_out": "decoder"}
     groups = {name: adapters.get(name.partition(".")[0], "others") for name in unet_layers}
     states: list[dict[str, torch.Tensor]] = []

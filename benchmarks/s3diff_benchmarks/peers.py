@@ -123,17 +123,14 @@ class Place:
             if _CHECKOUT in (peer.command.value or "") and not self.checkout.is_dir():
                 yield f"checkout: git clone {peer.repository} {self.checkout}"
             else:
-                yield from self._missing_weights(peer.weights.value or ())
+                absent = [name for name in peer.weights.value or () if not (self.checkout / name).exists()]
+                if absent:
+                    yield f"weights: {', '.join(absent)}"
                 yield from self._missing_packages(peer.packages.value or ())
         needed = (peer.memory.value if peer.memory else None) or 0.0
         largest = max((gpu.memory_mib / 1024 for gpu in gpus), default=0.0)
         if peer.gpu.value and (not gpus or largest < needed):
             yield f"an NVIDIA GPU with {needed:g} GiB" if needed else "an NVIDIA GPU"
-
-    def _missing_weights(self, names: Sequence[str]) -> Iterator[str]:
-        absent = [name for name in names if self.checkout and not (self.checkout / name).exists()]
-        if absent:
-            yield f"weights: {', '.join(absent)}"
 
     def _missing_packages(self, packages: Sequence[str]) -> Iterator[str]:
         if not packages:
@@ -197,7 +194,7 @@ def list_peers(request: PeersRequest) -> None:
         (
             peer.name,
             peer.repository.removeprefix("https://"),
-            _told(peer.licence),
+            peer.licence.value or "not checked",
             ", ".join(peer.weights.value or ()) or peer.weights.source,
             _needs(peer),
             "; ".join([*missing, *hint]) or "nothing",
@@ -213,10 +210,6 @@ def list_peers(request: PeersRequest) -> None:
             click.echo(f"  not checked: {fact}: {why}")
         for way, text in ways.items():
             click.echo(f"  {text}" if way == "build" else f"  --run {shlex.quote(text)}")
-
-
-def _told(fact: Fact[str]) -> str:
-    return fact.value or "not checked"
 
 
 def _needs(peer: KnownPeer) -> str:

@@ -21,7 +21,7 @@ from s3diff_runtime.clock import Clock
 from s3diff_runtime.engines.cpu_options import CpuPrecision
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.data import from_uint8, to_uint8
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.lora import merge_lora
 from s3diff_training.network.modulation import Modulation, ModulationNetwork
 from s3diff_training.network.one_step_network import OneStepNetwork
@@ -146,7 +146,7 @@ def merged_copy(network: N, modulation: Modulation, dtype: torch.dtype) -> N:
     merged = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     merge_lora(merged.vae, modulation.vae)
     merge_lora(merged.unet, modulation.unet)
-    merged.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
+    merged.modulation = ModulationNetwork()
     for module in merged.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and parameter.dtype != dtype:

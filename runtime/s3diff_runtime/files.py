@@ -61,6 +61,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_absent(path: Path, force: bool) -> None:
+    """Raise `RequestError` for a file or folder that is there and may not be replaced."""
+    if path.exists() and not force:
+        raise RequestError(f"{path} exists; pass --force to replace it")
+
+
+def is_vacant(path: Path) -> bool:
+    """Whether a folder can be written there without taking anything's place, but that of an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
 def require_replaceable(target: Path, force: bool, marker: str, what: str) -> None:
     """Raise `RequestError` where a folder to be written is in the way.
 
@@ -70,11 +81,8 @@ def require_replaceable(target: Path, force: bool, marker: str, what: str) -> No
         marker: the file that tells a folder of ours, which alone is replaced, besides one that is empty.
         what: such a folder is.
     """
-    if not target.exists():
-        return
-    if not force:
-        raise RequestError(f"{target} exists; pass --force to replace it")
-    if not (target / marker).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    require_absent(target, force)
+    if not is_vacant(target) and not (target / marker).is_file():
         raise RequestError(f"{target} is no {what}, and only a {what} is replaced; name another output")
 
 

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 from tests.benchmarks.pictures import noise, shifting_bundle, write_folder
 from tests.benchmarks.test_scores import forbid_lpips
-from tests.runtime.fake_bundle import enlarged, estimate_of, expected_shift
+from tests.runtime.fake_bundle import (
+    edit_manifest,
+    enlarged,
+    estimate_of,
+    expected_shift,
+    write_fake_bundle,
+)
 
 from s3diff_benchmarks.pictures import control
 from s3diff_benchmarks.pictures.control import ControlRequest, measure_control
@@ -141,3 +147,16 @@ def test_an_image_too_small_to_score_is_refused(tmp_path: Path) -> None:
     bundle = shifting_bundle(tmp_path / "a.bundle")
     with pytest.raises(RequestError, match="too small to score; expected at least 8 pixels a side"):
         measure_control(ControlRequest(bundle), noise(5, 9), noise(20, 36), ALONE)
+
+
+def test_a_family_without_scores_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def without_scores(content: dict[str, Any]) -> None:
+        content |= {"family": "osediff", "degradation_axes": []}
+        for name in ("estimator", "modulation"):
+            content["stages"].pop(name)
+        for stage in content["stages"].values():
+            stage["inputs"] = [each for each in stage["inputs"] if "modulation" not in each["name"]]
+
+    edit_manifest(write_fake_bundle(folder / "b.bundle", "dynamic", guidance="off"), without_scores)
+    assert run(cli, ["bench", "control", "b.bundle", "photo.png"]) == 2
+    assert "b.bundle restores without scores: there is nothing to set by hand" in capsys.readouterr().err

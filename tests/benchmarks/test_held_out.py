@@ -23,11 +23,10 @@ from s3diff_export.cli import cli, run
 from s3diff_runtime.errors import RequestError
 from s3diff_training.checkpoints.native import build_network, read_checkpoint, write_checkpoint
 from s3diff_training.data import PhotographFolder, to_uint8
-from s3diff_training.degradations.pipeline import DegradationPipeline
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.metrics import high_frequency_energy
 from s3diff_training.network.base import load_base
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.train.pairs import held_out_pairs, validate_pairs
 
 GOOD: dict[str, Any] = {
@@ -190,7 +189,7 @@ def test_figures_are_those_of_training_s_own_validation(folder: Path, weights: d
     assert bench(weights, "--held-out", "photographs", "-o", "out") == 0
     network = build_network(load_base(str(weights["--base"])), read_checkpoint(weights["--checkpoint"]))
     photographs = PhotographFolder(folder / "photographs", 64)
-    pairs = held_out_pairs(photographs, DegradationPipeline(), (0, 1), 64)
+    pairs = held_out_pairs(photographs, (0, 1), 64)
     expected = [
         validate_pairs(restore, pairs, any_lpips())
         for restore in (bicubic, lambda lr: network.restore(lr).image)

@@ -26,7 +26,8 @@ from s3diff_runtime.stages import kind_of
 from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.data import from_uint8
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import bicubic_upscale, correct_color
+from s3diff_training.network.bicubic import bicubic_upscale
+from s3diff_training.network.color import correct_color
 from s3diff_training.network.config import ENCODER_AND_DECODER_TARGETS, NetworkConfig
 from s3diff_training.network.model import S3Diff
 

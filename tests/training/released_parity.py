@@ -119,9 +119,9 @@ def _quantities(
     yield "modulation, encoder", forward.modulation.vae, truth[f"{case}.vae_modulation"]
     yield "modulation, UNet", forward.modulation.unet, truth[f"{case}.unet_modulation"]
     yield "latent", forward.latent, truth[f"{case}.latent"]
-    yield "ε, positive", forward.epsilon_positive, truth[f"{case}.eps_pos"]
-    yield "ε, negative", forward.epsilon_negative, truth[f"{case}.eps_neg"]
-    single = network.one_step.denoise(forward.latent, forward.epsilon_positive)
+    yield "ε, positive", forward.predictions["epsilon_positive"], truth[f"{case}.eps_pos"]
+    yield "ε, negative", forward.predictions.get("epsilon_negative"), truth[f"{case}.eps_neg"]
+    single = network.one_step.denoise(forward.latent, forward.predictions["epsilon_positive"])
     yield "x0, positive alone", single, truth[f"{case}.single.x0"]
     yield "x0, guided", forward.x0, truth[f"{case}.x0"]
     for fix in COLOR_FIXES:

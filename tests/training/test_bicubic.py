@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3diff_training.network.color import bicubic_upscale
+from s3diff_training.network.bicubic import bicubic_upscale
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import bicubic_upscale, wavelet_fix
+from s3diff_training.network.bicubic import bicubic_upscale
+from s3diff_training.network.color import wavelet_fix
 from s3diff_training.network.config import ENCODER_AND_DECODER_TARGETS
 from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import TrainLoop

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from s3diff_training.data import from_uint8, to_uint8
-from s3diff_training.network.color import bicubic
-from s3diff_training.network.pillow import pillow_bicubic
+from s3diff_training.network.bicubic import bicubic, pillow_bicubic
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])

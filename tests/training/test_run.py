@@ -259,7 +259,11 @@ def test_existing_run_is_refused_resumed_or_replaced(tmp_path: Path) -> None:
     _, run = train(path, OPTIONS.but(steps=3), on_existing="replace")
     assert [record["step"] for record in read_log(run, "losses")] == [3]
     assert [entry.name for entry in run.checkpoints.iterdir()] == ["step-000003"]
-    assert (path / "notes.txt").read_text() == "mine"
+    file = path / "notes.txt"  # in the place of a folder
+    for on_existing, message in (("refuse", "not empty"), ("replace", "holds no run")):
+        with pytest.raises(RequestError, match=message):
+            train(file, on_existing=on_existing)
+    assert file.read_text() == "mine"
 
 
 def test_resuming_names_every_option_that_differs(tmp_path: Path) -> None:
@@ -303,7 +307,8 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path: Path) -> None:
 
 
 def test_torn_log_line_is_dropped(tmp_path: Path) -> None:
-    run = RunFolder.open(tmp_path / "run", {})
+    run = RunFolder(tmp_path / "run")
+    run.open({})
     for step in (1, 2, 3):
         run.log("losses", {"step": step})
     with (run.path / "losses.jsonl").open("a") as file:

@@ -39,7 +39,7 @@ from s3diff_training.network.base import BaseModel, load_base
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.train import estimator as estimating
 from s3diff_training.train.base import BaseLosses, BaseTrainer
-from s3diff_training.train.estimator import AXES, EstimatorTrainer, degraded_crops, rank_correlation
+from s3diff_training.train.estimator import ESTIMATED, EstimatorTrainer, degraded_crops, rank_correlation
 from s3diff_training.train.loop import Trainer, TrainLoop
 from s3diff_training.train.lora import LoraOptions, LoraTrainer
 from s3diff_training.train.pairs import HeldOut, PairOptions, TrainingPairs
@@ -163,7 +163,7 @@ def test_the_estimator_learns_the_true_levels(
     estimator = DegradationEstimator()
     trainer = EstimatorTrainer(estimator, PairOptions(photograph_folder, CROP))
     trainer._pairs = FixedPairs(batch)
-    distance = (estimator(batch.lr) - batch.levels(AXES)).abs()
+    distance = (estimator(batch.lr) - batch.levels(ESTIMATED)).abs()
     smooth = torch.where(distance < 0.1, distance.square() / 0.2, distance - 0.05).mean(0)
     run = TrainLoop(ONE_STEP.but(steps=6)).run(trainer, tmp_path / "run")
     first, *_, last = losses(run)
@@ -178,7 +178,7 @@ def test_the_estimator_is_judged_by_ranks(photograph_folder: Path) -> None:
         def __init__(self, crops: list[DegradedBatch]) -> None:
             super().__init__()
             self.weight = nn.Parameter(torch.ones(()))
-            self.answers = iter([crop.levels(AXES) ** 2 * torch.tensor([1, -1]) for crop in crops])
+            self.answers = iter([crop.levels(ESTIMATED) ** 2 * torch.tensor([1, -1]) for crop in crops])
 
         def forward(self, image: Tensor) -> Tensor:
             return next(self.answers)
@@ -251,4 +251,4 @@ def test_wrong_options_are_reported_at_once(options: Callable[[], object], names
 
 
 def test_levels_follow_the_axes(batch: DegradedBatch) -> None:
-    assert torch.equal(batch.levels(AXES), torch.stack([batch.blur, batch.noise], dim=1))
+    assert torch.equal(batch.levels(ESTIMATED), torch.stack([batch.blur, batch.noise], dim=1))

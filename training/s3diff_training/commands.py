@@ -8,6 +8,7 @@ from PIL import Image
 
 from s3diff_runtime.errors import RequestError, refuse
 from s3diff_runtime.families import FAMILIES
+from s3diff_runtime.files import require_absent
 from s3diff_runtime.options import Options, argument, group, option
 from s3diff_runtime.pictures.formats import save
 from s3diff_runtime.pictures.photograph import open_photograph
@@ -57,7 +58,8 @@ def convert_checkpoint(request: ConvertRequest) -> None:
     outputs = {".safetensors": [output], ".pkl": [output, output.with_name("de_net.pth")]}.get(output.suffix)
     if outputs is None:
         raise RequestError(f"{output} names no checkpoint format; expected the suffix .safetensors or .pkl")
-    _refuse_existing(outputs, request.force)
+    for file in outputs:
+        require_absent(file, request.force)
     checkpoint = read_checkpoint(request.source, request.estimator)
     if output.suffix == ".pkl":
         write_released(checkpoint, *outputs)
@@ -70,7 +72,7 @@ def convert_checkpoint(request: ConvertRequest) -> None:
 def restore(request: RestoreRequest) -> None:
     """Restore IMAGE (×4, or by --scale) with the PyTorch network."""
     set_up_logging()
-    _refuse_existing([request.output], request.force)
+    require_absent(request.output, request.force)
     with every_size_allowed():
         photograph = open_photograph(request.image, MAX_PIXELS)
     pixels = photograph.pixels
@@ -83,9 +85,3 @@ def restore(request: RestoreRequest) -> None:
         image = photograph.finish(to_uint8(network.restore(from_uint8(pixels)[None], **asked).image))
     save(image, request.output)
     click.echo(request.output)
-
-
-def _refuse_existing(outputs: list[Path], force: bool) -> None:
-    for output in outputs:
-        if output.exists() and not force:
-            raise RequestError(f"{output} exists; pass --force to replace it")

@@ -12,6 +12,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from s3diff_runtime.errors import CheckpointError, first_line
+from s3diff_runtime.errors import CheckpointError, RequestError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,22 @@ def first_few(names: Iterable[str]) -> str:
 def reason(error: BaseException) -> str:
     """The first sentence of an error's text, without libraries' advice; its type where there is none."""
     return first_line(error).split(". ")[0].rstrip(".")[:_LONGEST_REASON]
+
+
+@contextmanager
+def refusing(path: Path, fault: str, expected: str) -> Iterator[None]:
+    """Raise `CheckpointError` for what damaged content leads the block to: `fault`, why, and `expected`.
+
+    A `RequestError` keeps its words: the content is sound, and asks for what cannot be.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except RequestError as error:
+        raise CheckpointError(f"{path}: {reason(error)}") from error
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{fault} ({reason(error)}); expected {expected}") from error
 
 
 def _what_it_is(head: bytes) -> str:

@@ -62,9 +62,7 @@ class ModelSource(Options):
             RequestError: when no weights are named.
         """
         if not self.named:
-            raise RequestError(
-                "no weights: pass --base and --checkpoint, or --demo for the small model that ships"
-            )
+            raise RequestError(f"no weights: pass --base and --checkpoint, or {_OR_DEMO}")
         if not self.demo:
             return self
         return ModelSource(base=str(_DEMO_MODEL / "base"), checkpoint=_DEMO_MODEL / "checkpoint.safetensors")

@@ -7,8 +7,6 @@ weighted. VGG16 comes from the weights of LPIPS, which are the same network, and
 the package dists-pytorch (MIT), which is read without importing it.
 """
 
-import hashlib
-import pickle
 from pathlib import Path
 from typing import Self
 
@@ -16,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.errors import CheckpointError, RequestError
 from s3diff_runtime.files import installed_file
 from s3diff_training.losses.lpips import LPIPS
+from s3diff_training.tensor_files import open_tensor_file
 
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STAGES = ((0, 1), (2, 3), (4, 5, 6), (7, 8, 9), (10, 11, 12))
@@ -72,16 +72,15 @@ class DISTS(nn.Module):
                 f"no weights of DISTS on this machine: {INSTALL}, or name a file (--dists-weights)"
             )
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            alpha, beta = (torch.as_tensor(state[name]).float() for name in ("alpha", "beta"))
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            state = open_tensor_file(path).named_tensors()
+            alpha, beta = (state[name] for name in ("alpha", "beta"))
+        except (CheckpointError, KeyError) as error:
             raise RequestError(f"{path} holds no weights of DISTS; expected those of `{INSTALL}`") from error
         if alpha.numel() != sum(_WIDTHS) or beta.numel() != sum(_WIDTHS):
             raise RequestError(
                 f"{path} has {alpha.numel()} and {beta.numel()} weights, not {sum(_WIDTHS)} each"
             )
-        return cls(vgg, alpha, beta, f"sha256 {digest[:12]}")
+        return cls(vgg, alpha, beta, f"sha256 {sha256(path)[:12]}")
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of each pair: `x`, `y` [N, 3, H, W] in [0, 1] -> [N], 0 for equal images."""

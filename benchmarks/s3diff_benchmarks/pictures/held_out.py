@@ -46,12 +46,11 @@ def held_out_images(folder: Path, limit: int | None = None) -> ImageSet:
         RequestError: when there is no photograph of 64 pixels a side or more.
     """
     from s3diff_training.data import PhotographFolder, to_uint8
-    from s3diff_training.degradations.pipeline import DegradationPipeline
     from s3diff_training.train.pairs import held_out_pairs
 
     photographs = PhotographFolder(folder, PATCH, memory_mib=0)
     photographs.paths = photographs.paths[:limit]
-    pairs = held_out_pairs(photographs, DegradationPipeline(), SEEDS, SIZE)
+    pairs = held_out_pairs(photographs, SEEDS, SIZE)
     cases = [Case(pair.name, to_uint8(pair.lr), to_uint8(pair.hr)) for pair in pairs]
     return ImageSet(
         tuple(cases),

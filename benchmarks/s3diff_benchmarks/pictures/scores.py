@@ -12,7 +12,7 @@ from PIL import Image
 
 from s3diff_benchmarks.report.model import Cell, Column, bounds_of
 from s3diff_benchmarks.statistics import Mean
-from s3diff_runtime.errors import RequestError
+from s3diff_runtime.errors import RequestError, first_line
 from s3diff_runtime.options import Options, option
 from s3diff_runtime.vocabulary import Pixels
 from s3diff_training.metrics import high_frequency_energy, psnr_y, ssim_y
@@ -181,8 +181,7 @@ def _no_reference(device: str) -> Iterator[Score | str]:
         try:
             model = pyiqa.create_metric(key, device=device)
         except Exception as error:  # of any kind: weights that cannot be had, versions that do not fit
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            yield f"{label} was not measured: pyiqa cannot load {key} ({reason})"
+            yield f"{label} was not measured: pyiqa cannot load {key} ({first_line(error)})"
             continue
         better: Literal["lower", "higher"] = "lower" if model.lower_better else "higher"
         yield Score(label, better, partial(_judged, model, device, False))

@@ -21,7 +21,7 @@ from rich.table import Table as RichTable
 from s3diff_benchmarks.report.model import Report, Table
 from s3diff_benchmarks.report.rendering import embedded, render, shown_table
 from s3diff_runtime.errors import RequestError, first_few, wrong_fields
-from s3diff_runtime.files import replacing
+from s3diff_runtime.files import is_vacant, replacing
 from s3diff_runtime.options import Options, option
 
 JSON_NAME = "report.json"
@@ -63,10 +63,8 @@ class Output(Options):
         where it holds that but `force` does not give it up.
         """
         folder = self.folder
-        if folder is None or not (folder.exists() or folder.is_symlink()):
-            return
-        linked = folder.is_symlink()
-        if folder.is_dir() and not linked and not any(folder.iterdir()):
+        linked = folder is not None and folder.is_symlink()
+        if folder is None or (is_vacant(folder) and not linked):
             return
         if linked or not _is_ours(folder / marker):
             raise RequestError(f"{folder} exists and is no such report; choose another folder")

@@ -59,8 +59,8 @@ def bin_costs(network: S3Diff, image: Tensor, chosen: Sequence[Bin]) -> Iterator
         for noise, blur in points:
             exact, centre = restored(noise, blur), nearest_bin(bins, noise, blur)
             binned = exact if centre is None else restored(centre.noise, centre.blur)
-            truth = exact.forward.epsilon_positive
-            errors.append(float((binned.forward.epsilon_positive - truth).norm() / truth.norm()))
+            truth, found = (each.forward.predictions["epsilon_positive"] for each in (exact, binned))
+            errors.append(float((found - truth).norm() / truth.norm()))
             square = torch.mean((exact.image - binned.image) ** 2).clamp(min=1e-12)
             psnrs.append(float(-10 * torch.log10(square)))
         yield BinCost(name, len(bins), fmean(errors), max(errors), fmean(psnrs), min(psnrs))

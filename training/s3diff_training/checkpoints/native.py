@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from s3diff_runtime.errors import CheckpointError, RequestError
+from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints.checkpoint import Checkpoint, require_consistent, require_whole
 from s3diff_training.checkpoints.released import read_estimator, released_checkpoint
 from s3diff_training.network.base import BaseModel
 from s3diff_training.network.config import NetworkConfig, is_text
 from s3diff_training.network.model import S3Diff
-from s3diff_training.tensor_files import TensorFile, difference, open_tensor_file, reason
+from s3diff_training.tensor_files import TensorFile, difference, open_tensor_file, refusing
 
 FORMAT = "s3diff-checkpoint"
 REVISION = 1
@@ -118,7 +118,7 @@ def _native(file: TensorFile, metadata: Mapping[str, str]) -> Checkpoint:
             f"{path} is not an S3Diff checkpoint; expected metadata format={FORMAT}, which a program that "
             "saves the file anew may lose"
         )
-    try:
+    with refusing(path, f"the metadata of {path} is damaged", "a revision and a JSON configuration"):
         revision = int(metadata["revision"])
         if revision > REVISION:
             raise CheckpointError(
@@ -129,13 +129,4 @@ def _native(file: TensorFile, metadata: Mapping[str, str]) -> Checkpoint:
         provenance = json.loads(metadata.get("provenance", "{}"))
         if not isinstance(provenance, dict) or not all(map(is_text, provenance.values())):
             raise TypeError("provenance is no dictionary of texts")
-    except CheckpointError:
-        raise
-    except RequestError as error:
-        raise CheckpointError(f"{path}: {reason(error)}") from error
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the metadata of {path} is damaged ({reason(error)}); "
-            "expected a revision and a JSON configuration"
-        ) from error
     return Checkpoint(config, file.named_tensors(), provenance)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s3diff_runtime.errors import CheckpointError, RequestError
+from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.files import replacing
 from s3diff_training.checkpoints.checkpoint import Checkpoint, estimator_shapes, require_whole
 from s3diff_training.network.config import NetworkConfig
@@ -19,7 +19,7 @@ from s3diff_training.tensor_files import (
     difference,
     first_few,
     open_tensor_file,
-    reason,
+    refusing,
     unwrapped,
 )
 
@@ -27,6 +27,17 @@ log = logging.getLogger(__name__)
 
 _ADAPTERS = {"unet": "default", "vae": "vae_skip"}
 _MLPS = {"de_mlp": "degradation_mlp", "block_mlp": "block_mlp", "fuse_mlp": "fuse"}
+_PARTS = {
+    key: prefix
+    for part in _ADAPTERS
+    for key, prefix in (
+        (f"state_dict_{part}", f"{part}."),
+        *((f"state_dict_{part}_{theirs}", f"modulation.{part}.{ours}.") for theirs, ours in _MLPS.items()),
+    )
+}
+"""The dictionaries of a file, and what stands before their names in `S3Diff.state_dict()`."""
+_EMBEDDINGS = {f"state_dict_{part}_block": f"modulation.{part}.block_embeddings." for part in _ADAPTERS}
+"""Likewise those in its `state_embeddings`."""
 _BLOCKS = {"unet": 10, "vae": 6}
 """Block embeddings that the released code has room for: four UNet levels, the encoder of a 4-level VAE."""
 _CALLERS = ("positive_prompt", "negative_prompt", "guidance")
@@ -51,30 +62,17 @@ def released_checkpoint(file: TensorFile) -> Checkpoint:
         CheckpointError: when the file lacks a part, or holds it in another layout.
     """
     path, content = file.path, unwrapped(file.content)
-    parts = [f"state_dict_{part}{kind}" for part in _ADAPTERS for kind in ("", *(f"_{mlp}" for mlp in _MLPS))]
-    kinds = _HEADER | dict.fromkeys(parts, Mapping)
+    kinds = _HEADER | dict.fromkeys(_PARTS, Mapping)
     missing = [key for key in kinds if key not in content]
     if missing:
         if any(isinstance(key, str) and "fc_degree." in key for key in content):
             raise CheckpointError(f"{path} is an estimator; pass it as --estimator, and here s3diff.pkl")
         raise CheckpointError(f"{path} lacks {first_few(missing)}; expected the released s3diff.pkl")
-    wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
-    if wrong:
-        raise CheckpointError(
-            f"{path} has the released parts in another layout (wrong kind of {', '.join(wrong)}); "
-            "expected the released s3diff.pkl"
-        )
-    try:
+    with refusing(path, f"{path} has the released parts in another layout", "the released s3diff.pkl"):
+        wrong = [key for key, kind in kinds.items() if not isinstance(content[key], kind)]
+        if wrong:
+            raise TypeError(f"wrong kind of {', '.join(wrong)}")
         config, tensors = _translated(file, content)
-    except CheckpointError:
-        raise
-    except RequestError as error:
-        raise CheckpointError(f"{path}: {reason(error)}") from error
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} has the released parts in another layout ({reason(error)}); "
-            "expected the released s3diff.pkl"
-        ) from error
     return Checkpoint(config, tensors, {"source": f"{path.name} (released format)"})
 
 
@@ -126,8 +124,9 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
 
     tensors = {name: tensor.detach().cpu() for name, tensor in checkpoint.tensors.items()}
 
-    def below(prefix: str) -> dict[str, Tensor]:
-        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    def below(prefix: str, adapter: str = "") -> dict[str, Tensor]:
+        named = {n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)}
+        return {re.sub(r"(lora_[AB])\.", rf"\1.{adapter}.", name): tensor for name, tensor in named.items()}
 
     content: dict[str, Any] = {
         "unet_lora_target_modules": list(config.unet_targets),
@@ -135,18 +134,9 @@ def write_released(checkpoint: Checkpoint, path: Path, estimator: Path) -> None:
         "rank_unet": config.rank_unet,
         "rank_vae": config.rank_vae,
         "w": tensors["modulation.embedding.frequencies"],
-        "state_embeddings": {},
+        "state_embeddings": {key: below(prefix) for key, prefix in _EMBEDDINGS.items()},
     }
-    for part, adapter in _ADAPTERS.items():
-        content[f"state_dict_{part}"] = {
-            re.sub(r"(lora_[AB])\.", rf"\1.{adapter}.", name): tensor
-            for name, tensor in below(f"{part}.").items()
-        }
-        for mlp, ours in _MLPS.items():
-            content[f"state_dict_{part}_{mlp}"] = below(f"modulation.{part}.{ours}.")
-        content["state_embeddings"][f"state_dict_{part}_block"] = below(
-            f"modulation.{part}.block_embeddings."
-        )
+    content |= {key: below(prefix, _ADAPTERS.get(prefix[:-1], "")) for key, prefix in _PARTS.items()}
     with replacing(path) as partial, replacing(estimator) as partial_estimator:
         torch.save(content, partial)
         torch.save(below("estimator."), partial_estimator)
@@ -183,13 +173,9 @@ def _translated(file: TensorFile, content: Mapping[str, Any]) -> tuple[NetworkCo
         vae_targets=content["vae_lora_target_modules"],
         fourier_features=len(content["w"]),
     )
-    for part in _ADAPTERS:
-        embeddings = content["state_embeddings"][f"state_dict_{part}_block"]
-        places = {f"{part}.": content[f"state_dict_{part}"]}
-        places |= {
-            f"modulation.{part}.{ours}.": content[f"state_dict_{part}_{n}"] for n, ours in _MLPS.items()
-        }
-        places |= {f"modulation.{part}.block_embeddings.": embeddings}
-        for prefix, named in places.items():
-            tensors |= {prefix + name: tensor for name, tensor in file.named_tensors(named).items()}
+    embeddings = content["state_embeddings"]
+    places = [(prefix, content[key]) for key, prefix in _PARTS.items()]
+    places += [(prefix, embeddings[key]) for key, prefix in _EMBEDDINGS.items()]
+    for prefix, named in places:
+        tensors |= {prefix + name: tensor for name, tensor in file.named_tensors(named).items()}
     return config, tensors

@@ -6,8 +6,7 @@ size, and all else per sample. Every draw comes from the caller's generator. HR 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +43,7 @@ _LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601 weights of red, green and blue."""
 
 
-@dataclass(frozen=True)
-class DegradedBatch:
+class DegradedBatch(NamedTuple):
     """Training pairs with the true degradation levels."""
 
     lr: Tensor

@@ -4,7 +4,6 @@ The mathematics is that of the released code at commit fcc4f09; where this diffe
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,13 @@ from torch import Tensor
 
 from s3diff_runtime.families import FAMILIES
 from s3diff_training.families.family import Family, Loader, has_keys
-from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
+from s3diff_training.families.plain_lora import PlainLoRA, PlainLoRAFile, frozen
 from s3diff_training.families.plain_network import PlainNetwork
 from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep
-from s3diff_training.network.lora import add_lora
 from s3diff_training.tensor_files import TensorFile
 
 CHECKPOINT = "osediff.pkl"
-_EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
 _TRAINED_WHOLE = ("conv_in.base_layer.weight", "conv_in.base_layer.bias")
-
-
-@dataclass(frozen=True)
-class OSEDiffConfig:
-    """What a checkpoint says of the network."""
-
-    rank_unet: int
-    rank_vae: int
-    unet_layers: tuple[str, ...]
-    """Full names of those with LoRA."""
-    vae_layers: tuple[str, ...]
 
 
 class OSEDiff(PlainNetwork):
@@ -45,11 +31,11 @@ class OSEDiff(PlainNetwork):
     brings_small_back = False
     prompts = (FAMILIES["osediff"].tags_prompt.format(tags=""),)
 
-    def __init__(self, base: BaseModel, config: OSEDiffConfig) -> None:
+    def __init__(self, base: BaseModel, unet: PlainLoRA, vae: PlainLoRA) -> None:
         super().__init__(base)
         self.one_step = OneStep(FIRST_TIMESTEP, float(base.alphas_cumprod[FIRST_TIMESTEP]), adds_noise=False)
-        add_lora(self.unet, config.unet_layers, config.rank_unet, ALPHA, lambda _: 0)
-        add_lora(self.vae, config.vae_layers, config.rank_vae, ALPHA, lambda _: 0)
+        unet.add(self.unet)
+        vae.add(self.vae)
 
     def trainable_names(self) -> set[str]:
         """LoRA, and the first convolution of the UNet, which is trained whole."""
@@ -66,24 +52,16 @@ class OSEDiff(PlainNetwork):
 
 
 def _read(file: TensorFile, _: Path | None) -> Loader:
-    parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
-    config = OSEDiffConfig(
-        parts.rank("rank_unet"),
-        parts.rank("rank_vae"),
-        parts.unet_layers(),
-        parts.layers("vae_lora_encoder_modules"),
-    )
-    unet, vae = parts.tensors("state_dict_unet"), parts.tensors("state_dict_vae")
+    parts = PlainLoRAFile(file, CHECKPOINT)
+    unet = parts.lora("rank_unet", parts.unet_layers(), "state_dict_unet")
+    vae = parts.lora("rank_vae", parts.layers("vae_lora_encoder_modules"), "state_dict_vae")
 
     def load(base: BaseModel) -> OSEDiff:
-        require_layers(base.unet, config.unet_layers, _EXPECTED)
-        require_layers(base.vae, config.vae_layers, _EXPECTED)
         with torch.device("meta"):  # nothing that training made is ever left as it is initialised
-            network = OSEDiff(base, config)
-        fill(network.unet, unet, _TRAINED_WHOLE, _EXPECTED)
-        fill(network.vae, vae, (), _EXPECTED)
-        frozen_network(network)
-        return network
+            network = OSEDiff(base, unet, vae)
+        unet.fill(network.unet, _TRAINED_WHOLE)
+        vae.fill(network.vae)
+        return frozen(network)
 
     return load
 

@@ -4,7 +4,6 @@ The mathematics is that of the released code at commit 9c76e12; where this diffe
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,16 @@ from torch import Tensor
 from s3diff_runtime.errors import CheckpointError
 from s3diff_runtime.strengths import PASSES, Strengths
 from s3diff_training.families.family import Family, Loader, has_keys
-from s3diff_training.families.plain_lora import ALPHA, PlainLoRAFile, fill, frozen_network, require_layers
+from s3diff_training.families.plain_lora import PlainLoRA, PlainLoRAFile, frozen
 from s3diff_training.families.plain_network import PlainNetwork
 from s3diff_training.network.base import BaseModel, ResidualStep
-from s3diff_training.network.lora import add_lora, merge_lora
+from s3diff_training.network.lora import merge_lora
 from s3diff_training.tensor_files import TensorFile
 
 CHECKPOINT = "pisa_sr.pkl"
-_EXPECTED = f"the released {CHECKPOINT} and Stable Diffusion 2.1-base"
 _TIMESTEP = 1
-_PIXEL, _SEMANTIC = "_pix", "_sem"
 _NAMES = {1.0: "residual_both", 0.0: "residual_pixel"}
 """Of predictions, by how much of the semantic LoRA they have."""
-
-
-@dataclass(frozen=True)
-class PiSASRConfig:
-    """What a checkpoint says of the network."""
-
-    rank_pixel: int
-    rank_semantic: int
-    layers: tuple[str, ...]
-    """Full names of the UNet's layers with LoRA; both sets have the same."""
 
 
 class PiSASR(PlainNetwork):
@@ -51,10 +38,10 @@ class PiSASR(PlainNetwork):
     brings_small_back = True
     one_step: ResidualStep
 
-    def __init__(self, base: BaseModel, config: PiSASRConfig) -> None:
+    def __init__(self, base: BaseModel, semantic: PlainLoRA) -> None:
         super().__init__(base)
-        self.one_step, self.semantic_rank = ResidualStep(_TIMESTEP), config.rank_semantic
-        self._semantic = add_lora(self.unet, config.layers, config.rank_semantic, ALPHA, lambda _: 0)
+        self.one_step, self.semantic_rank = ResidualStep(_TIMESTEP), semantic.rank
+        self._semantic = semantic.add(self.unet)
 
     def predict_passes(
         self, latent: Tensor, prompts: Tensor, shares: Sequence[float], one_batch: bool = True
@@ -106,24 +93,23 @@ def weighted(residuals: Mapping[float, Tensor], pixel: float | Tensor, semantic:
 
 
 def _read(file: TensorFile, _: Path | None) -> Loader:
-    parts = PlainLoRAFile(file, f"the released {CHECKPOINT}")
-    pixel_layers, layers = parts.unet_layers(_PIXEL), parts.unet_layers(_SEMANTIC)
-    if set(pixel_layers) != set(layers):
+    parts = PlainLoRAFile(file, CHECKPOINT)
+    pixel, semantic = (
+        parts.lora(f"lora_rank_unet{suffix}", parts.unet_layers(suffix), "state_dict_unet", suffix)
+        for suffix in ("_pix", "_sem")
+    )
+    if set(pixel.layers) != set(semantic.layers):
         raise CheckpointError(f"{file.path} has pixel and semantic LoRA on other layers; expected the same")
-    config = PiSASRConfig(parts.rank("lora_rank_unet_pix"), parts.rank("lora_rank_unet_sem"), layers)
-    pixel, semantic = (parts.tensors("state_dict_unet", suffix) for suffix in (_PIXEL, _SEMANTIC))
 
     def load(base: BaseModel) -> PiSASR:
-        require_layers(base.unet, config.layers, _EXPECTED)
         with torch.device("meta"):  # nothing that training made is ever left as it is initialised
-            add_lora(base.unet, config.layers, config.rank_pixel, ALPHA, lambda _: 0)
-        fill(base.unet, pixel, (), _EXPECTED, "the pixel LoRA")
+            pixel.add(base.unet)
+        pixel.fill(base.unet, what="the pixel LoRA")
         merge_lora(base.unet)
         with torch.device("meta"):
-            network = PiSASR(base, config)
-        fill(network.unet, semantic, (), _EXPECTED)
-        frozen_network(network)
-        return network
+            network = PiSASR(base, semantic)
+        semantic.fill(network.unet)
+        return frozen(network)
 
     return load
 

@@ -1,29 +1,79 @@
 """Checkpoints of plain LoRA in the layout of OSEDiff's training code, which others took over."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import CheckpointError
-from s3diff_training.network.lora import lora_layers
+from s3diff_training.network.lora import ModulationSlot, add_lora, lora_layers
 from s3diff_training.tensor_files import TensorFile, difference, first_few, reason
 
-ALPHA = 8.0
+N = TypeVar("N", bound=nn.Module)
+_ALPHA = 8.0
 """peft's default, which the released code never changes and the files do not hold: updates count 8 / rank."""
 MOST_RANK = 1024
 _UNET_PARTS = ("encoder", "decoder", "others")
 
 
+@dataclass(frozen=True)
+class PlainLoRA:
+    """LoRA of one model, as a checkpoint has it."""
+
+    rank: int
+    layers: tuple[str, ...]
+    """Full names."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of these layers, and of others that were trained whole."""
+    expected: str = ""
+    """What belongs together, for messages."""
+
+    def add(self, model: nn.Module) -> ModulationSlot:
+        """Give the layers LoRA, as `add_lora`; raises `CheckpointError` where the model lacks some."""
+        known = {name for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+        strange = sorted(set(self.layers) - known)
+        if strange:
+            raise CheckpointError(
+                f"the base model's {type(model).__name__} lacks {len(strange)} layers that have LoRA "
+                f"({first_few(strange)}); expected {self.expected}"
+            )
+        return add_lora(model, self.layers, self.rank, _ALPHA, lambda _: 0)
+
+    def fill(self, model: nn.Module, others: Iterable[str] = (), what: str = "the checkpoint") -> None:
+        """Give the LoRA layers of a model, and what else is named, exactly these tensors.
+
+        Raises:
+            CheckpointError: with counts of what is missing, unexpected and mis-shaped.
+        """
+        lora = (f"{layer}.lora_{side}.weight" for layer in lora_layers(model) for side in "AB")
+        state = model.state_dict()
+        differing = difference({name: state[name].shape for name in (*lora, *others)}, self.tensors)
+        if differing:
+            raise CheckpointError(
+                f"{what} does not fit the base model: {differing}; expected {self.expected}"
+            )
+        model.load_state_dict(dict(self.tensors), strict=False, assign=True)
+
+
 class PlainLoRAFile:
     """The parts of a checkpoint, each checked as it is asked for.
+
+    Args:
+        file: the checkpoint.
+        name: of the released one, for messages.
 
     Raises:
         CheckpointError: from every method, for a part that is missing or of another kind.
     """
 
-    def __init__(self, file: TensorFile, expected: str) -> None:
-        self.file, self.expected = file, expected
+    def __init__(self, file: TensorFile, name: str) -> None:
+        self.file, self.expected = file, f"the released {name}"
+
+    def lora(self, rank: str, layers: tuple[str, ...], tensors: str, adapter: str = "") -> PlainLoRA:
+        """The LoRA of these layers, whose rank and tensors have these keys; of adapters that end so."""
+        expected = f"{self.expected} and Stable Diffusion 2.1-base"
+        return PlainLoRA(self.rank(rank), layers, self.tensors(tensors, adapter), expected)
 
     def rank(self, key: str) -> int:
         """A rank, from 1 to `MOST_RANK`."""
@@ -46,10 +96,11 @@ class PlainLoRAFile:
 
     def tensors(self, key: str, adapter: str = "") -> dict[str, Tensor]:
         """Tensors by their layers' names, of adapters whose names end so; other parts than LoRA are kept."""
+        # `<layer>.lora_A.<adapter>.weight`
         named = {
             name: tensor
             for name, tensor in self._part(key, Mapping).items()
-            if not isinstance(name, str) or ".lora_" not in name or _adapter(name).endswith(adapter)
+            if not isinstance(name, str) or ".lora_" not in name or name.split(".")[-2].endswith(adapter)
         }
         try:
             return self.file.named_tensors(named)
@@ -67,53 +118,12 @@ class PlainLoRAFile:
         return value
 
 
-def require_layers(model: nn.Module, names: Iterable[str], expected: str) -> None:
-    """Raise `CheckpointError` for names that are no layers of a model which can have LoRA."""
-    known = {name for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
-    strange = sorted(set(names) - known)
-    if strange:
-        raise CheckpointError(
-            f"the base model's {type(model).__name__} lacks {len(strange)} layers that have LoRA "
-            f"({first_few(strange)}); expected {expected}"
-        )
-
-
-def fill(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    others: Iterable[str],
-    expected: str,
-    what: str = "the checkpoint",
-) -> None:
-    """Give the LoRA layers of a model, and what else is named, exactly these tensors.
-
-    Raises:
-        CheckpointError: with counts of what is missing, unexpected and mis-shaped.
-    """
-    state, named = model.state_dict(), set(others)
-    wanted = {name: state[name].shape for name in (*_lora_tensors(model), *named)}
-    differing = difference(wanted, tensors)
-    if differing:
-        raise CheckpointError(f"{what} does not fit the base model: {differing}; expected {expected}")
-    model.load_state_dict(dict(tensors), strict=False, assign=True)
-
-
-def frozen_network(network: nn.Module) -> None:
-    """Set a loaded network to evaluation, without gradients.
+def frozen(network: N) -> N:
+    """A loaded network, set to evaluation, without gradients.
 
     Raises:
         TypeError: where a tensor was left without values, which is a mistake of the family's file.
     """
     if any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers())):
         raise TypeError("a part of the network has no values")
-    network.eval().requires_grad_(False)
-
-
-def _lora_tensors(model: nn.Module) -> Iterator[str]:
-    for layer in lora_layers(model):
-        yield from (f"{layer}.lora_{side}.weight" for side in "AB")
-
-
-def _adapter(name: str) -> str:
-    """Name of the adapter in `<layer>.lora_A.<adapter>.weight`."""
-    return name.split(".")[-2]
+    return network.eval().requires_grad_(False)

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from s3diff_runtime.stages import finish_of
 from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
-from s3diff_training.families.released_way import PROCESS_SIZE, restored_as_released
+from s3diff_training.data import from_uint8
+from s3diff_training.families.released_way import PROCESS_SIZE, brought_back, finished, is_small, prepared
 from s3diff_training.network.base import BaseModel
+from s3diff_training.network.bicubic import pillow_bicubic
 from s3diff_training.network.modulation import ModulationNetwork
 from s3diff_training.network.one_step_network import Around, OneStepNetwork, Restored, Sampled, vae_factor
-from s3diff_training.network.pillow import pillow_bicubic
 
 
 class PlainNetwork(OneStepNetwork):
@@ -29,7 +30,7 @@ class PlainNetwork(OneStepNetwork):
 
     def __init__(self, base: BaseModel) -> None:
         super().__init__(base, multiple=vae_factor(base))
-        self.modulation = ModulationNetwork((0, 0), (0, 0), features=1, kind="none")
+        self.modulation = ModulationNetwork()
 
     @abstractmethod
     def step(
@@ -51,16 +52,7 @@ class PlainNetwork(OneStepNetwork):
 
     def encode(self, prepared: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The latent `[N, c, h, w]` of `[N, 3, H, W]` in [-1, 1]; a generator samples the posterior."""
-        posterior = self.vae.encode(prepared).latent_dist
-        latent: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
-        return latent * self.vae.config.scaling_factor
-
-    def predict(self, latent: Tensor, prompts: Tensor) -> Tensor:
-        """What the UNet gives, `[N, c, h, w]`, for a latent and prompt embeddings `[N or 1, 77, width]`."""
-        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
-        context = prompts.to(latent).expand(len(latent), -1, -1)
-        prediction: Tensor = self.unet(latent, timestep, encoder_hidden_states=context).sample
-        return prediction
+        return self.latent_of(self.vae.encode(prepared).latent_dist, generator)
 
     def decode(self, x0: Tensor) -> Tensor:
         """x0 `[N, c, h, w]` to a picture `[N, 3, H, W]`, clamped to [-1, 1]."""
@@ -106,13 +98,10 @@ class PlainNetwork(OneStepNetwork):
         process_size: int = PROCESS_SIZE,
         **asked: Any,  # noqa: ANN401
     ) -> Pixels:
-        """See `OneStepNetwork.restore_as_released`."""
-        return restored_as_released(
-            self,
-            pixels,
-            asked,
-            scale=scale,
-            color_fix=color_fix,
-            process_size=process_size,
-            brings_back=self.brings_small_back,
-        )
+        """See `OneStepNetwork.restore_as_released`, but with the posterior's mode for a sample of it, and
+        without tiles; `process_size` is the script's option, see `released_way.prepared`."""
+        before = from_uint8(prepared(pixels, scale, process_size))[None]
+        decoded = self.restore(before, scale=1, color_fix="none", **asked).forward.decoded
+        result = finished(decoded, before, self.usual_color_fix(color_fix))
+        small = is_small(pixels, scale, process_size)
+        return brought_back(result, pixels, scale) if small and self.brings_small_back else result

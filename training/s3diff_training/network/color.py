@@ -8,31 +8,9 @@ from torch import Tensor
 
 from s3diff_runtime.errors import RequestError
 from s3diff_runtime.vocabulary import COLOR_FIXES, SCALE, ColorFix
-from s3diff_training.network.keys import REACH, cubic_kernel
 
-_SHARPNESS = -0.75
 _WAVELET_LEVELS = 5
 _CHANNELS = 3
-
-
-def bicubic_upscale(image: Tensor, scale: int = SCALE) -> Tensor:
-    """PyTorch's bicubic, with `align_corners=False` and no antialiasing; values may overshoot.
-
-    It is a convolution, which engines run several times as fast as their interpolations. In float32 it
-    differs from PyTorch's by 1e-6, by 1e-5 for a scale of 3, where PyTorch rounds the places of new pixels.
-    """
-    if scale == 1:
-        return image
-    rows = cubic_kernel(scale, _SHARPNESS)
-    kernel = torch.einsum("ai,bj->abij", rows, rows).flatten(0, 1)[:, None].to(image)
-    padded = F.pad(image, (REACH, REACH, REACH, REACH), mode="replicate")
-    phases = F.conv2d(padded.flatten(0, 1)[:, None], kernel)
-    return F.pixel_shuffle(phases, scale).squeeze(1).unflatten(0, (-1, image.shape[1]))
-
-
-def bicubic(image: Tensor, scale: int = SCALE) -> Tensor:
-    """The baseline restorer, and whose colours results get: `[N, 3, h, w]` in [0, 1], enlarged, clamped."""
-    return bicubic_upscale(image, scale).clamp(0, 1)
 
 
 def crop_padding(decoded: Tensor, image: Tensor) -> Tensor:

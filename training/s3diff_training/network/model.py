@@ -13,7 +13,7 @@ from s3diff_runtime.errors import RequestError
 from s3diff_runtime.stages import finish_of
 from s3diff_runtime.vocabulary import SCALE, ColorFix
 from s3diff_training.network.base import FIRST_TIMESTEP, BaseModel, OneStep, guide
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.estimator import DegradationEstimator
 from s3diff_training.network.lora import (
@@ -44,16 +44,6 @@ class ForwardPass(Sampled):
     modulation: Modulation
     skips: list[Tensor]
     """See `Encoded`."""
-
-    @property
-    def epsilon_positive(self) -> Tensor:
-        """`[N, c, h, w]`: the noise predicted under the positive prompt."""
-        return self.predictions["epsilon_positive"]
-
-    @property
-    def epsilon_negative(self) -> Tensor | None:
-        """Under the negative one; None where it was not evaluated."""
-        return self.predictions.get("epsilon_negative")
 
 
 @dataclass(frozen=True)
@@ -136,16 +126,12 @@ class S3Diff(OneStepNetwork):
             else:
                 moments, skips = self.skips.encode(self.vae, image)
                 posterior = DiagonalGaussianDistribution(moments)
-        latent = posterior.mode() if generator is None else posterior.sample(generator)
-        return Encoded(latent * self.vae.config.scaling_factor, skips)
+        return Encoded(self.latent_of(posterior, generator), skips)
 
     def predict_noise(self, latent: Tensor, prompts: Tensor, modulation: Modulation) -> Tensor:
         """Epsilon `[N, c, h, w]` for a latent, prompt embeddings `[N or 1, 77, width]` and matrices."""
-        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
         with self._unet_slot.holding(modulation.unet):
-            prompts = prompts.to(latent.dtype).expand(len(latent), -1, -1)
-            noise: Tensor = self.unet(latent, timestep, encoder_hidden_states=prompts).sample
-        return noise
+            return self.predict(latent, prompts)
 
     def predict_noise_pair(
         self,
@@ -209,20 +195,17 @@ class S3Diff(OneStepNetwork):
         with around("vae_encoder"):
             latent, skips = self.encode(image, modulation, generator)
         with around("unet"):
-            start, epsilon_negative = self.one_step.start(latent, generator), None
+            start = self.one_step.start(latent, generator)
             if negative is None or guidance == 1.0:
-                epsilon = epsilon_positive = self.predict_noise(start, positive, modulation)
+                epsilon = self.predict_noise(start, positive, modulation)
+                predictions = {"epsilon_positive": epsilon}
             else:
-                epsilon_positive, epsilon_negative = self.predict_noise_pair(
-                    start, positive, negative, modulation, one_batch
-                )
-                epsilon = guide(epsilon_positive, epsilon_negative, guidance)
+                both = self.predict_noise_pair(start, positive, negative, modulation, one_batch)
+                predictions = dict(zip(("epsilon_positive", "epsilon_negative"), both, strict=True))
+                epsilon = guide(*both, guidance)
             x0 = self.one_step.denoise(start, epsilon)
         with around("vae_decoder"):
             decoded = self.decode(x0.to(image.dtype), modulation, skips)
-        predictions = {"epsilon_positive": epsilon_positive}
-        if epsilon_negative is not None:
-            predictions["epsilon_negative"] = epsilon_negative
         return ForwardPass(latent, predictions, x0, decoded, modulation, skips)
 
     @torch.no_grad()
@@ -292,7 +275,9 @@ class S3Diff(OneStepNetwork):
         """See `OneStepNetwork.computed`; `applied` is the degradation that was used, beside the estimate."""
         forward: ForwardPass = restored.forward
         left_out: dict[str, Tensor | None] = {}
-        if guided and forward.epsilon_negative is None:  # at a scale of 1, where a bundle takes any scale
+        if (
+            guided and "epsilon_negative" not in forward.predictions
+        ):  # at a scale of 1, where a bundle takes any scale
             negative = self.encode_prompts(self.prompts[1:])
             left_out["epsilon_negative"] = self.predict_noise(forward.latent, negative, forward.modulation)
         return {
@@ -316,15 +301,11 @@ class S3Diff(OneStepNetwork):
         Raises:
             RequestError: for scores outside [0, 1].
         """
-        scores = {"noise": noise, "blur": blur}
-        wrong = [
-            f"{name}={value}" for name, value in scores.items() if value is not None and not 0 <= value <= 1
-        ]
+        given = {axis: value for axis, value in (("noise", noise), ("blur", blur)) if value is not None}
+        wrong = [f"{axis}={value}" for axis, value in given.items() if not 0 <= value <= 1]
         if wrong:
             raise RequestError(f"degradation scores must lie in [0, 1]; got {', '.join(wrong)}")
         degradation: Tensor = self.estimator(image)
-        for column, axis in enumerate(self.config.degradation_axes):
-            value = scores[axis]
-            if value is not None:
-                degradation[:, column] = value
+        for axis, value in given.items():
+            degradation[:, self.degradation_axes.index(axis)] = value
         return degradation

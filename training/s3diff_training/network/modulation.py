@@ -80,7 +80,7 @@ class ModulationHead(nn.Module):
 
 
 class ModulationNetwork(nn.Module):
-    """Fourier embedding, and one head each for the VAE and the UNet.
+    """Fourier embedding, and one head each for the VAE and the UNet; by default none of it.
 
     Args:
         vae: (blocks, rank) of the VAE's LoRA; rank 0 where it has none.
@@ -90,7 +90,11 @@ class ModulationNetwork(nn.Module):
     """
 
     def __init__(
-        self, vae: tuple[int, int], unet: tuple[int, int], features: int, kind: ModulationKind
+        self,
+        vae: tuple[int, int] = (0, 0),
+        unet: tuple[int, int] = (0, 0),
+        features: int = 1,
+        kind: ModulationKind = "none",
     ) -> None:
         super().__init__()
 

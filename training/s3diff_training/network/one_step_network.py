@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor, nn
 
 from s3diff_runtime.errors import RequestError
@@ -93,9 +94,9 @@ class OneStepNetwork(nn.Module, ABC):
         """What `enlarge` made to the encoder's input: to [-1, 1], reflect-padded right and bottom."""
         return reflect_to_multiple(enlarged * 2 - 1, self.multiple)
 
-    def prepare(self, image: Tensor, scale: int = SCALE) -> Tensor:
+    def prepare(self, image: Tensor) -> Tensor:
         """Low-resolution `[N, 3, H, W]` in [0, 1] to the encoder's input: enlarged and padded."""
-        return self.pad(self.enlarge(image, scale))
+        return self.pad(self.enlarge(image))
 
     def finish(self, decoded: Tensor, enlarged: Tensor, color_fix: ColorFix) -> Tensor:
         """From the decoded picture `[N, 3, H, W]` in [-1, 1] to the result, float32 in [0, 1].
@@ -122,6 +123,18 @@ class OneStepNetwork(nn.Module, ABC):
         tokens = self.tokenize(prompts).to(self.text_encoder.device)
         embeddings: Tensor = self.text_encoder(tokens)[0]
         return embeddings
+
+    def latent_of(self, posterior: DiagonalGaussianDistribution, generator: torch.Generator | None) -> Tensor:
+        """The latent `[N, c, h, w]` of the encoder's posterior: its mode, or a generator's sample of it."""
+        latent: Tensor = posterior.mode() if generator is None else posterior.sample(generator)
+        return latent * self.vae.config.scaling_factor
+
+    def predict(self, latent: Tensor, prompts: Tensor) -> Tensor:
+        """What the UNet gives, `[N, c, h, w]`, for a latent and prompt embeddings `[N or 1, 77, width]`."""
+        timestep = torch.tensor(self.one_step.timestep, device=latent.device)
+        context = prompts.to(latent).expand(len(latent), -1, -1)
+        prediction: Tensor = self.unet(latent, timestep, encoder_hidden_states=context).sample
+        return prediction
 
     @abstractmethod
     def restore(
@@ -157,12 +170,9 @@ class OneStepNetwork(nn.Module, ABC):
         *,
         scale: int = SCALE,
         color_fix: ColorFix | None = None,
-        process_size: int = 512,
-        **asked: Any,  # noqa: ANN401 - arguments of `restore`
+        **asked: Any,  # noqa: ANN401 - further arguments of `restore`
     ) -> Pixels:
         """Restore one picture, uint8 `[H, W, 3]`, to the size and the levels that the released script gives.
-
-        `process_size` is that script's option; `asked` are further arguments of `restore`.
 
         Raises:
             RequestError: for a family whose script does nothing else than `restore`.

@@ -17,7 +17,8 @@ from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.flat import flat_error
 from s3diff_training.losses.lpips import LPIPS
 from s3diff_training.network.base import BaseModel
-from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix, wavelet_low
+from s3diff_training.network.bicubic import bicubic
+from s3diff_training.network.color import crop_padding, wavelet_fix, wavelet_low
 from s3diff_training.network.config import NetworkConfig
 from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
@@ -64,7 +65,7 @@ class BaseTrainer:
         base.unet.requires_grad_(True)
         self._stream = ResidualStream((base.vae, base.unet)) if losses.lambda_stream else None
         self.modules = {"network": TrainableModule(self._network)}
-        self._prompt = self._network.encode_prompts([self._network.config.positive_prompt])
+        self._prompt = self._network.encode_prompts(self._network.prompts[:1])
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """One update on fresh pairs."""

@@ -220,11 +220,7 @@ def lora(request: LoraRequest) -> None:
 def _begin(request: RunRequest, pairs: PairOptions, options: LoopOptions) -> tuple[PairOptions, TrainLoop]:
     """Refuse a folder in the way before anything is loaded; seed before weights are drawn."""
     set_up_logging()
-    folder = RunFolder(request.output)
-    if request.on_existing == "refuse":
-        folder.require_empty()
-    elif request.on_existing == "replace":
-        folder.require_run()
+    RunFolder(request.output).require(request.on_existing)
     return pairs.but(data=request.data), TrainLoop(options)
 
 

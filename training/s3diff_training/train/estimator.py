@@ -21,18 +21,19 @@ from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.optimisers import TrainableModule
 from s3diff_training.train.pairs import PairOptions, TrainingPairs
 
-AXES = NetworkConfig().degradation_axes
+ESTIMATED = NetworkConfig.degradation_axes
+"""What the estimator gives, in the order of its outputs."""
 _HELD_OUT_CROPS = 96
 _SHOWN = 8
 
 
-def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[DegradedBatch]:
-    """Random crops of `size` HR pixels a side, each degraded on its own, the same for the same seed.
+def degraded_crops(folder: Path, count: int, size: int) -> list[DegradedBatch]:
+    """Random crops of `size` HR pixels a side, each degraded on its own, always the same.
 
     To score an estimator. Raises `RequestError` when the folder holds no photograph that large.
     """
     photographs, pipeline = PhotographFolder(folder, size), DegradationPipeline()
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     return [pipeline(photographs.crops(1, size, generator).float() / 255, generator) for _ in range(count)]
 
 
@@ -40,9 +41,9 @@ def degraded_crops(folder: Path, count: int, size: int, seed: int = 0) -> list[D
 def rank_correlation(estimator: DegradationEstimator, crops: Iterable[DegradedBatch]) -> dict[str, float]:
     """Spearman's correlation of estimated and true levels, by axis; needs two crops or more."""
     device = next(estimator.parameters()).device
-    rows = [(estimator(crop.lr.to(device)).cpu(), crop.levels(AXES)) for crop in crops]
+    rows = [(estimator(crop.lr.to(device)).cpu(), crop.levels(ESTIMATED)) for crop in crops]
     estimated, true = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
-    return {axis: spearman(estimated[:, i], true[:, i]) for i, axis in enumerate(AXES)}
+    return {axis: spearman(estimated[:, i], true[:, i]) for i, axis in enumerate(ESTIMATED)}
 
 
 class EstimatorTrainer:
@@ -67,7 +68,7 @@ class EstimatorTrainer:
         rows = []
         for crop in self._crops[:_SHOWN]:
             estimated = self._estimator(crop.lr.to(loop.device)).cpu()
-            both = (crop.levels(AXES), estimated)
+            both = (crop.levels(ESTIMATED), estimated)
             patches = [F.pad(levels, (0, 1))[0, :, None, None].expand_as(crop.lr[0]) for levels in both]
             rows.append([crop.lr[0], *patches])
         return rows, ("low resolution", "true", "estimated")
@@ -84,6 +85,6 @@ class EstimatorTrainer:
         write_estimator(self._estimator, path)
 
     def _terms(self, batch: DegradedBatch) -> dict[str, Tensor]:
-        estimated, true = self._estimator(batch.lr), batch.levels(AXES)
+        estimated, true = self._estimator(batch.lr), batch.levels(ESTIMATED)
         difference = F.smooth_l1_loss(estimated, true, reduction="none", beta=0.1)
-        return dict(zip(AXES, difference.mean(0), strict=True))
+        return dict(zip(ESTIMATED, difference.mean(0), strict=True))

@@ -180,14 +180,13 @@ class TrainLoop:
             RequestError: for a run folder that is in the way or was started with other options.
             JobError: when a loss is not finite, naming step and term, or the disk refuses.
         """
-        main = self.accelerator.is_main_process
+        main, folder = self.accelerator.is_main_process, RunFolder(path)
         if main:
             options = {**(config or {}), "loop": asdict(self.options)}
             options["processes"] = self.accelerator.num_processes
             of_loop = {f"loop.{name}" for name in self.options.changeable}
-            RunFolder.open(path, options, on_existing, of_loop.union(changeable))
+            folder.open(options, on_existing, of_loop.union(changeable))
         self.accelerator.wait_for_everyone()
-        folder = RunFolder(path)
         decay = self.options.ema_decay
         self._modules = {
             name: OptimisedModule(name, module, self.accelerator, decay, self.options.channels_last)

@@ -16,7 +16,8 @@ from s3diff_training.degradations.pipeline import DegradedBatch
 from s3diff_training.losses.adversarial import DinoDiscriminator, discriminator_loss, generator_loss
 from s3diff_training.losses.flat import flat_error
 from s3diff_training.losses.lpips import LPIPS
-from s3diff_training.network.color import bicubic, crop_padding, wavelet_fix
+from s3diff_training.network.bicubic import bicubic
+from s3diff_training.network.color import crop_padding, wavelet_fix
 from s3diff_training.network.model import ForwardPass, S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 from s3diff_training.train.optimisers import TrainableModule
@@ -89,10 +90,7 @@ class LoraTrainer:
         self.modules = {"generator": TrainableModule(network)}
         if discriminator is not None:
             self.modules["discriminator"] = TrainableModule(discriminator, averaged=False)
-        config = network.config
-        self._positive, self._negative = network.encode_prompts(
-            [config.positive_prompt, config.negative_prompt]
-        ).split(1)
+        self._positive, self._negative = network.encode_prompts(network.prompts).split(1)
 
     def step(self, loop: TrainLoop) -> Mapping[str, float]:
         """Update the generator on reconstruction; with a discriminator, then both on the GAN loss."""

@@ -7,7 +7,7 @@ starts from a blurred picture instead of from noise, which on a CPU decides whet
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -75,7 +75,7 @@ def new_base(architecture: BaseArchitecture | None = None) -> BaseModel:
     to x0 does not blow up the start of training; the formula itself stays SD-Turbo's.
     """
     sizes = architecture or BaseArchitecture()
-    tokenizer = prompt_tokenizer([POSITIVE_PROMPT, NEGATIVE_PROMPT])
+    tokenizer = prompt_tokenizer()
     scheduler = DDPMScheduler.from_config(SD_TURBO_SCHEDULER)
     vae = _vae(sizes)
     _pass_images_through(vae, math.sqrt(float(scheduler.alphas_cumprod[FIRST_TIMESTEP])))
@@ -147,8 +147,8 @@ def _text_encoder(sizes: BaseArchitecture, tokenizer: CLIPTokenizer) -> CLIPText
     return CLIPTextModel(config).eval()
 
 
-def prompt_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's byte-level BPE with the merges that these texts need; other words fall into smaller pieces."""
+def prompt_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE with the merges that our prompts need; other words fall into smaller pieces."""
     start, end = "<|startoftext|>", "<|endoftext|>"
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -160,7 +160,8 @@ def prompt_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
         end_of_word_suffix="</w>",
         special_tokens=[*letters, *(letter + "</w>" for letter in letters)],
     )
-    words = [word for text in texts for word in text.lower().replace(",", " ,").replace(".", " .").split()]
+    texts = f"{POSITIVE_PROMPT} {NEGATIVE_PROMPT}".lower()
+    words = texts.replace(",", " ,").replace(".", " .").split()
     learner.train_from_iterator(words, trainer)
     vocabulary = dict(sorted(learner.get_vocab().items(), key=lambda item: item[1]))
     merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from s3diff_training.data import PhotographFolder, from_uint8, to_uint8
 from s3diff_training.degradations.pipeline import SMALLEST_SIDE, DegradationPipeline, DegradedBatch
 from s3diff_training.losses.lpips import LPIPS, Net
 from s3diff_training.metrics import psnr_y, ssim_y
-from s3diff_training.network.color import bicubic
+from s3diff_training.network.bicubic import bicubic
 from s3diff_training.network.model import S3Diff
 from s3diff_training.train.loop import Samples, TrainLoop
 
@@ -33,7 +33,6 @@ _TOGETHER = 2**18
 """Pixels degraded at a time: one size drawn for all of them, and more leave a processor's cache."""
 _AHEAD = 4  # micro-batches of every worker
 Array = np.ndarray[Any, Any]
-_FIELDS = tuple(field.name for field in fields(DegradedBatch))
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class TrainingPairs:
             hr[row] = drawn_crop(self._options.crop, generator)
         together = max(1, _TOGETHER // self._options.crop**2)
         parts = [self._pipeline(p.to(device).float() / 255, on_device) for p in hr.split(together)]
-        batch = DegradedBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in _FIELDS))
+        batch = DegradedBatch(*map(torch.cat, zip(*parts, strict=True)))
         for row in rows:
             if clean[row] < 0.5:
                 batch.lr[row] = (F.avg_pool2d(batch.hr[row], SCALE) * 255).round() / 255
@@ -245,9 +244,7 @@ def validate_pairs(
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def held_out_pairs(
-    folder: PhotographFolder, pipeline: DegradationPipeline, seeds: Sequence[int], size: int = 512
-) -> list[Pair]:
+def held_out_pairs(folder: PhotographFolder, seeds: Sequence[int], size: int) -> list[Pair]:
     """Fixed synthetic pairs: every photograph, degraded once with every seed.
 
     HR is the centre of the photograph, up to `size` pixels a side, in multiples of 32 (so LR sides are
@@ -257,7 +254,7 @@ def held_out_pairs(
     Raises:
         RequestError: for a photograph that is damaged or has a side below 32.
     """
-    pairs = []
+    pipeline, pairs = DegradationPipeline(), []
     for index, path in enumerate(folder.paths):
         hr = from_uint8(_centre(folder.pixels_of(index), size, path))[None]
         for seed in seeds:
@@ -278,7 +275,7 @@ class HeldOut:
         folder = PhotographFolder(options.validation or options.data, SMALLEST_SIDE, memory_mib=0)
         if not self._scored:
             del folder.paths[_SHOWN:]
-        self._pairs = held_out_pairs(folder, DegradationPipeline(), [0], options.validation_crop)
+        self._pairs = held_out_pairs(folder, [0], options.validation_crop)
 
     def scores(self, network: S3Diff) -> dict[str, float]:
         """Those of `validate_pairs` for `network`, and for bicubic interpolation as `bicubic_…`."""

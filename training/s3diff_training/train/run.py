@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 
 from s3diff_runtime.errors import CheckpointError, JobError, RequestError
-from s3diff_runtime.files import replacing, write_text
+from s3diff_runtime.files import is_vacant, replacing, write_text
 
 OnExisting = Literal["refuse", "resume", "replace"]
 _PACKAGES = ("torch", "accelerate", "diffusers", "peft", "transformers", "numpy", "pillow", "kornia")
@@ -37,18 +37,12 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
 
-    @classmethod
     def open(
-        cls,
-        path: Path,
-        config: Mapping[str, Any],
-        on_existing: OnExisting = "refuse",
-        changeable: Collection[str] = (),
-    ) -> Self:
+        self, config: Mapping[str, Any], on_existing: OnExisting = "refuse", changeable: Collection[str] = ()
+    ) -> None:
         """Start a new run, or open one to resume it.
 
         Args:
-            path: of the run folder.
             config: all options, of JSON types (tuples and paths are converted); nested mappings are allowed.
             on_existing: what a folder that already holds something means: `refuse` it, `resume` the run in it
                 (there must be one), or `replace` the run in it, deleting its files.
@@ -57,35 +51,29 @@ class RunFolder:
         Raises:
             RequestError: for a folder in the way, no run to resume, or a resumed configuration that differs.
         """
-        run = cls(path)
+        self.require(on_existing)
         options = json.loads(json.dumps(config, default=str))
         versions = {package: version(package) for package in _PACKAGES}
         if on_existing == "resume":
-            run._check_same(options, versions, changeable)
+            self._check_same(options, versions, changeable)
         elif on_existing == "replace":
-            run.require_run()
-            for folder in (run.checkpoints, run.samples):
+            for folder in (self.checkpoints, self.samples):
                 shutil.rmtree(folder, ignore_errors=True)
             for name in ("config.json", *_LOGS):
-                (path / name).unlink(missing_ok=True)
-        else:
-            run.require_empty()
+                (self.path / name).unlink(missing_ok=True)
         content = {"options": options, "versions": versions}
-        write_text(path / "config.json", json.dumps(content, indent=2) + "\n")
-        return run
+        write_text(self.path / "config.json", json.dumps(content, indent=2) + "\n")
 
-    def require_empty(self) -> None:
-        """Raise `RequestError` when there is something in the folder."""
-        if not self._is_empty():
+    def require(self, on_existing: OnExisting) -> None:
+        """Raise `RequestError` where what is in the folder, or is not, forbids what `open` is asked for."""
+        vacant = is_vacant(self.path)
+        if on_existing == "resume" or (on_existing == "replace" and not vacant):
+            self._recorded()
+        elif not vacant:
             raise RequestError(
                 f"{self.path} is not empty; resume the run in it, replace it, or give the new run another "
                 "folder"
             )
-
-    def require_run(self) -> None:
-        """Raise `RequestError` when there is something else than a run in the folder."""
-        if not self._is_empty():
-            self._recorded()
 
     def log(self, name: Literal["losses", "validation"], record: Mapping[str, Any]) -> None:
         """Append one record, which has a `step` and only finite numbers, to `<name>.jsonl`."""
@@ -142,9 +130,6 @@ class RunFolder:
     def _steps(self) -> list[int]:
         names = [entry.name for entry in self.checkpoints.iterdir()] if self.checkpoints.is_dir() else []
         return sorted(int(match[1]) for name in names if (match := _CHECKPOINT.fullmatch(name)))
-
-    def _is_empty(self) -> bool:
-        return not self.path.is_dir() or not any(self.path.iterdir())
 
     def _recorded(self) -> dict[str, Any]:
         """Options and versions of the run that is in the folder. Raises `RequestError` where none is."""
