@@ -80,12 +80,12 @@ class OptionInfo:
     def range_of(self) -> str:
         """The range in words; empty where every number will do."""
         if math.isfinite(self.least) and math.isfinite(self.most):
-            return f"from {self.least:g} to {self.most:g}"
+            return f"from {self.least:.12g} to {self.most:.12g}"
         words = {
-            "{:g} or more": self.least,
-            "{:g} or less": self.most,
-            "more than {:g}": self.above,
-            "less than {:g}": self.below,
+            "{:.12g} or more": self.least,
+            "more than {:.12g}": self.above,
+            "{:.12g} or less": self.most,
+            "less than {:.12g}": self.below,
         }
         return " and ".join(text.format(end) for text, end in words.items() if math.isfinite(end))
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from s3diff_runtime.command_line import takes
 from s3diff_runtime.errors import RequestError
-from s3diff_runtime.options import Options, argument, group, option
+from s3diff_runtime.options import OptionInfo, Options, argument, group, option
 
 
 def axes_of(text: str) -> tuple[str, float]:
@@ -251,3 +251,9 @@ def test_several_arguments_are_one_field() -> None:
     assert CliRunner().invoke(command, ["a", "b"]).exit_code == 0
     assert made == [Many((Path("a"), Path("b")))]
     assert "Missing argument 'PICTURES...'" in CliRunner().invoke(command, []).output
+
+
+def test_ranges_are_told_in_full() -> None:
+    assert OptionInfo("", least=1, most=64_000_000).range_of() == "from 1 to 64000000"
+    assert OptionInfo("", above=0, most=86_400).range_of() == "more than 0 and 86400 or less"
+    assert OptionInfo("", least=0.5, below=1).range_of() == "0.5 or more and less than 1"
