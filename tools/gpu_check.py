@@ -34,6 +34,7 @@ _COMPARED = "against PyTorch in fp32"
 _SETTINGS_TOOL = str(Path(__file__).with_name("cuda_settings.py"))
 _MAKE_WEIGHTS = "full size: make random weights"
 _BATCHES = "1,4,8"
+"""On a CPU, which tries the check itself, the first alone."""
 _SECONDS = 30
 """That a benchmark measures for."""
 _QUICK, _LONG = 180.0, 600.0
@@ -71,6 +72,7 @@ def check_model(
     bundles = {mode: str(work / f"{name} {mode}".replace(" ", "-")) for mode in LORA_MODES}
     first, *others = bundles.values()
     timed = ("--device", device, "--seconds", str(_SECONDS))
+    batches = _BATCHES if device != "cpu" else _BATCHES.partition(",")[0]
     all_modes = (first, *(word for bundle in others for word in ("--vs", bundle)), *timed)
 
     def step(what: str, *words: str, needs: tuple[str, ...], limit: float = limit) -> Step:
@@ -84,7 +86,7 @@ def check_model(
         ready["onnx", mode] = made.name
     yield step(
         "onnx latency, beside PyTorch",
-        *("bench", "latency", *all_modes, *weights, "--engine", "onnx", "--batch", _BATCHES),
+        *("bench", "latency", *all_modes, *weights, "--engine", "onnx", "--batch", batches),
         needs=tuple(ready.values()),
         limit=_LONG,
     )
@@ -100,7 +102,7 @@ def check_model(
         # ONNX Runtime runs beside it again, so that PyTorch need not.
         yield step(
             f"{flavour} latency, beside onnx",
-            *("bench", "latency", *all_modes, "--engine", f"{flavour},onnx", "--batch", _BATCHES),
+            *("bench", "latency", *all_modes, "--engine", f"{flavour},onnx", "--batch", batches),
             needs=tuple(ready[flavour, mode] for mode in bundles),
             limit=_LONG,
         )
@@ -108,7 +110,7 @@ def check_model(
         runs = (bundles[lora_mode], *weights, "--engine", engine, "--device", device)
         yield step(f"{engine} {_COMPARED}, {lora_mode}", "verify", *runs, needs=(made_by,))
     for engine in dict.fromkeys(engine for engine, _ in ready):
-        for batch in _BATCHES.split(","):
+        for batch in batches.split(","):
             runs = (first, *timed, "--engine", engine, "--batch", batch, "--callers", "1,2,4")
             needed = (ready[engine, next(iter(bundles))],)
             yield step(f"{engine} throughput, batch {batch}", "bench", "throughput", *runs, needs=needed)

@@ -22,6 +22,7 @@ from s3diff_training.weights import ModelSource
 SIDE, TILE = 512, 128
 WHOLE = 224  # pixels a side that fit into memory uncut
 SHIFT = 48  # between two ways of cutting a picture: seams of one fall within tiles of the other
+NEAR = range(-24, 25)  # pixels of the result from a seam to the lines that it is compared with
 
 pytestmark = pytest.mark.slow
 
@@ -44,19 +45,23 @@ def photographs() -> Iterator[tuple[str, NDArray[np.uint8]]]:
         yield name, np.asarray(image)
 
 
-def seam_energy(image: NDArray[np.uint8], cuts: tuple[Cut, Cut], start: int, scale: int) -> float:
-    """Mean squared step across the seams of an image from which `start` pixels were cut at top and left."""
-    found = []
+def energies(image: NDArray[np.uint8], cuts: tuple[Cut, Cut], start: int, scale: int) -> NDArray[np.float64]:
+    """Mean squared steps along the seams, and along the lines `NEAR` them, summed over all seams.
+
+    Of an image from which `start` pixels were cut at top and left.
+    """
+    found = np.zeros(len(NEAR))
     for axis, cut in enumerate(cuts):
         energy = np.mean(np.diff(image.astype(np.float64).mean(-1), axis=axis) ** 2, axis=1 - axis)
-        seams = [(earlier + later + cut.side) // 2 - start for earlier, later in pairwise(cut.starts)]
-        found += [energy[seam * scale - 1] for seam in seams]
-    return float(np.sum(found))
+        for earlier, later in pairwise(cut.starts):
+            seam = ((earlier + later + cut.side) // 2 - start) * scale - 1
+            found += energy[seam + NEAR.start : seam + NEAR.stop]
+    return found
 
 
 def test_seams_are_not_visible(bundle: Path) -> None:
-    """The same lines of the same picture, once along seams and once within tiles: photographs vary too much
-    for a comparison of lines with their neighbours."""
+    """The same lines of the same picture, once along seams and once within tiles, as photographs vary; and
+    beside lines near them, as tiles differ in tone. Without an overlap seams have 2.5 times the energy."""
     with Upscaler.open(bundle, options=UpscaleOptions(tile=TILE)) as upscaler:
         plan = TilePlan.of(SIDE, SIDE, TILE, upscaler.options.overlap_of(TILE))
         cuts, scale = (plan.rows, plan.columns), upscaler.manifest.scale
@@ -65,12 +70,12 @@ def test_seams_are_not_visible(bundle: Path) -> None:
             noise, blur = scores["noise"], scores["blur"]
             cut_here = upscaler(pixels, noise=noise, blur=blur).pixels[SHIFT * scale :, SHIFT * scale :]
             cut_elsewhere = upscaler(pixels[SHIFT:, SHIFT:], noise=noise, blur=blur).pixels
-            on, off = (seam_energy(image, cuts, SHIFT, scale) for image in (cut_here, cut_elsewhere))
-            report = (
-                f"{name}: energy along the seams is {on / off:.3f} of that of the same lines within tiles"
-            )
+            on, off = (energies(image, cuts, SHIFT, scale) for image in (cut_here, cut_elsewhere))
+            ratios = on / off
+            seam = ratios[-NEAR.start] / np.median(ratios)
+            report = f"{name}: energy along the seams is {seam:.3f} of that of lines near them"
             print(report)  # noqa: T201 - with -s, for notes and documents
-            assert on / off <= 1.05, report
+            assert seam <= 1.1, report
 
 
 def test_tiles_give_what_the_whole_image_gives(bundle: Path) -> None:
