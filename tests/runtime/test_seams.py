@@ -24,7 +24,7 @@ WHOLE = 224  # pixels a side that fit into memory uncut
 SHIFT = 48  # between two ways of cutting a picture: seams of one fall within tiles of the other
 NEAR = range(-24, 25)  # pixels of the result from a seam to the lines that it is compared with
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
