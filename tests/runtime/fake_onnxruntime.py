@@ -4,10 +4,12 @@ A replay does not read its inputs where the binding says, but where they were at
 graph whose addresses have changed, or in another thread than the capture, is a violation.
 """
 
+from collections.abc import Sequence
 from threading import get_ident
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -25,9 +27,11 @@ class OrtValue:
         self._array = array.copy()
 
     @classmethod
-    def ortvalue_from_numpy(cls, array: Array, device: str, index: int) -> "OrtValue":
+    def ortvalue_from_shape_and_type(
+        cls, shape: Sequence[int], dtype: np.dtype[Any], device: str, index: int
+    ) -> "OrtValue":
         assert device == "cuda"
-        return cls(array)
+        return cls(np.full(shape, 77, dtype))  # whatever lay there
 
     def update_inplace(self, array: Array) -> None:
         self._array[...] = array

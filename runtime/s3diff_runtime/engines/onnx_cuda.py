@@ -80,8 +80,8 @@ class CudaSide:
     def place(self, name: str, array: NDArray[Any]) -> Any:  # noqa: ANN401 - an OrtValue
         """Copy an array to the buffer of its name and shape, which is made where there is none."""
         array, key = np.ascontiguousarray(array), (name, array.shape, array.dtype.str)
-        make = partial(self._ort.OrtValue.ortvalue_from_numpy, array, "cuda", self.index)
-        value = self._uploads.get(key, make)
+        made = self._ort.OrtValue.ortvalue_from_shape_and_type
+        value = self._uploads.get(key, partial(made, array.shape, array.dtype, "cuda", self.index))
         value.update_inplace(array)
         return value
 
